@@ -1,0 +1,88 @@
+"""Box geometry: areas, IoU, clipping, and the coding of boxes as deltas from anchors. All boxes are xyxy."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# exp(dw) beyond this multiplies an anchor's side by more than 1000 / 16: clamp, so that nothing overflows.
+MAX_LOG_RATIO = math.log(1000.0 / 16.0)
+CODING_EPSILON = 1e-8
+
+
+def box_areas(boxes_xyxy: Tensor) -> Tensor:
+    """Areas of (..., 4) boxes_xyxy, in the square of their unit: (...,). Degenerate boxes have area 0."""
+    sides = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def pairwise_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
+    """Intersection over union of every pair: (..., N, 4) and (..., M, 4) to (..., N, M). Two empty boxes give 0."""
+    top_left = torch.maximum(first_xyxy[..., :, None, :2], second_xyxy[..., None, :, :2])
+    bottom_right = torch.minimum(first_xyxy[..., :, None, 2:], second_xyxy[..., None, :, 2:])
+    sides = (bottom_right - top_left).clamp(min=0)
+    shared = sides[..., 0] * sides[..., 1]
+    union = box_areas(first_xyxy)[..., :, None] + box_areas(second_xyxy)[..., None, :] - shared
+    return torch.where(union > 0, shared / union.clamp(min=torch.finfo(union.dtype).tiny), 0.0)
+
+
+def clip_boxes(boxes_xyxy: Tensor, sizes: Tensor) -> Tensor:
+    """Move corners that lie outside onto the border.
+
+    Args:
+        boxes_xyxy: (B, N, 4) float.
+        sizes: (B, 2) float, (height, width) of each picture in the boxes' unit.
+
+    Returns:
+        (B, N, 4) boxes within [0, width] x [0, height].
+    """
+    limits = sizes.flip(-1).repeat(1, 2)[:, None, :]  # (B, 1, 4): width, height, width, height
+    return torch.minimum(boxes_xyxy.clamp(min=0), limits)
+
+
+def _centres_and_sides(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    sides = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
+    return boxes_xyxy[..., :2] + 0.5 * sides, sides
+
+
+def encode_boxes(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
+    """Deltas that turn anchors into boxes: the inverse of `decode_deltas` (Ren et al. 2015, eq. 2).
+
+    Args:
+        boxes_xyxy: (..., 4) float.
+        anchors_xyxy: (..., 4) float, one anchor a box.
+
+    Returns:
+        (..., 4) (dx, dy, dw, dh): offsets in units of the anchor's sides, and log ratios of the sides.
+    """
+    anchor_centres, anchor_sides = _centres_and_sides(anchors_xyxy)
+    centres, sides = _centres_and_sides(boxes_xyxy)
+    anchor_sides = anchor_sides + CODING_EPSILON
+    offsets = (centres - anchor_centres) / anchor_sides
+    return torch.cat([offsets, torch.log((sides + CODING_EPSILON) / anchor_sides)], -1)
+
+
+def decode_deltas(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
+    """Boxes from the deltas that the box head predicts (Faster R-CNN coding, Ren et al. 2015, eq. 2).
+
+    Args:
+        deltas: (..., A, 4) float, (dx, dy, dw, dh): offsets in units of the anchor's sides, log ratios. The log ratios
+            are clamped from above at log(1000 / 16), so the result is finite.
+        anchors_xyxy: (..., A, 4) float32, pixels of the network's input.
+
+    Returns:
+        (..., A, 4) float32 boxes_xyxy, pixels of the network's input, not clipped.
+
+    Raises:
+        ValueError: the two disagree on A; gives both shapes.
+    """
+    if deltas.shape[-2:] != anchors_xyxy.shape[-2:]:
+        raise ValueError(
+            f"deltas {tuple(deltas.shape)} and anchors {tuple(anchors_xyxy.shape)} disagree on (A, 4)"
+        )
+    anchor_centres, anchor_sides = _centres_and_sides(anchors_xyxy)
+    centres = deltas[..., :2] * anchor_sides + anchor_centres
+    half = 0.5 * deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp() * anchor_sides
+    return torch.cat([centres - half, centres + half], -1)

@@ -1,0 +1,1 @@
+"""Files on disk into records and samples: one reader a format, all giving the same records."""

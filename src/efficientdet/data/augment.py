@@ -1,0 +1,92 @@
+"""The paper's augmentation (section 5.1): horizontal flip, and scale jitter with a random crop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from efficientdet.errors import SettingError
+from efficientdet.images import FloatImage, Preprocessing, RgbImage, normalise
+
+# A box of which a crop leaves less than this many pixels in either direction is dropped.
+SMALLEST_SIDE = 1.0
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Which changes a training picture goes through.
+
+    Attributes:
+        scale_jitter: the picture is scaled to fit the input, times a factor drawn evenly from this range. Below 1 it is
+            padded, above 1 cropped.
+        flip: probability of a horizontal flip.
+    """
+
+    scale_jitter: tuple[float, float] = (0.1, 2.0)
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            SettingError: a range is empty or a probability is none.
+        """
+        low, high = self.scale_jitter
+        if not 0 < low <= high:
+            raise SettingError(f"scale_jitter is {self.scale_jitter}; it must be two factors, 0 < low <= high")
+        if not 0 <= self.flip <= 1:
+            raise SettingError(f"flip is {self.flip}; it must lie between 0 and 1")
+
+
+def augment(
+    image: RgbImage,
+    boxes_xyxy: NDArray[np.float32],
+    size: tuple[int, int],
+    preprocessing: Preprocessing,
+    settings: Augmentation,
+    random: np.random.Generator,
+) -> tuple[FloatImage, NDArray[np.float32], NDArray[np.bool_]]:
+    """Flip, scale, crop and pad one picture to the network's input, and move its boxes along.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        boxes_xyxy: (N, 4) float32, pixels of the picture.
+        size: (height, width) of the network's input.
+        preprocessing: mean and std.
+        settings: what to do.
+        random: decides; the same state gives the same result.
+
+    Returns:
+        pixels: (3, height, width) float32, normalised, padded with the mean colour at the right and the bottom.
+        boxes_xyxy: (M, 4) float32, pixels of the network's input, clipped; M <= N.
+        kept: (N,) bool, which of the boxes are still there.
+    """
+    flips = random.random() < settings.flip
+    factor = random.uniform(*settings.scale_jitter)
+    height, width = image.shape[:2]
+    scale = factor * min(size[0] / height, size[1] / width)
+    scaled = (max(1, round(height * scale)), max(1, round(width * scale)))
+    top = int(random.integers(0, max(0, scaled[0] - size[0]) + 1))
+    left = int(random.integers(0, max(0, scaled[1] - size[1]) + 1))
+    shown = (min(scaled[0], size[0]), min(scaled[1], size[1]))
+
+    # Resize no more of the picture than the crop shows.
+    step_y, step_x = height / scaled[0], width / scaled[1]
+    source = (left * step_x, top * step_y, (left + shown[1]) * step_x, (top + shown[0]) * step_y)
+    source = (source[0], source[1], min(source[2], width), min(source[3], height))
+    crop = Image.fromarray(image).resize(
+        (shown[1], shown[0]), Image.Resampling.BILINEAR, box=source, reducing_gap=2.0
+    )
+    pixels = np.asarray(crop)[:, ::-1] if flips else np.asarray(crop)
+    canvas = np.zeros((3, *size), dtype=np.float32)
+    canvas[:, : shown[0], : shown[1]] = normalise(pixels, preprocessing).transpose(2, 0, 1)
+
+    moved = boxes_xyxy / np.array([step_x, step_y] * 2) - np.array([left, top] * 2)
+    moved = np.clip(moved, 0, np.array([shown[1], shown[0]] * 2))
+    if flips:
+        moved = np.stack([shown[1] - moved[:, 2], moved[:, 1], shown[1] - moved[:, 0], moved[:, 3]], 1)
+    kept = np.minimum(moved[:, 2] - moved[:, 0], moved[:, 3] - moved[:, 1]) >= SMALLEST_SIDE
+    return canvas, moved[kept].astype(np.float32), kept

@@ -1,0 +1,272 @@
+"""Records to samples and batches: read, augment or letterbox, collate. The same seed gives the same batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from efficientdet.data.augment import Augmentation, augment
+from efficientdet.data.coco import read_coco
+from efficientdet.data.records import Records
+from efficientdet.data.voc import read_voc
+from efficientdet.data.yolo import read_yolo
+from efficientdet.errors import DataError
+from efficientdet.images import Preprocessing, RgbImage, prepare, read
+
+# Where the annotations of a split may lie below the data set's folder, as COCO JSON; {s} is the split.
+COCO_PLACES = (
+    "{s}.json",
+    "annotations/{s}.json",
+    "annotations/instances_{s}.json",
+    "annotations/instances_{s}2017.json",
+    "{s}/_annotations.coco.json",
+    "{s}/annotations.json",
+)
+OTHER_NAMES = {"val": ("valid", "validation"), "valid": ("val",)}
+# Decoded pictures are kept when all of them take no more than this share of the free memory.
+CACHE_SHARE = 0.3
+
+
+def read_split(data: str | Path, split: str, skip_missing: bool = False) -> Records:
+    """Read one split of a data set in any layout that is known: COCO JSON, Pascal VOC, or YOLO.
+
+    Args:
+        data: the data set's folder, or one annotation file (`.json`), which is then the split.
+        split: `train`, `val`, `test` or another name that the folder uses.
+        skip_missing: leave out pictures whose file is missing, and count them.
+
+    Returns:
+        The records.
+
+    Raises:
+        DataError: no annotations are found (says where they were sought), or something in them is wrong.
+    """
+    root = Path(data)
+    if root.is_file():
+        if root.suffix in (".yaml", ".yml"):
+            return read_yolo(root, split, skip_missing=skip_missing)
+        return read_coco(root, skip_missing=skip_missing)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such data set; give its folder or its annotation file")
+    for name in (split, *OTHER_NAMES.get(split, ())):
+        for place in COCO_PLACES:
+            file = root / place.format(s=name)
+            if file.is_file():
+                return read_coco(file, skip_missing=skip_missing)
+        if (root / "ImageSets" / "Main" / f"{name}.txt").is_file():
+            return read_voc(root, split=name, skip_missing=skip_missing)
+        if any((root / first / second).is_dir() for first, second in (("images", name), (name, "images"))):
+            return read_yolo(root, name, skip_missing=skip_missing)
+    if (root / "data.yaml").is_file():
+        return read_yolo(root, split, skip_missing=skip_missing)
+    sought = ", ".join(place.format(s=split) for place in COCO_PLACES)
+    raise DataError(
+        f"{root}: no annotations of the split '{split}'. Sought as COCO JSON: {sought}; as Pascal VOC: "
+        f"ImageSets/Main/{split}.txt; as YOLO: data.yaml, images/{split}"
+    )
+
+
+class Sample(NamedTuple):
+    """One picture as the network takes it.
+
+    Attributes:
+        image: (3, H, W) float32, normalised and padded.
+        boxes_xyxy: (N, 4) float32, pixels of the network's input; without crowds.
+        labels: (N,) int64.
+        scale: network pixels per original pixel; meaningless after augmentation.
+        index: place of the picture in the records.
+    """
+
+    image: Tensor
+    boxes_xyxy: Tensor
+    labels: Tensor
+    scale: float
+    index: int
+
+
+class Batch(NamedTuple):
+    """Samples together.
+
+    Attributes:
+        images: (B, 3, H, W) float32.
+        boxes_xyxy: B tensors (N_i, 4) float32, pixels of the network's input.
+        labels: B tensors (N_i,) int64.
+        scales: (B,) float32, network pixels per original pixel.
+        indices: (B,) int64, places in the records.
+    """
+
+    images: Tensor
+    boxes_xyxy: list[Tensor]
+    labels: list[Tensor]
+    scales: Tensor
+    indices: Tensor
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Put samples of one size together."""
+    return Batch(
+        torch.stack([sample.image for sample in samples]),
+        [sample.boxes_xyxy for sample in samples],
+        [sample.labels for sample in samples],
+        torch.tensor([sample.scale for sample in samples]),
+        torch.tensor([sample.index for sample in samples]),
+    )
+
+
+class DecodedCache:
+    """Decoded pictures in memory that all loader processes share, filled as they are first read."""
+
+    def __init__(self, records: Records) -> None:
+        sizes = [record.width * record.height * 3 for record in records.images]
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.pixels = torch.empty(int(self.starts[-1]), dtype=torch.uint8).share_memory_()
+        self.filled = torch.zeros(len(sizes), dtype=torch.bool).share_memory_()
+
+    @staticmethod
+    def fits(records: Records) -> bool:
+        """Whether the decoded pictures take a modest share of the free memory (never where that is unknown)."""
+        try:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            shared = os.statvfs("/dev/shm")
+        except (AttributeError, OSError, ValueError):
+            return False
+        free = min(free, shared.f_bavail * shared.f_frsize)
+        return sum(record.width * record.height * 3 for record in records.images) < CACHE_SHARE * free
+
+    def read(self, index: int, records: Records) -> RgbImage:
+        """Decode the picture, or take it from memory."""
+        record = records.images[index]
+        place = self.pixels[self.starts[index] : self.starts[index + 1]].numpy()
+        place = place.reshape(record.height, record.width, 3)
+        if not self.filled[index]:
+            place[:] = read(record.path)
+            self.filled[index] = True
+        return place
+
+
+class DetectionDataset(Dataset[Sample]):
+    """Samples of a split.
+
+    Indexing by an int gives the letterboxed picture. Indexing by (index, epoch) gives it augmented, the same way each
+    time for the same seed, epoch and index, in whatever process.
+
+    Args:
+        records: the split.
+        size: (height, width) of the network's input.
+        preprocessing: how pixels become numbers.
+        augmentation: for (index, epoch) indices.
+        seed: of the augmentation.
+        cache: keep decoded pictures in memory; None decides by the free memory.
+    """
+
+    def __init__(
+        self, records: Records, size: tuple[int, int], preprocessing: Preprocessing,
+        augmentation: Augmentation | None = None, seed: int = 0, cache: bool | None = None,
+    ) -> None:  # fmt: skip
+        self.records = records
+        self.size = size
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+        self.seed = seed
+        cache = DecodedCache.fits(records) if cache is None else cache
+        self.cache = DecodedCache(records) if cache else None
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.records)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """One sample; see the class."""
+        index, epoch = key if isinstance(key, tuple) else (key, None)
+        record = self.records.images[index]
+        image = self.cache.read(index, self.records) if self.cache else read(record.path)
+        boxes, labels = record.boxes_xyxy[~record.is_crowd], record.labels[~record.is_crowd]
+        scale = 1.0
+        pixels: NDArray[np.float32]
+        if epoch is None or self.augmentation is None:
+            pixels, scale = prepare(image, self.size, self.preprocessing)
+            boxes = boxes * np.float32(scale)
+        else:
+            random = np.random.default_rng((self.seed, epoch, index))
+            pixels, boxes, kept = augment(
+                image, boxes, self.size, self.preprocessing, self.augmentation, random
+            )
+            labels = labels[kept]
+        return Sample(
+            torch.from_numpy(pixels), torch.from_numpy(boxes), torch.from_numpy(labels), scale, index
+        )
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (index, epoch), shuffled anew each epoch by the seed alone; can start in the middle of an epoch.
+
+    Pictures with nothing but crowd regions are left out: they are no negatives, and nothing in them trains. The last
+    batch of an epoch is dropped when it is not full, unless it is the only one.
+
+    Args:
+        records: the split.
+        batch_size: pictures a batch, on each device.
+        seed: of the order.
+        rank: which of the devices this is.
+        world_size: how many devices share the epoch.
+    """
+
+    def __init__(
+        self, records: Records, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.usable = [
+            i for i, record in enumerate(records.images) if record.is_negative or not record.is_crowd.all()
+        ]
+        if not self.usable:
+            raise DataError(f"{records.source}: no picture to train on; all {len(records)} hold only crowds")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches a full epoch on each device."""
+        return max(1, len(self.usable) // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """The epoch's batches from `start` on; the next epoch starts at 0 again."""
+        start, self.start = self.start, 0
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.usable).tolist()
+        whole = self.batch_size * self.world_size
+        for batch in range(start, len(self)):
+            mine = order[batch * whole : (batch + 1) * whole][self.rank :: self.world_size]
+            yield [(index, self.epoch) for index in mine]
+
+
+class TrainLoader(DataLoader[Sample]):
+    """A loader over `EpochBatches`.
+
+    The place in the epoch is the batch number, which the training loop saves; so there is no state of its own to save,
+    but the loop wants to be told that it may resume.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: see the class."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing: see the class."""
+
+
+def eval_loader(dataset: DetectionDataset, batch_size: int, workers: int) -> DataLoader[Sample]:
+    """Letterboxed samples in order."""
+    return DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)

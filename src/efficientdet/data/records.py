@@ -1,0 +1,302 @@
+"""What every reader returns, and the one way from annotated boxes to clean ones.
+
+A reader parses its own format and hands pictures and boxes to `RecordsBuilder`, which looks for the
+picture, clips the boxes, drops those that lie outside or are no boxes, and counts all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficientdet.errors import DataError
+
+BOXES_CLIPPED = "boxes clipped"
+BOXES_OUTSIDE = "boxes dropped: outside"
+BOXES_DEGENERATE = "boxes dropped: degenerate"
+BOXES_OF_SKIPPED = "boxes skipped: image file missing"
+IMAGES_SKIPPED = "images skipped: file missing"
+CROWD_BOXES = "crowd boxes"
+IMAGES_WITHOUT_BOXES = "images without boxes"
+COUNTED = (
+    BOXES_CLIPPED,
+    BOXES_OUTSIDE,
+    BOXES_DEGENERATE,
+    BOXES_OF_SKIPPED,
+    IMAGES_SKIPPED,
+    CROWD_BOXES,
+    IMAGES_WITHOUT_BOXES,
+)
+
+# Annotation files round to two decimals; only what sticks out further is reported as clipped.
+ROUNDING_PX = 0.05
+# A stated area beyond this is nonsense, and might not fit float32.
+LARGEST_AREA = 1e12
+
+
+@dataclass(eq=False)
+class ImageRecord:
+    """One picture and its boxes, clipped to the picture.
+
+    Attributes:
+        image_id: the data set's own id of the picture.
+        path: where the picture lies.
+        width: pixels, after EXIF orientation.
+        height: pixels, after EXIF orientation.
+        boxes_xyxy: (N, 4) float32, pixels of the picture, 0-based, right and bottom edges exclusive.
+        labels: (N,) int64, 0-based, contiguous over the classes of the data set.
+        is_crowd: (N,) bool; crowd boxes never train, and evaluation ignores what falls into them.
+        areas: (N,) float32, square pixels: the annotation's own area, else the box's.
+        annotation_ids: N ids as the file gives them.
+    """
+
+    image_id: int | str
+    path: Path
+    width: int
+    height: int
+    boxes_xyxy: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    is_crowd: NDArray[np.bool_]
+    areas: NDArray[np.float32]
+    annotation_ids: list[int | str]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.height, self.width
+
+    @property
+    def is_negative(self) -> bool:
+        """Whether the picture has no box at all; one with only crowds is not a negative."""
+        return len(self.boxes_xyxy) == 0
+
+
+@dataclass(eq=False)
+class Records:
+    """A data set, or one split of it: pictures with boxes, classes, and what the reader changed.
+
+    Attributes:
+        images: one record a picture, in the order of the file.
+        class_names: names by label.
+        category_ids: the data set's own ids by label.
+        source: the file or folder that was read.
+        counts: how many boxes and pictures were clipped, dropped, skipped; every key is present.
+    """
+
+    images: list[ImageRecord]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    source: Path
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.images)
+
+    @property
+    def training_boxes(self) -> int:
+        """How many boxes train: all that are not crowds."""
+        return sum(int(np.count_nonzero(~record.is_crowd)) for record in self.images)
+
+    def to_coco(self) -> dict[str, Any]:
+        """Ground truth as a COCO dict of plain Python types, for the COCO evaluators.
+
+        Returns:
+            `images`, `annotations` (bbox xywh in pixels, crowds included) and `categories`, with the
+            data set's own image and category ids. Annotations are numbered afresh from 1, because
+            the evaluators take an annotation with id 0 for "no match" and score it as missed.
+        """
+        annotations: list[dict[str, Any]] = []
+        for record in self.images:
+            x1, y1, x2, y2 = record.boxes_xyxy.astype(np.float64).T
+            boxes_xywh = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1)
+            for index, bbox in enumerate(boxes_xywh.tolist()):
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": record.image_id,
+                        "category_id": self.category_ids[int(record.labels[index])],
+                        "bbox": bbox,
+                        "area": float(record.areas[index]),
+                        "iscrowd": int(record.is_crowd[index]),
+                    }
+                )
+        return {
+            "info": {"description": str(self.source)},
+            "images": [
+                {"id": r.image_id, "file_name": r.path.name, "width": r.width, "height": r.height}
+                for r in self.images
+            ],
+            "annotations": annotations,
+            "categories": [
+                {"id": category_id, "name": name}
+                for category_id, name in zip(self.category_ids, self.class_names, strict=True)
+            ],
+        }
+
+
+class RawBox(NamedTuple):
+    """A box as a reader found it: corners in pixels (finite, not clipped), label, and what else it knows."""
+
+    xyxy: tuple[float, float, float, float]
+    label: int
+    annotation_id: int | str
+    is_crowd: bool = False
+    area: float | None = None
+
+
+class CleanBoxes(NamedTuple):
+    """Result of `clean_boxes`: the clipped boxes and, one bool a given box, what became of it.
+
+    `boxes_xyxy` is (N, 4) float32 with one row for every given box; rows that are `outside` or
+    `degenerate` are to be dropped. No box is both, and a dropped box is never `clipped`.
+    """
+
+    boxes_xyxy: NDArray[np.float32]
+    clipped: NDArray[np.bool_]
+    outside: NDArray[np.bool_]
+    degenerate: NDArray[np.bool_]
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """(N,) bool: boxes that remain."""
+        return ~(self.outside | self.degenerate)
+
+
+def clean_boxes(
+    boxes_xyxy: NDArray[np.float64], image_size: tuple[int, int], smallest_side: float = 0.0
+) -> CleanBoxes:
+    """Clip boxes to a picture, and tell which lie outside and which are no boxes.
+
+    Args:
+        boxes_xyxy: (N, 4) float64, pixels, finite.
+        image_size: (height, width) of the picture in pixels.
+        smallest_side: a box is degenerate when its width or height, as given, is not above this.
+
+    Returns:
+        The boxes in float32 with one flag each for clipped, outside and degenerate.
+    """
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
+    height, width = image_size
+    limits = np.array([width, height, width, height], dtype=np.float64)
+    with np.errstate(over="ignore"):
+        sides = boxes[:, 2:] - boxes[:, :2]
+    degenerate = _any_in_row(sides <= smallest_side)
+    inside = np.clip(boxes, 0.0, limits)
+    outside = _any_in_row(inside[:, 2:] <= inside[:, :2]) & ~degenerate
+    result = inside.astype(np.float32)
+    # A sliver thinner than float32 can tell apart at its place has no side left either.
+    degenerate |= _any_in_row(result[:, 2:] <= result[:, :2]) & ~outside
+    moved = _any_in_row(np.abs(inside - boxes) > ROUNDING_PX)
+    return CleanBoxes(result, moved & ~outside & ~degenerate, outside, degenerate)
+
+
+def _any_in_row(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    result: NDArray[np.bool_] = np.logical_or.reduce(flags, axis=1)
+    return result
+
+
+class RecordsBuilder:
+    """Collects pictures and boxes of one data set, with the checks that hold for every format."""
+
+    def __init__(
+        self, source: Path, image_folder: Path, skip_missing: bool = False, smallest_side: float = 0.0
+    ) -> None:
+        """Start an empty collection.
+
+        Args:
+            source: the file or folder being read, for messages.
+            image_folder: where the pictures lie.
+            skip_missing: leave out pictures whose file is missing, and count them.
+            smallest_side: see `clean_boxes`.
+        """
+        self.source = source
+        self.image_folder = image_folder
+        self.skip_missing = skip_missing
+        self.smallest_side = smallest_side
+        self.counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
+        self.images: list[ImageRecord] = []
+
+    def locate(self, file_name: str, place: str, boxes: int) -> Path | None:
+        """Path of a picture; None, and counted with its boxes, if it is missing and may be skipped.
+
+        Raises:
+            DataError: the file is missing.
+        """
+        path = self.image_folder / file_name
+        if path.is_file():
+            return path
+        if not self.skip_missing:
+            raise DataError(
+                f"{place}: the picture '{file_name}' is not in {self.image_folder}; put it there, give the "
+                "folder that holds the pictures, or ask to skip missing files"
+            )
+        self.counts[IMAGES_SKIPPED] += 1
+        self.counts[BOXES_OF_SKIPPED] += boxes
+        return None
+
+    def add(
+        self, image_id: int | str, path: Path, image_size: tuple[int, int], boxes: Sequence[RawBox]
+    ) -> None:
+        """Clean the boxes of one picture, count, and keep the record.
+
+        Args:
+            image_id: the picture's id.
+            path: where it lies.
+            image_size: (height, width) in pixels, after EXIF orientation.
+            boxes: what the annotations say, finite numbers.
+        """
+        given = np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4)
+        clean = clean_boxes(given, image_size, self.smallest_side)
+        self.counts[BOXES_CLIPPED] += int(clean.clipped.sum())
+        self.counts[BOXES_OUTSIDE] += int(clean.outside.sum())
+        self.counts[BOXES_DEGENERATE] += int(clean.degenerate.sum())
+        kept = [box for box, is_kept in zip(boxes, clean.kept.tolist(), strict=True) if is_kept]
+        is_crowd = np.array([box.is_crowd for box in kept], dtype=np.bool_)
+        boxes_xyxy = clean.boxes_xyxy[clean.kept]
+        height, width = image_size
+        self.images.append(
+            ImageRecord(
+                image_id=image_id,
+                path=path,
+                width=width,
+                height=height,
+                boxes_xyxy=boxes_xyxy,
+                labels=np.array([box.label for box in kept], dtype=np.int64),
+                is_crowd=is_crowd,
+                areas=_areas(boxes_xyxy, kept, clean.clipped[clean.kept]),
+                annotation_ids=[box.annotation_id for box in kept],
+            )
+        )
+        self.counts[CROWD_BOXES] += int(is_crowd.sum())
+        self.counts[IMAGES_WITHOUT_BOXES] += len(kept) == 0
+
+    def finish(self, class_names: Sequence[str], category_ids: Sequence[int]) -> Records:
+        """Return all that was added.
+
+        Raises:
+            DataError: not one picture is there.
+        """
+        if not self.images:
+            raise DataError(
+                f"{self.source}: none of its pictures is in {self.image_folder} "
+                f"({self.counts[IMAGES_SKIPPED]} missing); give the folder that holds the pictures"
+            )
+        return Records(self.images, tuple(class_names), tuple(category_ids), self.source, self.counts)
+
+
+def _areas(
+    boxes_xyxy: NDArray[np.float32], boxes: Sequence[RawBox], clipped: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    box_areas = sides[:, 0] * sides[:, 1]
+    given = np.array([box.area or 0.0 for box in boxes], dtype=np.float64)
+    # An object cannot cover more than its box, so a clipped box takes its area down with it.
+    areas = np.minimum(given, np.where(clipped, box_areas, LARGEST_AREA))
+    result: NDArray[np.float32] = np.where(given > 0, areas, box_areas).astype(np.float32)
+    return result

@@ -1,0 +1,225 @@
+"""Pascal VOC XML -> records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from efficientdet.data.checks import (
+    check_class_names,
+    check_file_name,
+    check_size,
+    find_image_folder,
+    measure,
+    number_from_text,
+    read_text,
+)
+from efficientdet.data.records import RawBox, Records, RecordsBuilder
+from efficientdet.errors import DataError, unknown_name
+
+DIFFICULT_BOXES = "boxes marked difficult"
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+# Equal corners are one pixel by the letter of the format; in practice they are a slip of the mouse.
+SMALLEST_SIDE = 1.0
+
+
+class _Object(NamedTuple):
+    name: str
+    xyxy: tuple[float, float, float, float]
+    is_difficult: bool
+    place: str
+
+
+class _Annotation(NamedTuple):
+    file_name: str
+    stated_size: tuple[int, int] | None
+    objects: list[_Object]
+    place: str
+
+
+def read_voc(
+    source: str | Path | Sequence[str | Path],
+    class_names: Sequence[str] | None = None,
+    image_folder: str | Path | None = None,
+    split: str | None = None,
+    skip_missing: bool = False,
+) -> Records:
+    """Read Pascal VOC annotations and check them against their pictures (headers only).
+
+    Coordinates of VOC are 1-based and inclusive; the records have (xmin - 1, ymin - 1, xmax, ymax). Boxes
+    whose corners coincide in x or y are dropped as degenerate. Objects marked difficult are kept and counted.
+
+    Args:
+        source: a folder (with `Annotations/`, or with the XML files themselves), one XML file, or a list.
+        class_names: names by label; by default the sorted names found.
+        image_folder: where the pictures lie; by default the first of `JPEGImages`, `images` (beside the XML
+            files, or one or two folders above) that holds them, else the folder of the XML files.
+        split: read only the names listed in `ImageSets/Main/<split>.txt` of the folder.
+        skip_missing: leave out pictures whose file is missing, and count them.
+
+    Returns:
+        Records in order of the file names; image ids count from 1, category ids equal the labels.
+
+    Raises:
+        DataError: a file is at fault; names file, object and field.
+    """
+    root, files = _files(source, split)
+    annotations = [_read(file) for file in files]
+    _refuse_shared_pictures(annotations)
+    found = sorted({thing.name for annotation in annotations for thing in annotation.objects})
+    names = check_class_names(found if class_names is None else class_names, f"{root}: class names")
+    if image_folder is None:
+        folder = find_image_folder(_folders(files[0].parent), [a.file_name for a in annotations])
+    else:
+        folder = Path(image_folder)
+    builder = RecordsBuilder(root, folder, skip_missing, SMALLEST_SIDE)
+    builder.counts[DIFFICULT_BOXES] = 0
+    labels = {name: label for label, name in enumerate(names)}
+    for image_id, annotation in enumerate(annotations, start=1):
+        _add(builder, image_id, annotation, labels)
+    return builder.finish(names, range(len(names)))
+
+
+def _add(builder: RecordsBuilder, image_id: int, annotation: _Annotation, labels: dict[str, int]) -> None:
+    boxes = [
+        RawBox(thing.xyxy, _label(thing, labels), f"{image_id}/{index}")
+        for index, thing in enumerate(annotation.objects, start=1)
+    ]
+    path = builder.locate(annotation.file_name, annotation.place, len(boxes))
+    if path is None:
+        return
+    image_size = measure(path, annotation.place)
+    check_size(path, annotation.stated_size or image_size, image_size, annotation.place)
+    builder.add(image_id, path, image_size, boxes)
+    builder.counts[DIFFICULT_BOXES] += sum(thing.is_difficult for thing in annotation.objects)
+
+
+def _files(source: str | Path | Sequence[str | Path], split: str | None) -> tuple[Path, list[Path]]:
+    if not isinstance(source, str | Path):
+        files = sorted(map(Path, source))
+        if not files:
+            raise DataError("the list of VOC files is empty; give at least one XML file")
+        return files[0].parent, files
+    root = Path(source)
+    if root.is_file():
+        return root, [root]
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder or file; check the path")
+    folder = root / "Annotations" if (root / "Annotations").is_dir() else root
+    files = sorted(folder.glob("*.xml")) if split is None else list(_listed(root, folder, split))
+    if not files:
+        raise DataError(f"{folder}: there is no XML file; give a folder with VOC annotations")
+    return root, files
+
+
+def _listed(root: Path, folder: Path, split: str) -> Iterable[Path]:
+    listing = root / "ImageSets" / "Main" / f"{split}.txt"
+    for number, line in enumerate(read_text(listing).splitlines(), start=1):
+        if not line.strip():
+            continue
+        name = line.split()[0]
+        check_file_name(name, f"{listing}: line {number}")
+        file = folder / f"{name}.xml"
+        if not file.is_file():
+            raise DataError(f"{listing}: line {number}: {file} is missing; add it or remove the line")
+        yield file
+
+
+def _folders(folder: Path) -> list[Path]:
+    near = (folder, folder.parent, folder.parent.parent)
+    return [place / name for place in near for name in ("JPEGImages", "images")] + [folder]
+
+
+def _refuse_shared_pictures(annotations: Iterable[_Annotation]) -> None:
+    seen: dict[str, str] = {}
+    for annotation in annotations:
+        if annotation.file_name in seen:
+            raise DataError(
+                f"{annotation.place}, field 'filename': {annotation.file_name} is annotated in "
+                f"{seen[annotation.file_name]} too; keep one of the two"
+            )
+        seen[annotation.file_name] = annotation.place
+
+
+def _label(thing: _Object, labels: dict[str, int]) -> int:
+    if thing.name not in labels:
+        fault = unknown_name("class", thing.name, labels)
+        raise DataError(f"{thing.place}, field 'name': {fault} Correct the file or add the class.")
+    return labels[thing.name]
+
+
+def _read(path: Path) -> _Annotation:
+    root = _parse(path)
+    place = str(path)
+    if root.tag != "annotation":
+        raise DataError(f"{place}: the top element is <{root.tag}>; VOC files start with <annotation>")
+    file_name = (root.findtext("filename") or "").strip()
+    if not file_name:
+        raise DataError(f"{place}, field 'filename': missing or empty; write the picture's name")
+    check_file_name(file_name, place, "filename")
+    objects = [
+        _object(element, f"{place}: object {number}")
+        for number, element in enumerate(root.findall("object"), start=1)
+    ]
+    return _Annotation(file_name, _stated_size(root, place), objects, place)
+
+
+def _parse(path: Path) -> Element:
+    """The XML tree of a file that declares nothing: no document type, hence no entities to expand."""
+    text = read_text(path)
+    builder = TreeBuilder()
+    parser = expat.ParserCreate(encoding="utf-8")
+    parser.buffer_text = True
+
+    def refuse(name: str, system_id: str | None, public_id: str | None, has_subset: bool) -> None:
+        raise DataError(
+            f"{path}: line {parser.CurrentLineNumber}: document types and entities (<!DOCTYPE, <!ENTITY) are "
+            "refused, since they can open other files or grow without end; remove the declaration"
+        )
+
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = refuse  # entities can be declared nowhere else
+    try:
+        parser.Parse(text.encode(), True)
+    except expat.ExpatError as error:
+        raise DataError(
+            f"{path}: not valid XML at line {error.lineno}, column {error.offset + 1}: "
+            f"{expat.ErrorString(error.code)}; is the file cut off? Write it again"
+        ) from error
+    return builder.close()
+
+
+def _stated_size(root: Element, place: str) -> tuple[int, int] | None:
+    sides = []
+    for name in ("height", "width"):
+        text = (root.findtext(f"size/{name}") or "0").strip()
+        number = number_from_text(text)
+        if number is None or number < 0 or number != int(number):
+            raise DataError(
+                f"{place}, field 'size/{name}': {text!r} is not a size in pixels; write the picture's"
+            )
+        sides.append(int(number))
+    # Tools that never open the picture leave the size out or write 0: then the picture's own counts.
+    return (sides[0], sides[1]) if all(sides) else None
+
+
+def _object(element: Element, place: str) -> _Object:
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise DataError(f"{place}, field 'name': missing or empty; write the class")
+    corners = []
+    for field in CORNERS:
+        text = (element.findtext(f"bndbox/{field}") or "").strip()
+        number = number_from_text(text)
+        if number is None:
+            fault = f"{text!r} is not a finite number" if text else "missing or empty"
+            raise DataError(f"{place}, field 'bndbox/{field}': {fault}; write a pixel coordinate")
+        corners.append(number)
+    x1, y1, x2, y2 = corners
+    is_difficult = (element.findtext("difficult") or "").strip() == "1"
+    return _Object(name, (x1 - 1, y1 - 1, x2, y2), is_difficult, place)

@@ -1,0 +1,250 @@
+"""Detections: what every prediction returns, and what drawing, evaluation and the server take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from efficientdet.errors import require, unknown_name
+
+if TYPE_CHECKING:
+    import supervision
+    from PIL import Image
+
+_NO_BOXES = np.zeros((0, 4), dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Detections:
+    """The objects found in one picture, any number of them, none included.
+
+    Indexing keeps everything else: `detections[0]`, `detections[:10]`, `detections[detections.scores > 0.5]`
+    and `detections[[2, 0]]` are Detections too.
+
+    Attributes:
+        boxes_xyxy: (N, 4) float32, left, top, right, bottom in pixels of the original picture.
+        scores: (N,) float32, 0..1.
+        labels: (N,) int64, 0-based, contiguous; indices into `class_names`.
+        class_names: one name a label.
+        image_size: (height, width) of the original picture.
+        category_ids: the data set's own id of every label; None where it has none.
+        image: (H, W, 3) uint8 RGB, the picture itself, for `draw`; None where it was not kept.
+        source: path or name of the picture; None where unknown.
+
+    Raises:
+        ValueError: a field has the wrong shape or holds an impossible value; names it.
+    """
+
+    boxes_xyxy: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    category_ids: tuple[int, ...] | None = None
+    image: NDArray[np.uint8] | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        """Cast every field to its type and refuse what does not fit together."""
+        boxes = np.asarray(self.boxes_xyxy, dtype=np.float32)
+        boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise ValueError(f"boxes_xyxy must be (N, 4), got shape {boxes.shape}")
+        if not np.isfinite(boxes).all():
+            raise ValueError("boxes_xyxy holds a number that is not finite")
+        height, width = (int(side) for side in self.image_size)
+        if height < 1 or width < 1:
+            raise ValueError(f"image_size must be (height, width) of at least 1 pixel, got {self.image_size}")
+        self._set("boxes_xyxy", boxes)
+        self._set("image_size", (height, width))
+        self._set("class_names", tuple(str(name) for name in self.class_names))
+        self._set("scores", self._checked_scores(len(boxes)))
+        self._set("labels", self._checked_labels(len(boxes)))
+        self._check_category_ids()
+        if self.image is not None and self.image.shape != (height, width, 3):
+            raise ValueError(
+                f"image must be (H, W, 3) of image_size {self.image_size}, got shape {self.image.shape}"
+            )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # frozen for others, not for its own validation
+
+    def _checked_scores(self, count: int) -> NDArray[np.float32]:
+        scores = np.asarray(self.scores, dtype=np.float32)
+        if scores.shape != (count,):
+            raise ValueError(f"scores must be ({count},) like boxes_xyxy, got shape {scores.shape}")
+        if not ((scores >= 0) & (scores <= 1)).all():  # NaN fails as well
+            raise ValueError(f"scores must lie within 0..1, got {scores.min()}..{scores.max()}")
+        return scores
+
+    def _checked_labels(self, count: int) -> NDArray[np.int64]:
+        given = np.asarray(self.labels)
+        if given.shape != (count,):
+            raise ValueError(f"labels must be ({count},) like boxes_xyxy, got shape {given.shape}")
+        if count and given.dtype.kind not in "iu":
+            raise ValueError(f"labels must be integers, got {given.dtype}")
+        labels = given.astype(np.int64)
+        classes = len(self.class_names)
+        if count and not (0 <= labels.min() and labels.max() < classes):
+            raise ValueError(
+                f"labels must be below {classes}, the number of class_names, and not negative, "
+                f"got {labels.min()}..{labels.max()}"
+            )
+        return labels
+
+    def _check_category_ids(self) -> None:
+        if self.category_ids is None:
+            return
+        self._set("category_ids", tuple(int(number) for number in self.category_ids))
+        if len(self.category_ids) != len(self.class_names):
+            raise ValueError(
+                f"category_ids has {len(self.category_ids)} entries for {len(self.class_names)} class_names"
+            )
+
+    @classmethod
+    def empty(
+        cls,
+        class_names: Sequence[str],
+        image_size: tuple[int, int],
+        category_ids: Sequence[int] | None = None,
+        image: NDArray[np.uint8] | None = None,
+        source: str | None = None,
+    ) -> Detections:
+        """Nothing found in a picture of `image_size` (height, width)."""
+        return cls(
+            boxes_xyxy=_NO_BOXES.copy(),
+            scores=np.zeros(0, dtype=np.float32),
+            labels=np.zeros(0, dtype=np.int64),
+            class_names=tuple(class_names),
+            image_size=image_size,
+            category_ids=None if category_ids is None else tuple(category_ids),
+            image=image,
+            source=source,
+        )
+
+    def __len__(self) -> int:
+        """How many objects were found."""
+        return len(self.boxes_xyxy)
+
+    def __getitem__(self, index: int | slice | ArrayLike) -> Detections:
+        """Some of the detections: by an integer, a slice, a boolean mask (N,) or integer indices.
+
+        Raises:
+            IndexError: the index is out of range, or a mask has another length.
+        """
+        if isinstance(index, slice):
+            chosen: Any = index
+        else:
+            chosen = np.atleast_1d(np.asarray(index))
+            chosen = chosen.astype(np.int64) if chosen.size == 0 and chosen.dtype != np.bool_ else chosen
+            if chosen.ndim != 1 or chosen.dtype.kind not in "iub":
+                raise IndexError("detections are indexed by an integer, a slice, a mask or integer indices")
+        return replace(
+            self,
+            boxes_xyxy=self.boxes_xyxy[chosen],
+            scores=self.scores[chosen],
+            labels=self.labels[chosen],
+        )
+
+    def __repr__(self) -> str:
+        """The count, the classes with their counts, the picture's size and its source."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        found = ", ".join(f"{counts[label]} {self.class_names[label]}" for label in np.flatnonzero(counts))
+        place = f" in '{self.source}'" if self.source else ""
+        height, width = self.image_size
+        return f"Detections({len(self)}{': ' if found else ''}{found}; {width}x{height} pixels{place})"
+
+    def filter(
+        self, min_score: float | None = None, classes: Iterable[str | int] | None = None
+    ) -> Detections:
+        """The detections that score enough and are of some classes.
+
+        Args:
+            min_score: keep scores of at least this; None keeps all.
+            classes: names or labels to keep; None keeps all.
+
+        Raises:
+            UnknownNameError: a class is not among `class_names`; gives the nearest.
+        """
+        keep = np.ones(len(self), dtype=np.bool_)
+        if min_score is not None:
+            keep &= self.scores >= np.float32(min_score)
+        if classes is not None:
+            wanted = [classes] if isinstance(classes, (str, int)) else list(classes)
+            keep &= np.isin(self.labels, [self._label_of(name) for name in wanted])
+        return self[keep]
+
+    def _label_of(self, name: str | int) -> int:
+        if isinstance(name, str):
+            if name not in self.class_names:
+                raise unknown_name("class", name, self.class_names)
+            return self.class_names.index(name)
+        if not 0 <= name < len(self.class_names):
+            raise unknown_name("class", str(name), (str(label) for label in range(len(self.class_names))))
+        return int(name)
+
+    def draw(self, image: NDArray[np.uint8] | None = None) -> Image.Image:
+        """The picture with boxes and labels on it.
+
+        Args:
+            image: (H, W, 3) uint8 RGB to draw on; by default the one that these detections keep.
+
+        Raises:
+            ValueError: there is no picture to draw on, or it is not of `image_size`.
+        """
+        from efficientdet.inference.draw import draw
+
+        canvas = self.image if image is None else image
+        if canvas is None:
+            raise ValueError("these detections keep no image; pass one: detections.draw(image)")
+        return draw(canvas, self)
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """The entries of a COCO results file.
+
+        Args:
+            image_id: the picture's id in the data set.
+
+        Returns:
+            One dict a detection: image_id, category_id (the label where there are no `category_ids`), bbox
+            [left, top, width, height] in pixels, score.
+        """
+        ids = self.category_ids or tuple(range(len(self.class_names)))
+        corners = self.boxes_xyxy.astype(np.float64)
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        rows = zip(boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
+        return [
+            {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score}
+            for box, score, label in rows
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the pixels as plain types: source, image_size, detections."""
+        rows = zip(self.boxes_xyxy.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
+        return {
+            "source": self.source,
+            "image_size": list(self.image_size),
+            "detections": [
+                {"box_xyxy": box, "score": score, "label": label, "class_name": self.class_names[label]}
+                for box, score, label in rows
+            ],
+        }
+
+    def to_supervision(self) -> supervision.Detections:
+        """The same as `supervision.Detections`, with the names in `data["class_name"]`.
+
+        Raises:
+            MissingExtraError: supervision is not installed; gives the pip command.
+        """
+        library = require("supervision", "video")
+        names = np.array([self.class_names[label] for label in self.labels], dtype=np.str_)
+        return library.Detections(
+            xyxy=self.boxes_xyxy.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.labels.copy(),
+            data={"class_name": names},
+        )

@@ -1,0 +1,71 @@
+"""The error types that a user may meet, and the two checks that raise most of them.
+
+Every message says what was wrong, where, and what to do about it. The command line prints the
+message without a traceback and exits with 2 (or 1, when only some of the inputs failed).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+
+class EfficientDetError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ImageError(EfficientDetError):
+    """A picture cannot be read: the message names the file and the reason."""
+
+
+class DataError(EfficientDetError):
+    """An annotation file or data set is at fault: the message names file, place and field."""
+
+
+class WeightsError(EfficientDetError):
+    """A weights file does not fit, is damaged, or cannot be had: the message lists every mismatch."""
+
+
+class UnknownNameError(EfficientDetError, ValueError):
+    """A name is not among the known ones: the message lists them and the nearest."""
+
+
+class SettingError(EfficientDetError, ValueError):
+    """A setting is out of range or contradicts another: the message names the setting and its value."""
+
+
+class MissingExtraError(EfficientDetError, ImportError):
+    """An optional library is not installed: the message gives the pip command that mends it."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """Build the error for a name that is not known, with the nearest known name and all of them."""
+    choices = list(known)
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    return UnknownNameError(f"unknown {kind} '{name}'{hint} Known: {', '.join(choices)}.")
+
+
+def require(module: str, extra: str) -> Any:
+    """Import an optional library, or say which extra brings it.
+
+    Args:
+        module: dotted name of the module to import.
+        extra: the extra of this package that installs it.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtraError: the module (or its parent) is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtraError(
+            f"{module.split('.')[0]} is not installed; run: pip install 'efficientdet[{extra}]'"
+        ) from error

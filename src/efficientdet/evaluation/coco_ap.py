@@ -1,0 +1,228 @@
+"""COCO average precision: the twelve numbers and AP by class, computed by faster-coco-eval."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from efficientdet.errors import DataError, require
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """COCO's numbers, each 0..1, or -1 where the ground truth has no box of the kind in question.
+
+    Attributes:
+        ap: average precision, mean over IoU thresholds 0.50:0.05:0.95 and over classes.
+        ap50: the same at IoU 0.50 alone.
+        ap75: the same at IoU 0.75 alone.
+        ap_small: AP of boxes with an area under 32*32 pixels of the original picture.
+        ap_medium: AP of boxes with an area from 32*32 to 96*96.
+        ap_large: AP of boxes with an area above 96*96.
+        ar1: average recall with at most 1 detection a picture and class.
+        ar10: the same with 10.
+        ar100: the same with 100.
+        ar_small: ar100 of small boxes.
+        ar_medium: ar100 of medium boxes.
+        ar_large: ar100 of large boxes.
+        per_class: AP by class name; None for a class without boxes in the ground truth.
+        per_class_ap50: AP at IoU 0.50 by class name; None likewise.
+        images: pictures evaluated.
+        boxes: boxes of the ground truth, crowds left out.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ar1: float
+    ar10: float
+    ar100: float
+    ar_small: float
+    ar_medium: float
+    ar_large: float
+    per_class: dict[str, float | None]
+    per_class_ap50: dict[str, float | None]
+    images: int
+    boxes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types by attribute name, ready for JSON."""
+        return asdict(self)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write `to_dict` to a file, which never exists half-written."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    def table(self) -> Table:
+        """The numbers for a terminal: a row for all classes, one for each class, the recalls below."""
+        by_limit = " / ".join(map(_shown, (self.ar1, self.ar10, self.ar100)))
+        by_size = " / ".join(map(_shown, (self.ar_small, self.ar_medium, self.ar_large)))
+        table = Table(
+            title=f"COCO AP on {self.images} pictures, {self.boxes} boxes",
+            caption=f"AR with 1 / 10 / 100 detections: {by_limit}\nAR100 small / medium / large: {by_size}",
+        )
+        table.add_column("class")
+        for column in ("AP", "AP50", "AP75", "small", "medium", "large"):
+            table.add_column(column, justify="right")
+        overall = (self.ap, self.ap50, self.ap75, self.ap_small, self.ap_medium, self.ap_large)
+        table.add_row("all", *map(_shown, overall), end_section=True, style="bold")
+        for name, ap in self.per_class.items():
+            table.add_row(Text(name), _shown(ap), _shown(self.per_class_ap50[name]))
+        return table
+
+
+def coco_metrics(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Metrics:
+    """COCO's average precision and recall of detections. Neither argument is changed.
+
+    Args:
+        ground_truth: COCO dictionary with `images`, `annotations` and `categories`. Ids may be of any kind, 0
+            included; `area` (else the box's) and `iscrowd` (else 0) may be missing.
+        results: COCO results: dictionaries with `image_id`, `category_id`, `bbox` (x, y, width, height in
+            pixels of the original picture) and `score`. The 100 best of each picture and class count.
+
+    Returns:
+        The metrics; no detections at all give 0, no boxes in the ground truth give -1.
+
+    Raises:
+        DataError: an annotation or a result is of a picture or category that the ground truth does not list.
+        MissingExtraError: faster-coco-eval is not installed.
+    """
+    library = require("faster_coco_eval", "train")
+    categories = sorted(ground_truth["categories"], key=lambda category: _sort_key(category["id"]))
+    image_numbers = _number(image["id"] for image in ground_truth["images"])
+    category_numbers = _number(category["id"] for category in categories)
+    annotations = [
+        _located(source, f"annotation {index}", image_numbers, category_numbers)
+        | {"id": index, "area": _area(source), "iscrowd": int(source.get("iscrowd") or 0)}
+        # From 1: an annotation with id 0 is never matched, since the evaluation marks "no match" with 0.
+        for index, source in enumerate(ground_truth["annotations"], start=1)
+    ]
+    detections = [
+        _located(source, f"result {index}", image_numbers, category_numbers)
+        | {"score": float(source["score"])}
+        for index, source in enumerate(results, start=1)
+    ]
+    precision, recall = _accumulate(library, image_numbers, category_numbers, annotations, detections)
+    names = _distinct_names(categories)
+    return Metrics(
+        **_twelve_numbers(precision, recall),
+        per_class={name: _mean_or_none(precision[:, :, k, 0, -1]) for k, name in enumerate(names)},
+        per_class_ap50={name: _mean_or_none(precision[0, :, k, 0, -1]) for k, name in enumerate(names)},
+        images=len(image_numbers),
+        boxes=sum(not annotation["iscrowd"] for annotation in annotations),
+    )
+
+
+def _accumulate(
+    library: Any,
+    image_numbers: dict[Any, int],
+    category_numbers: dict[Any, int],
+    annotations: list[dict[str, Any]],
+    detections: list[dict[str, Any]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (T, R, K, areas, max detections) and recall (T, K, areas, max detections); -1 is undefined.
+
+    T is 10 IoU thresholds, R 101 recalls, areas all, small, medium, large, and max detections 1, 10, 100.
+    """
+    images = [{"id": number} for number in image_numbers.values()]
+    categories = [{"id": number} for number in category_numbers.values()]
+    if not images or not categories:
+        return np.full((10, 101, len(categories), 4, 3), -1.0), np.full((10, len(categories), 4, 3), -1.0)
+    truth = library.COCO(
+        {"images": images, "annotations": annotations, "categories": categories}, print_function=_silent
+    )
+    evaluation = library.COCOeval_faster(
+        truth, truth.loadRes(detections), iouType="bbox", print_function=_silent
+    )
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+
+def _twelve_numbers(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+    """The summary, by the attribute names of Metrics."""
+    sizes = ("small", "medium", "large")
+    return {
+        "ap": _mean(precision[:, :, :, 0, -1]),
+        "ap50": _mean(precision[0, :, :, 0, -1]),
+        "ap75": _mean(precision[5, :, :, 0, -1]),
+        **{f"ap_{size}": _mean(precision[:, :, :, area, -1]) for area, size in enumerate(sizes, start=1)},
+        **{f"ar{limit}": _mean(recall[:, :, 0, index]) for index, limit in enumerate((1, 10, 100))},
+        **{f"ar_{size}": _mean(recall[:, :, area, -1]) for area, size in enumerate(sizes, start=1)},
+    }
+
+
+def _located(
+    source: dict[str, Any], place: str, image_numbers: dict[Any, int], category_numbers: dict[Any, int]
+) -> dict[str, Any]:
+    """Where a box lies, with picture and category by number."""
+    for field, numbers, listed in (
+        ("image_id", image_numbers, "images"),
+        ("category_id", category_numbers, "categories"),
+    ):
+        if source[field] not in numbers:
+            raise DataError(f"{place}: {field} {source[field]!r} is not among the ground truth's {listed}")
+    return {
+        "image_id": image_numbers[source["image_id"]],
+        "category_id": category_numbers[source["category_id"]],
+        "bbox": [float(value) for value in source["bbox"]],
+    }
+
+
+def _area(annotation: dict[str, Any]) -> float:
+    """The annotation's own area, or its box's."""
+    _, _, width, height = annotation["bbox"]
+    area = annotation.get("area")
+    return float(width * height if area is None else area)
+
+
+def _number(ids: Any) -> dict[Any, int]:
+    """Ids -> 1, 2, ... in sorted order, which is the order in which COCO breaks ties between equal scores."""
+    return {identity: number for number, identity in enumerate(sorted(set(ids), key=_sort_key), start=1)}
+
+
+def _sort_key(identity: Any) -> tuple[str, Any]:
+    """Sorts ids of one type by value, and lets numbers and strings stand in one list."""
+    return (type(identity).__name__, identity)
+
+
+def _distinct_names(categories: list[dict[str, Any]]) -> list[str]:
+    """Class names, with the category id behind those that several categories share."""
+    counts = Counter(category["name"] for category in categories)
+    return [
+        category["name"] if counts[category["name"]] == 1 else f"{category['name']} ({category['id']})"
+        for category in categories
+    ]
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean over the defined values; -1 if there are none."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else -1.0
+
+
+def _mean_or_none(values: np.ndarray) -> float | None:
+    mean = _mean(values)
+    return None if mean == -1 else mean
+
+
+def _shown(value: float | None) -> str:
+    return "n.a." if value is None or value < 0 else f"{value:.3f}"
+
+
+def _silent(*_: object) -> None:
+    """Takes the library's progress messages, which tell a user nothing."""

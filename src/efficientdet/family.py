@@ -1,0 +1,230 @@
+"""The EfficientDet family as a table, and the compound scaling law that generates it (section 4.2).
+
+Everything here is plain data: no torch import. Every released model is one row of `MODELS`; a model
+of any other size comes from `compound_scaling`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from efficientdet.errors import SettingError, unknown_name
+
+# (width, height) factors of an anchor's side. The released PyTorch weights were trained with the first set; Google's
+# current code computes the second from aspect ratios 1, 2 and 1/2.
+ASPECTS_ROUNDED = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
+ASPECTS_EXACT = ((1.0, 1.0), (math.sqrt(2.0), math.sqrt(0.5)), (math.sqrt(0.5), math.sqrt(2.0)))
+
+DepthRule = Literal["released", "arxiv-v1"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that decides what a network computes, save its weights and its number of classes.
+
+    Attributes:
+        name: what the model is called, such as `d0`.
+        backbone: an EfficientNet, `b0`-`b7` or `lite0`-`lite4`.
+        image_size: side of the square input that the model was designed for, in pixels. Any other size runs too.
+        width: channels of the feature network and the heads (W_bifpn, eq. 1).
+        depth: how many times the feature network's cell is repeated (D_bifpn, eq. 1).
+        head_depth: convolutions in the class and box heads before the last (D_box = D_class, eq. 2).
+        levels: finest and coarsest pyramid level; level l has stride 2**l.
+        feature_network: name of the topology.
+        fusion: `fast`, `softmax`, `unbounded` or `none`: how a node weighs its inputs (section 3.3).
+        activation: `swish` or `relu6`.
+        padding: `same` as TensorFlow pads (more at bottom and right), or `symmetric`.
+        redundant_bias: whether convolutions right before a batch norm carry a bias (the released weights do).
+        anchor_scale: anchor side in units of the level's stride.
+        aspects: (width, height) factors of the anchor shapes.
+        octaves: anchor sizes per octave.
+        normalisation: `imagenet` or `lite`: mean and deviation of the input.
+        backbone_epsilon: epsilon of the backbone's batch norms.
+    """
+
+    name: str
+    backbone: str
+    image_size: int
+    width: int
+    depth: int
+    head_depth: int
+    levels: tuple[int, int] = (3, 7)
+    feature_network: str = "bifpn"
+    fusion: str = "fast"
+    activation: str = "swish"
+    padding: str = "same"
+    redundant_bias: bool = True
+    anchor_scale: float = 4.0
+    aspects: tuple[tuple[float, float], ...] = ASPECTS_ROUNDED
+    octaves: int = 3
+    normalisation: str = "imagenet"
+    backbone_epsilon: float = 1e-3
+
+    @property
+    def anchors_per_cell(self) -> int:
+        """Anchors at one position of one level: octaves times aspects."""
+        return self.octaves * len(self.aspects)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Nominal stride of each level in pixels, finest first."""
+        return tuple(2**level for level in range(self.levels[0], self.levels[1] + 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, ready for JSON; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ModelSpec:
+        """Build a spec from what `to_dict` gave.
+
+        Raises:
+            SettingError: a field is missing or unknown; names it.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - set(known))
+        required = {name for name, field in known.items() if field.default is dataclasses.MISSING}
+        missing = sorted(required - set(fields))
+        if unknown or missing:
+            raise SettingError(f"model spec: unknown fields {unknown}, missing fields {missing}")
+        values = dict(fields)
+        if "levels" in values:
+            values["levels"] = tuple(values["levels"])
+        if "aspects" in values:
+            values["aspects"] = tuple((float(w), float(h)) for w, h in values["aspects"])
+        return cls(**values)
+
+
+def _d(name: str, backbone: str, size: int, width: int, depth: int, head: int, **other: Any) -> ModelSpec:
+    return ModelSpec(name, backbone, size, width, depth, head, **other)
+
+
+def _lite(
+    name: str, backbone: str, size: int, width: int, depth: int, head: int, scale: float
+) -> ModelSpec:
+    return ModelSpec(
+        name, backbone, size, width, depth, head,
+        fusion="none", activation="relu6", anchor_scale=scale, normalisation="lite",
+    )  # fmt: skip
+
+
+# The released models. Source: google/automl efficientdet, hparams_config.py; paper, Table 1.
+# name, backbone, input, BiFPN width, BiFPN depth, head depth
+_RELEASED = (
+    _d("d0", "b0", 512, 64, 3, 3),
+    _d("d1", "b1", 640, 88, 4, 3),
+    _d("d2", "b2", 768, 112, 5, 3),
+    _d("d3", "b3", 896, 160, 6, 4),
+    _d("d4", "b4", 1024, 224, 7, 4),
+    _d("d5", "b5", 1280, 288, 7, 4),
+    _d("d6", "b6", 1280, 384, 8, 5, fusion="none"),
+    _d("d7", "b6", 1536, 384, 8, 5, fusion="none", anchor_scale=5.0),
+    _d("d7x", "b7", 1536, 384, 8, 5, fusion="none", levels=(3, 8)),
+    _lite("lite0", "lite0", 320, 64, 3, 3, 3.0),
+    _lite("lite1", "lite1", 384, 88, 4, 3, 3.0),
+    _lite("lite2", "lite2", 448, 112, 5, 3, 3.0),
+    _lite("lite3", "lite3", 512, 160, 6, 4, 4.0),
+    _lite("lite3x", "lite3", 640, 200, 6, 4, 3.0),
+    _lite("lite4", "lite4", 640, 224, 7, 4, 4.0),
+)
+
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _RELEASED}
+
+# Retrained by the effdet project: no biases before batch norms, symmetric padding, torch's epsilon in the backbone.
+VARIANTS: dict[str, ModelSpec] = {
+    f"efficientdet_{name}": dataclasses.replace(
+        MODELS[name],
+        name=f"efficientdet_{name}",
+        padding="symmetric",
+        redundant_bias=False,
+        backbone_epsilon=1e-5,
+    )
+    for name in ("d0", "d1")
+}
+
+# Released parameters (90 classes) and multiply-adds, as published: google/automl README and efficientdet_arch_test.py.
+PUBLISHED: dict[str, tuple[int, float]] = {
+    "d0": (3_880_067, 2.551e9),
+    "d1": (6_625_898, 6.134e9),
+    "d2": (8_097_039, 11.046e9),
+    "d3": (12_032_296, 24.983e9),
+    "d4": (20_723_675, 55.347e9),
+    "d5": (33_653_315, 135.730e9),
+    "d6": (51_871_782, 226.034e9),
+    "d7": (51_871_782, 325.474e9),
+    "d7x": (77_147_166, 410e9),
+    "lite0": (3_243_470, 0.978e9),
+    "lite1": (4_248_318, 1.974e9),
+    "lite2": (5_252_334, 3.383e9),
+    "lite3": (8_350_862, 7.504e9),
+    "lite3x": (9_280_862, 14.020e9),
+    "lite4": (15_130_894, 20.221e9),
+}
+
+# COCO AP as published: test-dev for d0-d7x (google/automl README, soft-NMS), val2017 float for lite.
+PUBLISHED_AP: dict[str, float] = {
+    "d0": 34.6, "d1": 40.5, "d2": 43.9, "d3": 47.2, "d4": 49.7, "d5": 51.5, "d6": 52.6, "d7": 53.7, "d7x": 55.1,
+    "lite0": 26.41, "lite1": 31.50, "lite2": 35.06, "lite3": 38.77, "lite3x": 42.64, "lite4": 43.18,
+}  # fmt: skip
+
+
+def find_spec(name: str) -> ModelSpec:
+    """Look a model up by name: `d0`, `efficientdet_d0` (symmetric padding), `tf_efficientdet_d0` (the same as `d0`).
+
+    `efficientdet-d0` and `efficientdet_d2`, for which no symmetric variant was released, mean the released model.
+
+    Raises:
+        UnknownNameError: no such model; lists the known ones and the nearest.
+    """
+    key = name.lower().replace("-", "_")
+    if key in VARIANTS and "-" not in name:
+        return VARIANTS[key]
+    short = key.removeprefix("tf_").removeprefix("efficientdet_")
+    if short in MODELS:
+        return MODELS[short]
+    raise unknown_name("model", name, [*MODELS, *VARIANTS])
+
+
+def _released_width(phi: float) -> int:
+    """Width of the released table at whole phi; in between and beyond, the formula rounded to a multiple of 8."""
+    if phi == int(phi) and f"d{int(phi)}" in MODELS and phi <= 6:
+        return MODELS[f"d{int(phi)}"].width
+    return max(8, int(round(64 * 1.35**phi / 8)) * 8)
+
+
+def compound_scaling(phi: float, depth_rule: DepthRule = "released") -> ModelSpec:
+    """Scale resolution, depth and width of the whole detector together (paper, section 4.2, eq. 1-3).
+
+    Width is 64 * 1.35**phi (rounded as released), BiFPN depth 3 + phi, head depth 3 + floor(phi / 3), input
+    512 + 128 * phi rounded to a multiple of 128, the backbone EfficientNet-B(phi). Fractions of phi give models in
+    between. As released, D5 (7 cells, 1280 px), D6, D7 and D7x leave this formula: take those from `MODELS`.
+
+    Args:
+        phi: compound coefficient, >= 0, fractions included.
+        depth_rule: `released` for the released models and the CVPR paper (3 + phi cells), `arxiv-v1` for the first
+            arXiv version (2 + phi cells).
+
+    Returns:
+        The spec, named `phi2.5` and the like.
+
+    Raises:
+        SettingError: phi is negative or not finite.
+        UnknownNameError: the depth rule is not known.
+    """
+    if not math.isfinite(phi) or phi < 0:
+        raise SettingError(f"phi is {phi}; it must be a finite number of at least 0")
+    if depth_rule not in ("released", "arxiv-v1"):
+        raise unknown_name("depth rule", depth_rule, ["released", "arxiv-v1"])
+    first_depth = 3 if depth_rule == "released" else 2
+    return ModelSpec(
+        name=f"phi{phi:g}" + ("" if depth_rule == "released" else "-arxiv-v1"),
+        backbone=f"b{min(7, int(phi + 0.5))}",
+        image_size=int(4 + phi + 0.5) * 128,  # 512 + 128 * phi, to a multiple of 128
+        width=_released_width(phi),
+        depth=first_depth + int(phi + 0.5),
+        head_depth=3 + int(phi // 3),
+    )

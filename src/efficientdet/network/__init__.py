@@ -1,0 +1,1 @@
+"""Images to per-level class logits and box deltas: the paper's sections 3 and 4."""

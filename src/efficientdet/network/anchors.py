@@ -1,0 +1,64 @@
+"""Anchors of any input size (section 4.1; google/automl tf2/anchors.py)."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from efficientdet.family import ModelSpec
+
+
+def level_sizes(image_size: tuple[int, int], levels: tuple[int, int]) -> list[tuple[int, int]]:
+    """(height, width) of each level's map, finest first, for an input of image_size: halved and rounded up each time."""
+    height, width = image_size
+    sizes = []
+    for level in range(1, levels[1] + 1):
+        height, width = -(-height // 2), -(-width // 2)
+        if level >= levels[0]:
+            sizes.append((height, width))
+    return sizes
+
+
+def _level_anchors(spec: ModelSpec, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    stride_y, stride_x = image_size[0] / size[0], image_size[1] / size[1]
+    sides = torch.tensor(
+        [
+            (
+                spec.anchor_scale * stride_x * 2 ** (octave / spec.octaves) * wide,
+                spec.anchor_scale * stride_y * 2 ** (octave / spec.octaves) * high,
+            )
+            for octave in range(spec.octaves)
+            for wide, high in spec.aspects
+        ],
+        dtype=torch.float64,
+    )  # (octaves * aspects, 2)
+    y = (torch.arange(size[0], dtype=torch.float64) + 0.5) * stride_y
+    x = (torch.arange(size[1], dtype=torch.float64) + 0.5) * stride_x
+    centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).flip(-1)  # (h, w, 2), (x, y)
+    centres = centres[:, :, None]  # (h, w, 1, 2)
+    corners = torch.cat(torch.broadcast_tensors(centres - sides / 2, centres + sides / 2), -1)
+    return corners.reshape(-1, 4)
+
+
+@functools.lru_cache(maxsize=32)
+def make_anchors(spec: ModelSpec, image_size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
+    """Anchors of every level, made once for each size and device and then shared: do not write into them.
+
+    Strides are image size / map size, so they are fractional where the size is no multiple of the stride.
+
+    Args:
+        spec: says levels, scale, octaves and aspects.
+        image_size: (height, width) of the network's input in pixels.
+        device: where the result lies.
+
+    Returns:
+        (A, 4) float32 boxes_xyxy in pixels of the network's input, ordered level (finest first), row, column, octave,
+        aspect. Computed in float64, then rounded.
+    """
+    sizes = level_sizes(image_size, spec.levels)
+    # A plain tensor, also when first asked for inside inference mode: it is shared with training.
+    with torch.inference_mode(False):
+        anchors = torch.cat([_level_anchors(spec, image_size, size) for size in sizes])
+        return anchors.float().to(device)

@@ -1,0 +1,99 @@
+"""EfficientDet: a ModelSpec made into a network (section 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor, nn
+
+from efficientdet.errors import SettingError
+from efficientdet.family import ModelSpec, find_spec
+from efficientdet.network.anchors import make_anchors
+from efficientdet.network.efficientnet import EfficientNet
+from efficientdet.network.heads import PRIOR_PROBABILITY, Head
+from efficientdet.network.pyramid import FeatureNetwork
+from efficientdet.network.topology import build_topology
+
+# COCO's category ids run to 90, with gaps; the released weights have a class for each id.
+COCO_SLOTS = 90
+
+
+class EfficientDet(nn.Module):
+    """Backbone, feature network, and the two heads.
+
+    Attributes:
+        spec: what was built.
+        num_classes: K.
+        backbone: images to [P3, P4, P5].
+        feature_network: those to the fused maps of every level.
+        class_head: fused maps to class logits.
+        box_head: fused maps to box deltas.
+    """
+
+    def __init__(self, spec: ModelSpec, num_classes: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.spec = spec
+        self.num_classes = num_classes
+        self.backbone = EfficientNet(spec.backbone, spec.padding, drop_path, spec.backbone_epsilon)
+        topology = build_topology(spec.feature_network, spec.levels)
+        self.feature_network = FeatureNetwork(
+            self.backbone.channels, topology, spec.width, spec.depth,
+            spec.fusion, spec.activation, spec.padding, spec.redundant_bias,
+        )  # fmt: skip
+        levels = spec.levels[1] - spec.levels[0] + 1
+        shape = (spec.width, spec.head_depth, levels, spec.anchors_per_cell)
+        style = (spec.activation, spec.padding, spec.redundant_bias)
+        self.class_head = Head(*shape, num_classes, *style, prior=PRIOR_PROBABILITY)
+        self.box_head = Head(*shape, 4, *style)
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Predict, in training and in evaluation alike.
+
+        Args:
+            images: (B, 3, H, W) float, RGB, normalised as the spec says. Any H and W.
+
+        Returns:
+            class_logits: list over levels, finest first, of (B, A_l, K).
+            box_deltas: list over levels of (B, A_l, 4), (dx, dy, dw, dh). A_l counts anchors in the order row, column,
+                octave, aspect: the order of `anchors`.
+        """
+        pyramid = self.feature_network(self.backbone(images))
+        return self.class_head(pyramid), self.box_head(pyramid)
+
+    def anchors(self, image_size: tuple[int, int]) -> Tensor:
+        """Anchors for an input of (height, width): (A, 4) float32 boxes_xyxy, on the network's device; shared."""
+        return make_anchors(self.spec, image_size, next(self.parameters()).device)
+
+
+def create_model(
+    name_or_spec: str | ModelSpec = "d0",
+    num_classes: int = COCO_SLOTS,
+    *,
+    feature_network: str | None = None,
+    fusion: str | None = None,
+    drop_path: float = 0.0,
+) -> EfficientDet:
+    """Build a network with fresh weights.
+
+    Args:
+        name_or_spec: `d0`-`d7x`, `lite0`-`lite4`, an alias, or a spec such as `compound_scaling` gives.
+        num_classes: K, at least 1. Classes are 0-based; there is no background class.
+        feature_network: `bifpn`, `fpn`, `panet`, `simplified-panet`, `nas-fpn` or `fully-connected` instead of the spec's.
+        fusion: `fast`, `softmax`, `unbounded` or `none` instead of the spec's.
+        drop_path: stochastic depth of the backbone in training.
+
+    Returns:
+        The network, in training mode, on the CPU.
+
+    Raises:
+        UnknownNameError: the model, feature network, fusion or backbone is not known.
+        SettingError: num_classes is below 1.
+    """
+    spec = find_spec(name_or_spec) if isinstance(name_or_spec, str) else name_or_spec
+    if num_classes < 1:
+        raise SettingError(f"num_classes is {num_classes}; a detector needs at least one class")
+    if feature_network is not None:
+        spec = dataclasses.replace(spec, feature_network=feature_network)
+    if fusion is not None:
+        spec = dataclasses.replace(spec, fusion=fusion)
+    return EfficientDet(spec, num_classes, drop_path)

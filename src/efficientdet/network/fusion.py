@@ -1,0 +1,58 @@
+"""How a node weighs the maps that it fuses (section 3.3): unbounded, softmax, fast normalised, or not at all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from efficientdet.errors import unknown_name
+
+FUSIONS = ("fast", "softmax", "unbounded", "none")
+EPSILON = 1e-4
+
+
+class Fusion(nn.Module):
+    """Weighted sum of maps of one shape, one learnable scalar a map.
+
+    Args:
+        kind: `fast`: sum of relu(w_i) x_i / (epsilon + sum of relu(w_j)); `softmax`: softmax(w)_i x_i; `unbounded`:
+            w_i x_i; `none`: a plain sum without weights.
+        inputs: how many maps.
+
+    Raises:
+        UnknownNameError: the kind is not one of `FUSIONS`.
+    """
+
+    def __init__(self, kind: str, inputs: int) -> None:
+        super().__init__()
+        if kind not in FUSIONS:
+            raise unknown_name("fusion", kind, FUSIONS)
+        self.kind = kind
+        self.weights = None if kind == "none" else nn.Parameter(torch.ones(inputs))
+
+    def normalised_weights(self) -> Tensor | None:
+        """(inputs,) the factors that the maps are multiplied with, or None for a plain sum."""
+        if self.weights is None or self.kind == "unbounded":
+            return self.weights
+        if self.kind == "softmax":
+            return self.weights.softmax(0)
+        positive = self.weights.relu()
+        return positive / (positive.sum() + EPSILON)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """List of (B, C, h, w) to their weighted sum, (B, C, h, w)."""
+        weights = self.normalised_weights()
+        terms = maps if weights is None else [x * w.to(x.dtype) for x, w in zip(maps, weights, strict=True)]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
+
+
+class GlobalAttention(nn.Module):
+    """NAS-FPN's global pooling node (Ghiasi et al. 2019, figure 4): y + sigmoid(mean(x)) * x, no weights."""
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Two (B, C, h, w) maps x and y to (B, C, h, w)."""
+        x, y = maps
+        return y + x.mean((2, 3), keepdim=True).sigmoid() * x

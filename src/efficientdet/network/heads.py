@@ -1,0 +1,65 @@
+"""Class and box heads: convolutions shared by all levels, batch norms of each level's own (section 4.1)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from efficientdet.network.layers import SeparableConv2d, activation, batch_norm, truncated_normal_
+
+# Focal loss starts stably when every anchor begins as background with this probability of an object (Lin 2017, 4.1).
+PRIOR_PROBABILITY = 0.01
+
+
+class Head(nn.Module):
+    """A tower of separable convolutions with a predicting one at its end.
+
+    Args:
+        width: channels of the pyramid.
+        depth: convolutions before the last.
+        levels: how many pyramid levels; each has its own batch norms.
+        anchors_per_cell: anchors at one position.
+        outputs_per_anchor: K for the class head, 4 for the box head.
+        act: activation name.
+        padding: `same` or `symmetric`.
+        bias: whether convolutions before a batch norm carry a bias.
+        prior: starting probability of every output for a class head; None for a box head.
+    """
+
+    def __init__(
+        self, width: int, depth: int, levels: int, anchors_per_cell: int, outputs_per_anchor: int,
+        act: str, padding: str, bias: bool, prior: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.outputs_per_anchor = outputs_per_anchor
+        self.convs = nn.ModuleList(
+            SeparableConv2d(width, width, bias=bias, padding=padding) for _ in range(depth)
+        )
+        self.bns = nn.ModuleList(
+            nn.ModuleList(batch_norm(width) for _ in range(levels)) for _ in range(depth)
+        )
+        self.act = activation(act)
+        self.predict = SeparableConv2d(width, anchors_per_cell * outputs_per_anchor, padding=padding)
+        self._initialise(prior)
+
+    def _initialise(self, prior: float | None) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_in = module.weight[0].numel()
+                truncated_normal_(module.weight, math.sqrt(1.0 / fan_in))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if prior is not None and self.predict.pointwise.bias is not None:
+            nn.init.constant_(self.predict.pointwise.bias, -math.log((1 - prior) / prior))
+
+    def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """List of (B, width, h, w) to list of (B, h * w * anchors_per_cell, outputs_per_anchor)."""
+        outputs = []
+        for level, x in enumerate(pyramid):
+            for conv, bns in zip(self.convs, self.bns, strict=True):
+                x = self.act(bns[level](conv(x)))  # type: ignore[index]
+            x = self.predict(x)  # (B, anchors * outputs, h, w)
+            x = x.permute(0, 2, 3, 1)  # (B, h, w, anchors * outputs)
+            outputs.append(x.reshape(x.shape[0], -1, self.outputs_per_anchor))
+        return outputs

@@ -1,0 +1,104 @@
+"""The layers that the whole network shares: SAME padding, separable convolution, batch norm, activation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from efficientdet.errors import unknown_name
+
+# TensorFlow's epsilon and momentum (0.99, which torch writes as 0.01), used in backbone, feature network and heads.
+BATCH_NORM_EPSILON = 1e-3
+BATCH_NORM_MOMENTUM = 0.01
+
+
+def batch_norm(channels: int, epsilon: float = BATCH_NORM_EPSILON) -> nn.BatchNorm2d:
+    """Batch norm with the reference's epsilon and momentum."""
+    return nn.BatchNorm2d(channels, eps=epsilon, momentum=BATCH_NORM_MOMENTUM)
+
+
+def activation(name: str) -> nn.Module:
+    """Build the activation `swish` or `relu6`.
+
+    Raises:
+        UnknownNameError: another name.
+    """
+    if name == "swish":
+        return nn.SiLU(inplace=True)
+    if name == "relu6":
+        return nn.ReLU6(inplace=True)
+    raise unknown_name("activation", name, ["swish", "relu6"])
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Padding before and after that TensorFlow's SAME adds to one axis: the odd pixel goes after."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution whose output has ceil(size / stride) rows and columns, padded as `same` or `symmetric`.
+
+    At stride 1 the two paddings agree and torch pads by itself; at stride 2 TensorFlow's SAME depends on the input's
+    size, so it is computed at each call and nothing is baked in.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1,
+        bias: bool = False, padding: str = "same",
+    ) -> None:  # fmt: skip
+        own_padding = kernel // 2 if stride == 1 or padding == "symmetric" else 0
+        super().__init__(inputs, outputs, kernel, stride, own_padding, groups=groups, bias=bias)
+        self.pads_at_call = own_padding == 0 and kernel > 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) to (B, outputs, ceil(h / stride), ceil(w / stride))."""
+        if self.pads_at_call:
+            top, bottom = same_padding(x.shape[2], self.kernel_size[0], self.stride[0])
+            left, right = same_padding(x.shape[3], self.kernel_size[1], self.stride[1])
+            x = functional.pad(x, (left, right, top, bottom))
+        return super().forward(x)
+
+
+class SeparableConv2d(nn.Module):
+    """Depthwise 3x3 convolution, then pointwise 1x1 with the bias (paper, section 3.3)."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, padding: str = "same") -> None:
+        super().__init__()
+        self.depthwise = Conv2d(inputs, inputs, 3, groups=inputs, padding=padding)
+        self.pointwise = Conv2d(inputs, outputs, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) to (B, outputs, h, w)."""
+        out: Tensor = self.pointwise(self.depthwise(x))
+        return out
+
+
+def downsample(x: Tensor, size: tuple[int, int], padding: str) -> Tensor:
+    """Max-pool a map to a smaller size: stride (h - 1) // target + 1, kernel stride + 1, each axis by itself."""
+    strides = [(have - 1) // want + 1 for have, want in zip(x.shape[2:], size, strict=True)]
+    kernels = [stride + 1 if stride > 1 else 1 for stride in strides]
+    if padding == "symmetric":
+        return functional.max_pool2d(x, kernels, strides, [kernel // 2 for kernel in kernels])
+    pads = [same_padding(x.shape[2 + axis], kernels[axis], strides[axis]) for axis in (0, 1)]
+    if any(any(pad) for pad in pads):
+        x = functional.pad(x, (*pads[1], *pads[0]), value=float("-inf"))
+    return functional.max_pool2d(x, kernels, strides)
+
+
+def resize_map(x: Tensor, size: tuple[int, int], padding: str) -> Tensor:
+    """Bring a map to a size: max-pool the axes that shrink, repeat the nearest value along those that grow."""
+    height, width = x.shape[2:]
+    smaller = (min(height, size[0]), min(width, size[1]))
+    if smaller != (height, width):
+        x = downsample(x, smaller, padding)
+    if smaller != size:
+        x = functional.interpolate(x, size=size, mode="nearest")
+    return x
+
+
+def truncated_normal_(weight: Tensor, deviation: float) -> None:
+    """Fill in place with a normal cut at two deviations, rescaled as TensorFlow's variance scaling does."""
+    with torch.no_grad():
+        nn.init.trunc_normal_(weight, std=deviation / 0.87962566103423978, a=-2 * deviation, b=2 * deviation)

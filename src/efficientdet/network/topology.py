@@ -1,0 +1,171 @@
+"""The feature networks that the paper compares, as lists of nodes (section 3, figures 2 and 3). No torch here.
+
+A cell maps the levels in3 ... in7 to fused maps of the same levels. Each node has a level and the names of what it
+reads: the cell's inputs (`in5`) or earlier nodes (`td6`). What it reads is resampled to its level first. The node
+called `out<level>` (or, where there is none, the last node of that level) is the cell's output at that level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from efficientdet.errors import SettingError, unknown_name
+
+Combine = Literal["sum", "attention"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a cell.
+
+    Attributes:
+        name: unique within the cell.
+        level: pyramid level at which the node computes.
+        inputs: what it reads, in the order of its fusion weights.
+        combine: `sum` adds the inputs with the fusion's weights; `attention` is NAS-FPN's global pooling of exactly two
+            inputs x, y: y + sigmoid(mean(x)) * x.
+    """
+
+    name: str
+    level: int
+    inputs: tuple[str, ...]
+    combine: Combine = "sum"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A feature network's cell: its nodes in an order in which each reads only what comes before it."""
+
+    name: str
+    levels: tuple[int, int]
+    nodes: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a graph that cannot run.
+
+        Raises:
+            SettingError: a repeated name, an unknown or later input, a level outside the range, a wrong number of
+                inputs, a node that nothing reads, or a level without an output; names the node.
+        """
+        low, high = self.levels
+        known = {f"in{level}" for level in range(low, high + 1)}
+        where = f"feature network '{self.name}'"
+        names = [node.name for node in self.nodes]
+        for node in self.nodes:
+            if node.name in known:
+                raise SettingError(f"{where}: two nodes are called '{node.name}'")
+            if not low <= node.level <= high:
+                raise SettingError(f"{where}, node '{node.name}': level {node.level} is outside {low}-{high}")
+            if not node.inputs or (node.combine == "attention" and len(node.inputs) != 2):
+                raise SettingError(f"{where}, node '{node.name}': has {len(node.inputs)} inputs")
+            for name in node.inputs:
+                if name not in known:
+                    why = "comes later, or the graph has a cycle" if name in names else "does not exist"
+                    raise SettingError(f"{where}, node '{node.name}': its input '{name}' {why}")
+            known.add(node.name)
+        outputs = set(self.outputs())
+        read = {name for node in self.nodes for name in node.inputs}
+        for node in self.nodes:
+            if node.name not in read | outputs:
+                raise SettingError(f"{where}, node '{node.name}': nothing reads it and it is no output")
+
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the cell's outputs, finest level first.
+
+        Raises:
+            SettingError: a level has no node.
+        """
+        last = {node.level: node.name for node in self.nodes}
+        last |= {node.level: node.name for node in self.nodes if node.name == f"out{node.level}"}
+        for level in range(self.levels[0], self.levels[1] + 1):
+            if level not in last:
+                raise SettingError(f"feature network '{self.name}': no node gives level {level}")
+        return tuple(last[level] for level in range(self.levels[0], self.levels[1] + 1))
+
+
+def fpn(low: int, high: int) -> list[Node]:
+    """Top-down only (Lin et al. 2017; figure 2a)."""
+    top = [Node(f"out{high}", high, (f"in{high}",))]
+    return top + [Node(f"out{i}", i, (f"in{i}", f"out{i + 1}")) for i in range(high - 1, low - 1, -1)]
+
+
+def panet(low: int, high: int) -> list[Node]:
+    """Top-down, then bottom-up (Liu et al. 2018; figure 2b)."""
+    down = [Node(f"td{high}", high, (f"in{high}",))]
+    down += [Node(f"td{i}", i, (f"in{i}", f"td{i + 1}")) for i in range(high - 1, low - 1, -1)]
+    up = [Node(f"out{low}", low, (f"td{low}",))]
+    return down + up + [Node(f"out{i}", i, (f"td{i}", f"out{i - 1}")) for i in range(low + 1, high + 1)]
+
+
+def simplified_panet(low: int, high: int) -> list[Node]:
+    """PANet without the nodes that have a single input: they fuse nothing."""
+    return _two_ways(low, high, keeps_input=False)
+
+
+def bifpn(low: int, high: int) -> list[Node]:
+    """Simplified PANet, with an extra edge from each level's input to its output (figure 2d, section 3.2)."""
+    return _two_ways(low, high, keeps_input=True)
+
+
+def _two_ways(low: int, high: int, keeps_input: bool) -> list[Node]:
+    nodes = []
+    above = f"in{high}"
+    for i in range(high - 1, low, -1):
+        nodes.append(Node(f"td{i}", i, (f"in{i}", above)))
+        above = f"td{i}"
+    nodes.append(Node(f"out{low}", low, (f"in{low}", above)))
+    for i in range(low + 1, high):
+        own = (f"in{i}", f"td{i}") if keeps_input else (f"td{i}",)
+        nodes.append(Node(f"out{i}", i, (*own, f"out{i - 1}")))
+    nodes.append(Node(f"out{high}", high, (f"in{high}", f"out{high - 1}")))
+    return nodes
+
+
+def fully_connected(low: int, high: int) -> list[Node]:
+    """Every output reads every input."""
+    everything = tuple(f"in{i}" for i in range(low, high + 1))
+    return [Node(f"out{i}", i, everything) for i in range(low, high + 1)]
+
+
+def nas_fpn(low: int, high: int) -> list[Node]:
+    """The searched cell (Ghiasi et al. 2019; figure 2c), drawn for five levels; levels above them are added bottom-up."""
+    i3, i4, i5, i6, i7 = (f"in{low + step}" for step in range(5))
+    o3, o4, o5, o6, o7 = (f"out{low + step}" for step in range(5))
+    nodes = [
+        Node("a1", low + 1, (i6, i4), "attention"),
+        Node("a2", low + 1, ("a1", i4)),
+        Node(o3, low, ("a2", i3)),
+        Node(o4, low + 1, (o3, "a2")),
+        Node("a3", low + 2, (o4, o3), "attention"),
+        Node(o5, low + 2, (i5, "a3")),
+        Node("a4", low + 4, (o5, "a2"), "attention"),
+        Node(o7, low + 4, (i7, "a4")),
+        Node(o6, low + 3, (o7, o5), "attention"),
+    ]
+    return nodes + [Node(f"out{i}", i, (f"in{i}", f"out{i - 1}")) for i in range(low + 5, high + 1)]
+
+
+TOPOLOGIES: dict[str, Callable[[int, int], list[Node]]] = {
+    "bifpn": bifpn,
+    "fpn": fpn,
+    "panet": panet,
+    "simplified-panet": simplified_panet,
+    "nas-fpn": nas_fpn,
+    "fully-connected": fully_connected,
+}
+
+
+def build_topology(name: str, levels: tuple[int, int]) -> Topology:
+    """Build the cell of a named feature network for the given levels.
+
+    Raises:
+        UnknownNameError: the name is not one of `TOPOLOGIES`.
+        SettingError: NAS-FPN asked for fewer than five levels.
+    """
+    if name not in TOPOLOGIES:
+        raise unknown_name("feature network", name, TOPOLOGIES)
+    if name == "nas-fpn" and levels[1] - levels[0] < 4:
+        raise SettingError(f"nas-fpn needs at least five levels, not {levels[0]}-{levels[1]}")
+    return Topology(name, levels, tuple(TOPOLOGIES[name](*levels)))

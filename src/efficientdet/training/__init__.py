@@ -1,0 +1,1 @@
+"""Samples to weights: matching, losses, schedule, and the run on Lightning."""

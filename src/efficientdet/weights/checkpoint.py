@@ -1,0 +1,195 @@
+"""Our checkpoints: safetensors that say themselves what they are. `load_checkpoint(path)` needs no other argument."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import efficientdet
+from efficientdet.errors import EfficientDetError, WeightsError
+from efficientdet.family import ModelSpec
+from efficientdet.images import IMAGENET, LITE, Preprocessing
+from efficientdet.network.efficientdet import EfficientDet
+
+FORMAT = "efficientdet-1"
+METADATA_KEY = "efficientdet"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        spec: the network, anchors included.
+        class_names: by label.
+        category_ids: the training set's own ids by label.
+        preprocessing: how pixels become numbers.
+        postprocess: settings of the post-processing that differ from the defaults.
+        metrics: what the model reached, by name, with the data set's name in `data`.
+        training: the settings it was trained with, and the package's version at the time.
+    """
+
+    spec: ModelSpec
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    preprocessing: Preprocessing
+    postprocess: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The metadata as it stands in the file."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "version": efficientdet.__version__,
+                "spec": self.spec.to_dict(),
+                "class_names": self.class_names,
+                "category_ids": self.category_ids,
+                "preprocessing": self.preprocessing.to_dict(),
+                "postprocess": self.postprocess,
+                "metrics": self.metrics,
+                "training": self.training,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str, source: Path) -> CheckpointInfo:
+        """Read what `to_json` wrote.
+
+        Raises:
+            WeightsError: not ours, of a newer format, or a field is missing or wrong; names file and field.
+        """
+        try:
+            fields = json.loads(text)
+            if fields["format"] != FORMAT:
+                raise WeightsError(
+                    f"{source}: format '{fields['format']}', this version reads '{FORMAT}'; upgrade the package"
+                )
+            return cls(
+                spec=ModelSpec.from_dict(fields["spec"]),
+                class_names=tuple(map(str, fields["class_names"])),
+                category_ids=tuple(map(int, fields["category_ids"])),
+                preprocessing=Preprocessing.from_dict(fields["preprocessing"]),
+                postprocess=dict(fields["postprocess"]),
+                metrics=dict(fields["metrics"]),
+                training=dict(fields["training"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(f"{source}: damaged metadata ({type(error).__name__}: {error})") from error
+
+
+def default_preprocessing(spec: ModelSpec) -> Preprocessing:
+    """The normalisation that the spec names."""
+    return LITE if spec.normalisation == "lite" else IMAGENET
+
+
+def _half(tensor: Tensor) -> Tensor:
+    """Halve kernels only: batch norms and biases are few, and small variances would round to nothing."""
+    return tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+
+
+def save_checkpoint(
+    path: str | Path, state: dict[str, Tensor], info: CheckpointInfo, half: bool = False
+) -> None:
+    """Write a checkpoint to a temporary name beside it, then rename.
+
+    Args:
+        path: ends in `.safetensors`; an existing file is replaced.
+        state: the network's state dict.
+        info: what the file shall say of itself.
+        half: keep kernels as float16, which halves the file.
+
+    Raises:
+        WeightsError: the file cannot be written; names it and says why.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    if half:
+        tensors = {name: _half(tensor) for name, tensor in tensors.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, {METADATA_KEY: info.to_json()})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise WeightsError(f"{path}: cannot be written ({error})") from error
+
+
+def read_info(path: str | Path) -> CheckpointInfo:
+    """Read what a checkpoint says of itself, without its tensors.
+
+    Raises:
+        WeightsError: missing, damaged, or not one of ours; names the file and what to do.
+    """
+    return _open(Path(path), with_tensors=False)[0]
+
+
+def load_checkpoint(path: str | Path) -> tuple[EfficientDet, CheckpointInfo]:
+    """Build the network that a checkpoint describes and fill it, in evaluation mode, float32, on the CPU.
+
+    Raises:
+        WeightsError: missing, damaged, not one of ours, or tensors that do not fit; names the file.
+    """
+    path = Path(path)
+    info, state = _open(path, with_tensors=True)
+    try:
+        with torch.device("meta"):
+            model = EfficientDet(info.spec, len(info.class_names))
+        fit_state(model, state, str(path))
+        model.load_state_dict(state, assign=True)
+    except WeightsError:
+        raise
+    except EfficientDetError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return model.float().eval().requires_grad_(True), info
+
+
+def fit_state(model: EfficientDet, state: dict[str, Tensor], source: str) -> None:
+    """Check that a state dict fits a network, name by name and shape by shape.
+
+    Raises:
+        WeightsError: it does not; lists every mismatch.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    problems = [f"missing: {name} {shape}" for name, shape in own.items() if name not in theirs]
+    problems += [f"unexpected: {name} {shape}" for name, shape in theirs.items() if name not in own]
+    problems += [
+        f"shape: {name} is {theirs[name]}, the model has {shape}"
+        for name, shape in own.items()
+        if name in theirs and theirs[name] != shape
+    ]
+    if problems:
+        lines = "\n  ".join(problems)
+        raise WeightsError(f"{source}: {len(problems)} tensors do not fit {model.spec.name}:\n  {lines}")
+
+
+def _open(path: Path, with_tensors: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            if text is None:
+                raise WeightsError(
+                    f"{path}: a safetensors file, but not one that this package wrote (it says nothing of its "
+                    f"classes and network); convert it first: efficientdet convert {path.name} --to OUT.safetensors"
+                )
+            info = CheckpointInfo.from_json(text, path)
+            state = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path}: not a safetensors file, or a damaged one ({error}). Weights of another kind (.pth, .h5) are "
+            "converted first: efficientdet convert FILE --to OUT.safetensors"
+        ) from error
+    return info, state

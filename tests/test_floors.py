@@ -1,0 +1,26 @@
+"""The floors of docs/architecture.md: lower parts know nothing of higher ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_floors_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    cli = pytest.importorskip("importlinter.cli", reason="import-linter is missing (dev extra)")
+    status = cli.lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
+    assert status == 0, capsys.readouterr().out
+
+
+def test_the_network_can_be_lifted_out() -> None:
+    program = (
+        "import sys, efficientdet.network.efficientdet\n"
+        "print(*sorted({name.split('.')[1] for name in sys.modules if name.startswith('efficientdet.')}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"network", "boxes", "family", "errors"}
