@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -75,6 +75,7 @@ def test_nothing_found_works_everywhere() -> None:
 
 
 # ---- cutting
+@settings(deadline=None)
 @given(data=st.data(), count=st.integers(0, 12))
 def test_every_index_gives_what_numpy_gives(data: st.DataObject, count: int) -> None:
     detections = made(

@@ -10,10 +10,11 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
@@ -147,6 +148,7 @@ def test_a_truncated_file_is_an_error_not_a_grey_picture(kind: str, tmp_path: Pa
         images.read(path)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_damaged_bytes_give_a_picture_or_an_image_error(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "PPM"]))
@@ -154,7 +156,8 @@ def test_damaged_bytes_give_a_picture_or_an_image_error(data: st.DataObject) -> 
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     try:
-        assert images.read(bytes(content)).shape[2] == 3
+        with mock.patch.object(Image, "MAX_IMAGE_PIXELS", 10_000):  # damage may ask for millions, honestly
+            assert images.read(bytes(content)).shape[2] == 3
     except ImageError as error:
         assert "bytes>" in str(error)
 
@@ -246,6 +249,7 @@ def test_exif_that_is_no_exif_is_none() -> None:
 
 
 # ---- letterbox
+@settings(deadline=None)
 @given(image_size=st.tuples(SIDES, SIDES), size=SIZES, method=st.sampled_from(["effdet", "official"]))
 def test_the_letterbox_fits_and_fills_one_side(
     image_size: tuple[int, int], size: tuple[int, int], method: Any
@@ -263,6 +267,7 @@ def test_a_letterbox_of_nothing_is_refused(sizes: Any) -> None:
         images.letterbox_scale(*sizes)
 
 
+@settings(deadline=None)
 @given(
     image_size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     size=st.tuples(st.integers(1, 64), st.integers(1, 64)),
@@ -296,6 +301,7 @@ def test_prepare_is_pillows_antialiased_resize_at_the_top_left() -> None:
     np.testing.assert_array_equal(tensor.numpy(), prepared[:, :40])
 
 
+@settings(deadline=None)
 @given(old=st.tuples(*[st.integers(1, 40)] * 2), new=st.tuples(*[st.integers(1, 60)] * 2))
 def test_official_resize_is_bilinear_with_half_pixel_centres(
     old: tuple[int, int], new: tuple[int, int]
@@ -316,6 +322,7 @@ def test_official_resize_does_not_antialias() -> None:
     assert images.resize(stripes, (1, 8), "effdet").min() > 5
 
 
+@settings(deadline=None)
 @given(
     scale=st.floats(0.2, 3),
     box=st.tuples(*[st.integers(0, 30)] * 2),
@@ -340,6 +347,7 @@ def test_prepare_refuses_what_read_does_not_give(image: Any) -> None:
 
 
 # ---- settings
+@settings(deadline=None)
 @given(
     mean=st.tuples(*[st.floats(0, 255)] * 3),
     std=st.tuples(*[st.floats(0.1, 255)] * 3),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficientdet.detections import Detections
@@ -59,6 +59,7 @@ def test_a_label_stands_above_its_box_and_within_where_there_is_no_room() -> Non
     assert within[2, 102:130].all()
 
 
+@settings(deadline=None)
 @given(
     size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     boxes=st.lists(st.tuples(*[st.floats(-200, 500, width=32)] * 4), max_size=5),
@@ -69,6 +70,7 @@ def test_any_box_and_any_name_on_any_picture(size: tuple[int, int], boxes: Any, 
     assert draw(grey(*size), detections).size == (size[1], size[0])
 
 
+@settings(deadline=None)
 @given(
     size=st.tuples(st.integers(64, 900), st.integers(1, 900)),
     boxes=st.lists(st.tuples(*[st.floats(-50, 950, width=32)] * 4), min_size=1, max_size=8),

@@ -49,10 +49,18 @@ class Fusion(nn.Module):
         return total
 
 
-class GlobalAttention(nn.Module):
-    """NAS-FPN's global pooling node (Ghiasi et al. 2019, figure 4): y + sigmoid(mean(x)) * x, no weights."""
+class GlobalAttention(Fusion):
+    """NAS-FPN's global pooling of the last two maps (Ghiasi et al. 2019, figure 4), fused with the others if any.
+
+    Args:
+        kind: how the pooled map is added to the others; see `Fusion`. Two inputs alone need no weights.
+        inputs: how many maps, at least two.
+    """
+
+    def __init__(self, kind: str, inputs: int) -> None:
+        super().__init__(kind if inputs > 2 else "none", inputs - 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Two (B, C, h, w) maps x and y to (B, C, h, w)."""
-        x, y = maps
-        return y + x.mean((2, 3), keepdim=True).sigmoid() * x
+        """(B, C, h, w) maps, x and y the last, to the fusion of the others and y + sigmoid(mean(x)) * x."""
+        *others, x, y = maps
+        return super().forward([*others, y + x.mean((2, 3), keepdim=True).sigmoid() * x])

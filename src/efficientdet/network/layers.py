@@ -79,7 +79,8 @@ def downsample(x: Tensor, size: tuple[int, int], padding: str) -> Tensor:
     """Max-pool a map to a smaller size: stride (h - 1) // target + 1, kernel stride + 1, each axis by itself."""
     strides = [(have - 1) // want + 1 for have, want in zip(x.shape[2:], size, strict=True)]
     kernels = [stride + 1 if stride > 1 else 1 for stride in strides]
-    if padding == "symmetric":
+    # With an odd stride (3 rows to 1) symmetric padding would give a row too many: SAME then, which always fits.
+    if padding == "symmetric" and all(stride == 1 or stride % 2 == 0 for stride in strides):
         return functional.max_pool2d(x, kernels, strides, [kernel // 2 for kernel in kernels])
     pads = [same_padding(x.shape[2 + axis], kernels[axis], strides[axis]) for axis in (0, 1)]
     if any(any(pad) for pad in pads):
@@ -101,4 +102,5 @@ def resize_map(x: Tensor, size: tuple[int, int], padding: str) -> Tensor:
 def truncated_normal_(weight: Tensor, deviation: float) -> None:
     """Fill in place with a normal cut at two deviations, rescaled as TensorFlow's variance scaling does."""
     with torch.no_grad():
-        nn.init.trunc_normal_(weight, std=deviation / 0.87962566103423978, a=-2 * deviation, b=2 * deviation)
+        before_cut = deviation / 0.87962566103423978
+        nn.init.trunc_normal_(weight, std=before_cut, a=-2 * before_cut, b=2 * before_cut)

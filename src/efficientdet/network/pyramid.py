@@ -36,7 +36,8 @@ class NodeModule(nn.Module):
                 if channels != width
             }
         )
-        self.fuse = GlobalAttention() if node.combine == "attention" else Fusion(fusion, len(node.inputs))
+        fuse = GlobalAttention if node.combine == "attention" else Fusion
+        self.fuse = fuse(fusion, len(node.inputs))
         self.act = activation(act)
         self.conv = SeparableConv2d(width, width, bias=bias, padding=padding)
         self.bn = batch_norm(width)

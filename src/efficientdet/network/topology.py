@@ -24,8 +24,8 @@ class Node:
         name: unique within the cell.
         level: pyramid level at which the node computes.
         inputs: what it reads, in the order of its fusion weights.
-        combine: `sum` adds the inputs with the fusion's weights; `attention` is NAS-FPN's global pooling of exactly two
-            inputs x, y: y + sigmoid(mean(x)) * x.
+        combine: `sum` adds the inputs with the fusion's weights; `attention` first replaces the last two, x and y, by
+            NAS-FPN's global pooling of them: y + sigmoid(mean(x)) * x.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Topology:
                 raise SettingError(f"{where}: two nodes are called '{node.name}'")
             if not low <= node.level <= high:
                 raise SettingError(f"{where}, node '{node.name}': level {node.level} is outside {low}-{high}")
-            if not node.inputs or (node.combine == "attention" and len(node.inputs) != 2):
+            if not node.inputs or (node.combine == "attention" and len(node.inputs) < 2):
                 raise SettingError(f"{where}, node '{node.name}': has {len(node.inputs)} inputs")
             for name in node.inputs:
                 if name not in known:
@@ -134,14 +134,12 @@ def nas_fpn(low: int, high: int) -> list[Node]:
     i3, i4, i5, i6, i7 = (f"in{low + step}" for step in range(5))
     o3, o4, o5, o6, o7 = (f"out{low + step}" for step in range(5))
     nodes = [
-        Node("a1", low + 1, (i6, i4), "attention"),
-        Node("a2", low + 1, ("a1", i4)),
-        Node(o3, low, ("a2", i3)),
-        Node(o4, low + 1, (o3, "a2")),
-        Node("a3", low + 2, (o4, o3), "attention"),
-        Node(o5, low + 2, (i5, "a3")),
-        Node("a4", low + 4, (o5, "a2"), "attention"),
-        Node(o7, low + 4, (i7, "a4")),
+        Node("a", low + 1, (i6, i4), "attention"),
+        Node("b", low + 1, ("a", i4)),
+        Node(o3, low, ("b", i3)),
+        Node(o4, low + 1, (o3, "b")),
+        Node(o5, low + 2, (i5, o4, o3), "attention"),
+        Node(o7, low + 4, (i7, o5, "b"), "attention"),
         Node(o6, low + 3, (o7, o5), "attention"),
     ]
     return nodes + [Node(f"out{i}", i, (f"in{i}", f"out{i - 1}")) for i in range(low + 5, high + 1)]

@@ -1,51 +1,199 @@
-"""Weights of other implementations, name for name (effdet here). TensorFlow's (y, x) order is turned round here only."""
+"""Weights of other implementations, name for name: effdet, zylo117, TensorFlow. What does not fit is listed, never skipped.
+
+All of them predict (dy, dx, dh, dw); the order is turned round here and nowhere else.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from efficientdet.errors import WeightsError, unknown_name
 from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.weights.effdet_names import EFFDET
+from efficientdet.weights.places import Dialect, Found, redundant_biases
+from efficientdet.weights.tensorflow_names import TENSORFLOW, is_tensorflow
+from efficientdet.weights.zylo_names import ZYLO, is_zylo
 
-SOURCES = ("effdet",)
-# Others predict (dy, dx, dh, dw); swapping both pairs turns one order into the other, either way.
+DIALECTS: dict[str, Dialect] = {"effdet": EFFDET, "zylo": ZYLO, "tensorflow": TENSORFLOW}
+
+# Swapping both pairs turns (dy, dx, dh, dw) into (dx, dy, dw, dh), and back.
 _SWAP_XY = (1, 0, 3, 2)
+# The layer whose size depends on the number of classes.
+_CLASS_LAYER = "class_head.predict.pointwise."
+# Where training scripts put the weights; averaged ones come first.
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+_PLAIN = ("state_dict", "model_state_dict", "model", "module")
 
 
-def _effdet_name(ours: str, model: EfficientDet) -> str:
-    """The name that effdet gives to one of our tensors."""
-    if ours.startswith("backbone."):
-        return ours
-    if ours.startswith("feature_network.extra."):
-        first_extra = len(model.backbone.channels)
-        return ours.replace("feature_network.extra.", f"fpn.resample.{first_extra}.conv.")
-    head = re.match(r"(class|box)_head\.(convs|bns|predict)\.(.*)", ours)
-    if head:
-        kind, part, rest = head.groups()
-        if part == "bns":
-            repeat, level, leaf = rest.split(".")
-            return f"{kind}_net.bn_rep.{repeat}.{level}.bn.{leaf}"
-        rest = rest.replace("depthwise", "conv_dw").replace("pointwise", "conv_pw")
-        return f"{kind}_net.{'conv_rep' if part == 'convs' else part}.{rest}"
-    match = re.match(r"feature_network\.cells\.(\d+)\.(\w+)\.(.*)", ours)
-    if match is None:
-        raise WeightsError(f"our tensor '{ours}' has no effdet name")
-    cell, node_name, rest = match.groups()
-    topology = model.feature_network.topology
-    index = [node.name for node in topology.nodes].index(node_name)
-    prefix = f"fpn.cell.{cell}.fnode.{index}."
-    lateral = re.match(r"laterals\.in(\d+)\.(.*)", rest)
-    if lateral:
-        offset = int(lateral.group(1)) - topology.levels[0]
-        return f"{prefix}combine.resample.{offset}.conv.{lateral.group(2)}"
-    if rest == "fuse.weights":
-        return f"{prefix}combine.edge_weights"
-    rest = rest.replace("conv.depthwise", "conv.conv_dw").replace("conv.pointwise", "conv.conv_pw")
-    return f"{prefix}after_combine.{rest if rest.startswith('conv.') else 'conv.' + rest}"
+def load_foreign(
+    model: EfficientDet, state: Mapping[str, Any], source: str = "effdet", replace_head: bool = False
+) -> list[str]:
+    """Load another implementation's weights into a network, strictly.
+
+    The state may be nested as training scripts save it (averaged weights are preferred), and its names may carry the
+    prefixes of benches, DataParallel and torch.compile. Counters of batch norms may be missing. Biases right before
+    batch norms may all be missing from the state (zero is the same function), or be more than the network has: then they
+    are subtracted from the running means, which is the same function too.
+
+    Args:
+        model: a network whose spec is that of the weights; changed in place.
+        state: name to tensor or numpy array, as the file of the other implementation holds it.
+        source: `effdet`, `zylo`, `tensorflow`, or `auto` to tell by the names.
+        replace_head: let the last layer of the class head differ in the number of classes; the network then keeps its own.
+
+    Returns:
+        What was dropped: the class layer, if its size differs, and tensors that change nothing in the source either.
+
+    Raises:
+        UnknownNameError: the source is not known.
+        WeightsError: a tensor is missing, unexpected, or has another shape; lists every one, and changes nothing.
+    """
+    flat = unwrap(state)
+    name = detect_source(flat) if source == "auto" else source
+    if name not in DIALECTS:
+        raise unknown_name("source of weights", name, [*DIALECTS, "auto"])
+    dialect = DIALECTS[name]
+    theirs = dialect.clean(flat, model)
+    dropped = [_describe(theirs.pop(extra)) for extra in dialect.unused(model) if extra in theirs]
+    ours, problems = _translate(model, theirs, dialect, replace_head, dropped)
+    problems += [f"unexpected: {_describe(found)}" for found in theirs.values()]
+    if problems:
+        raise WeightsError(
+            f"{len(problems)} tensors do not fit {model.spec.name} with {model.num_classes} classes:\n  "
+            + "\n  ".join(problems)
+            + _hint(problems, name, model)
+        )
+    model.load_state_dict(ours, strict=False)
+    return dropped
+
+
+def to_foreign(model: EfficientDet, target: str = "effdet") -> dict[str, Tensor]:
+    """A network's weights under another implementation's names, in its layout.
+
+    `load_foreign` reads them back bit for bit; for `tensorflow`, whose files have none, without the batch norms' counters.
+
+    Args:
+        model: any network that the other implementation can have.
+        target: `effdet`, `zylo` or `tensorflow` (the names of graph checkpoints and of h5 files).
+
+    Returns:
+        Name to tensor: copies.
+
+    Raises:
+        UnknownNameError: the target is not known.
+        WeightsError: the other implementation has no such network; names the part.
+    """
+    if target not in DIALECTS:
+        raise unknown_name("target of weights", target, DIALECTS)
+    dialect = DIALECTS[target]
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        their_names = dialect.names(name, model)
+        if their_names:
+            parts = dialect.split(name, _swap_box_order(name, tensor))
+            theirs |= {part: value.clone() for part, value in zip(their_names, parts, strict=True)}
+    return theirs | {name: torch.ones(shape) for name, shape in dialect.unused(model).items()}
+
+
+def unwrap(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Find the weights in what a file holds: itself a state dict, or a dict that holds one, the averaged one first.
+
+    Raises:
+        WeightsError: there is no state dict in it; says what there is.
+    """
+    for key in (*_AVERAGED, *_PLAIN):
+        inner = state.get(key)
+        if isinstance(inner, Mapping) and inner:
+            return unwrap(inner)
+    tensors = {name: _as_tensor(value) for name, value in state.items() if isinstance(value, (Tensor, np.ndarray))}
+    others = [str(name) for name, value in state.items() if not isinstance(value, (Tensor, np.ndarray))]
+    if not tensors or others:
+        what = f"found {', '.join(others[:5])}" if others else "it is empty"
+        raise WeightsError(f"expected a dictionary of tensors, or one that holds it as 'state_dict'; {what}")
+    return tensors
+
+
+def _as_tensor(value: Tensor | np.ndarray) -> Tensor:
+    return value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+
+
+def detect_source(state: Mapping[str, Any]) -> str:
+    """Tell by the names whose weights these are: `effdet`, `zylo` or `tensorflow`.
+
+    Raises:
+        WeightsError: none of them; shows some names.
+    """
+    if any(map(is_tensorflow, state)):
+        return "tensorflow"
+    if any(map(is_zylo, state)):
+        return "zylo"
+    if any("fpn." in name or "class_net." in name for name in state):
+        return "effdet"
+    raise WeightsError(
+        f"these are not weights of effdet, zylo117 or TensorFlow's EfficientDet; names begin {', '.join(list(state)[:4])}"
+    )
+
+
+def _translate(
+    model: EfficientDet, theirs: dict[str, Found], dialect: Dialect, replace_head: bool, dropped: list[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Our state dict from theirs, and what is wrong with it; takes what it uses out of `theirs`."""
+    state, biases = model.state_dict(), redundant_biases(model)
+    # All or none: a state that has some of these biases has lost the others.
+    has_biases = any(part in theirs for bias in biases for part in dialect.names(bias, model))
+    ours, problems = {}, []
+    for name, tensor in state.items():
+        their_names = dialect.names(name, model)
+        expected = dialect.split(name, _swap_box_order(name, tensor))
+        found = [theirs.pop(part, None) for part in their_names]
+        if name in biases and not has_biases:
+            ours[name] = torch.zeros_like(tensor)
+            continue
+        if name.endswith("num_batches_tracked") and None in found:
+            continue
+        wrong = _problems(their_names, expected, found)
+        if replace_head and name.startswith(_CLASS_LAYER) and wrong and None not in found:
+            dropped += [_describe(part) for part in found if part is not None]
+        elif wrong:
+            problems += wrong
+        elif their_names:
+            parts = [part.tensor for part in found if part is not None]
+            ours[name] = _swap_box_order(name, dialect.join(name, parts))
+    for bias in biases.keys() - state.keys() if has_biases else ():
+        problems += _fold(bias, biases[bias], model, theirs, dialect, ours)
+    return ours, problems
+
+
+def _problems(names: tuple[str, ...], expected: list[Tensor], found: list[Found | None]) -> list[str]:
+    problems = []
+    for name, want, have in zip(names, expected, found, strict=False):
+        if have is None:
+            problems.append(f"missing: {name} {tuple(want.shape)}")
+        elif have.tensor.shape != want.shape:
+            problems.append(f"shape: {_describe(have)}, the model has {tuple(want.shape)}")
+    return problems
+
+
+def _fold(
+    bias: str, means: list[str], model: EfficientDet, theirs: dict[str, Found], dialect: Dialect, ours: dict[str, Tensor]
+) -> list[str]:
+    """Subtract a bias that the network lacks from the running means behind it: (x + b) - m = x - (m - b)."""
+    (name,) = dialect.names(bias, model)
+    found = theirs.pop(name, None)
+    shape = model.state_dict()[means[0]].shape
+    if found is None:
+        return [f"missing: {name} {tuple(shape)}"]
+    if found.tensor.shape != shape:
+        return [f"shape: {_describe(found)}, the model has {tuple(shape)}"]
+    for mean in means:
+        if mean in ours:
+            ours[mean] = ours[mean] - found.tensor.to(ours[mean])
+    return []
 
 
 def _swap_box_order(name: str, tensor: Tensor) -> Tensor:
@@ -56,62 +204,13 @@ def _swap_box_order(name: str, tensor: Tensor) -> Tensor:
     return per_anchor[:, list(_SWAP_XY)].reshape(tensor.shape)
 
 
-def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop wrapper prefixes, the stored anchors, and counters; put level-first batch norms repeat-first."""
-    cleaned = {}
-    for name, tensor in state.items():
-        name = re.sub(r"^(module\.|model\.)+", "", name)
-        if name.startswith("anchors."):
-            continue
-        cleaned[name] = tensor
-    return cleaned
+def _describe(found: Found) -> str:
+    return f"{found.name} {tuple(found.tensor.shape)}"
 
 
-def load_foreign(model: EfficientDet, state: Mapping[str, Tensor], source: str = "effdet") -> None:
-    """Load another implementation's weights into a model, strictly.
-
-    Args:
-        model: a network whose spec is that of the weights; changed in place.
-        state: name to tensor.
-        source: `effdet`.
-
-    Raises:
-        UnknownNameError: the source is not known.
-        WeightsError: a tensor is missing, unexpected, or has another shape; lists every one, and changes nothing.
-    """
-    if source not in SOURCES:
-        raise unknown_name("source of weights", source, SOURCES)
-    theirs = _clean(state)
-    ours, problems = {}, []
-    for name, tensor in model.state_dict().items():
-        their_name = _effdet_name(name, model)
-        found = theirs.pop(their_name, None)
-        if found is None:
-            if not name.endswith("num_batches_tracked"):
-                problems.append(f"missing: {their_name} {tuple(tensor.shape)}")
-        elif found.shape != tensor.shape:
-            problems.append(f"shape: {their_name} is {tuple(found.shape)}, the model has {tuple(tensor.shape)}")
-        else:
-            ours[name] = _swap_box_order(name, found)
-    problems += [f"unexpected: {name}" for name in theirs]
-    if problems:
-        raise WeightsError(
-            f"{len(problems)} tensors do not fit {model.spec.name} with {model.num_classes} classes:\n  "
-            + "\n  ".join(problems)
-        )
-    model.load_state_dict(ours, strict=False)
-
-
-def to_foreign(model: EfficientDet, target: str = "effdet") -> dict[str, Tensor]:
-    """A model's weights under another implementation's names; `load_foreign` reads them back bit for bit.
-
-    Raises:
-        UnknownNameError: the target is not known.
-    """
-    if target not in SOURCES:
-        raise unknown_name("target of weights", target, SOURCES)
-    with torch.no_grad():
-        return {
-            _effdet_name(name, model): _swap_box_order(name, tensor).clone()
-            for name, tensor in model.state_dict().items()
-        }
+def _hint(problems: list[str], source: str, model: EfficientDet) -> str:
+    """What to do about it, where that can be told."""
+    layer = {name for leaf in ("weight", "bias") for name in DIALECTS[source].names(_CLASS_LAYER + leaf, model)}
+    if all(problem.startswith("shape: ") and any(name in problem for name in layer) for problem in problems):
+        return "\nOnly the number of classes differs: replace_head=True keeps the model's own class layer"
+    return ""

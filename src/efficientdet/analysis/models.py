@@ -1,0 +1,74 @@
+"""The table of models, counted from the code."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from efficientdet.family import MODELS, PUBLISHED, PUBLISHED_AP, ModelSpec
+from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
+from efficientdet.weights.checkpoint import read_info
+from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names
+
+
+@lru_cache
+def count(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> tuple[int, int]:
+    """Learnable parameters, and multiply-adds of the convolutions at the spec's input size, batch 1.
+
+    Nothing is computed: the network lives on torch's meta device. Squeeze-and-excite counts; batch norms, activations,
+    pooling, resizing, fusion and biases do not.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = EfficientDet(spec, num_classes).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, spec.image_size, spec.image_size))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return parameters, counter.get_total_flops() // 2
+
+
+def family_rows() -> list[dict[str, Any]]:
+    """One row a model: its scaling, what the code counts, and what was published."""
+    rows = []
+    for name, spec in MODELS.items():
+        parameters, multiply_adds = count(spec)
+        rows.append(
+            {
+                "name": name,
+                "backbone": spec.backbone,
+                "input": spec.image_size,
+                "width": spec.width,
+                "depth": spec.depth,
+                "head": spec.head_depth,
+                "params M": round(parameters / 1e6, 2),
+                "published M": round(PUBLISHED[name][0] / 1e6, 2),
+                "GMAC": round(multiply_adds / 1e9, 2),
+                "published GMAC": round(PUBLISHED[name][1] / 1e9, 2),
+                "published AP": PUBLISHED_AP[name],
+            }
+        )
+    return rows
+
+
+def bundled_rows() -> list[dict[str, Any]]:
+    """One row for each model inside the package, from its own metadata."""
+    rows = []
+    for name in bundled_names():
+        info = read_info(BUNDLED_FOLDER / f"{name}.safetensors")
+        rows.append(
+            {
+                "name": name,
+                "network": info.spec.name,
+                "classes": ", ".join(info.class_names),
+                "input": info.spec.image_size,
+                "AP": _rounded(info.metrics.get("ap")),
+                "AP50": _rounded(info.metrics.get("ap50")),
+            }
+        )
+    return rows
+
+
+def _rounded(value: Any) -> float | None:
+    return None if value is None else round(float(value), 3)

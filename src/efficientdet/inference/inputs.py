@@ -1,0 +1,65 @@
+"""What a user names on the command line -> the pictures that it means."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from pathlib import Path
+
+from efficientdet.errors import ImageError
+
+PICTURE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm",
+)  # fmt: skip
+STANDARD_INPUT = "-"
+
+
+def find_pictures(sources: list[str]) -> list[Path | str]:
+    """List the pictures that files, folders, globs and `-` (standard input) mean, each once, in order.
+
+    A file is taken whatever its suffix; of a folder, the files (of all levels) with a picture's suffix.
+
+    Raises:
+        ImageError: a source matches nothing; names it.
+    """
+    found: dict[Path | str, None] = {}
+    for source in sources:
+        if source == STANDARD_INPUT:
+            found[source] = None
+            continue
+        path = Path(source)
+        if path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+        elif path.exists():
+            matches = [path]
+        else:
+            matches = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())
+        if not matches:
+            what = "no picture in this folder" if path.is_dir() else "no such file, and as a pattern it matches none"
+            raise ImageError(f"{source}: {what}")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def read_standard_input() -> bytes:
+    """The picture that another program pipes in.
+
+    Raises:
+        ImageError: nothing came.
+    """
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise ImageError("standard input: empty; pipe a picture in, such as: efficientdet predict - < photo.jpg")
+    return content
+
+
+def output_names(pictures: list[Path | str]) -> list[str]:
+    """A file name for each picture's annotated copy: its own stem, numbered where two would collide."""
+    used: dict[str, int] = {}
+    names = []
+    for picture in pictures:
+        stem = "stdin" if picture == STANDARD_INPUT else Path(picture).stem
+        used[stem] = used.get(stem, 0) + 1
+        number = "" if used[stem] == 1 else f"-{used[stem]}"
+        names.append(f"{stem}{number}.jpg")
+    return names

@@ -1,0 +1,150 @@
+"""What happens around the steps: averaged weights, checkpoints, the state to resume from, and the progress shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from rich.console import Console
+from torch import Tensor
+
+from efficientdet.training.config import TrainConfig
+from efficientdet.training.module import DetectionModule
+from efficientdet.training.run import RESUME_FILE, TrainingRun
+from efficientdet.training.schedule import EmaUpdate
+from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
+
+
+class Ema(WeightAveraging):
+    """Averaged weights, which are what evaluation sees and what is saved."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(multi_avg_fn=EmaUpdate(decay))
+
+    def network_state(self) -> dict[str, Tensor]:
+        """State dict of the averaged network."""
+        module: DetectionModule = self._average_model.module  # type: ignore[union-attr, assignment]
+        return module.model.state_dict()
+
+
+class SaveCheckpoints(Callback):
+    """Saves `last` and `best` after each evaluation, and the state to resume from every so many steps."""
+
+    def __init__(self, folder: Path, info: CheckpointInfo, config: TrainConfig, ema: Ema | None) -> None:
+        self.folder = folder
+        self.info = info
+        self.config = config
+        self.ema = ema
+        self.best_ap = -1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best AP so far, for a resumed run."""
+        return {"best_ap": self.best_ap}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best AP of the run that is resumed."""
+        self.best_ap = state_dict["best_ap"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save the state to resume from, between two steps and not at an epoch's end, which saves by itself."""
+        is_last = batch_idx + 1 >= trainer.num_training_batches
+        moved = (batch_idx + 1) % self.config.accumulate == 0
+        if moved and not is_last and trainer.global_step % self.config.save_every == 0:
+            self._save_state(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the network after the epoch's evaluation, if there was one, and the state to resume from."""
+        module: DetectionModule = pl_module  # type: ignore[assignment]
+        is_due = (trainer.current_epoch + 1) % self.config.evaluate_every == 0
+        if trainer.is_global_zero:
+            self._save_network(module, evaluated=is_due and module.metrics is not None)
+        self._save_state(trainer)
+
+    def _save_state(self, trainer: Trainer) -> None:
+        temporary = self.folder / f".{RESUME_FILE}.part"
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.folder / RESUME_FILE)
+
+    def _save_network(self, module: DetectionModule, evaluated: bool) -> None:
+        state = self.ema.network_state() if self.ema is not None else module.model.state_dict()
+        metrics = module.metrics.to_dict() if evaluated and module.metrics is not None else {}
+        info = dataclasses.replace(self.info, metrics=metrics)
+        save_checkpoint(self.folder / "last.safetensors", state, info)
+        if not evaluated and module.val_set is not None:
+            return
+        ap = module.metrics.ap if module.metrics is not None else 0.0
+        if module.val_set is None or ap >= self.best_ap:
+            self.best_ap = ap
+            save_checkpoint(self.folder / "best.safetensors", state, info)
+
+    def finish(self, module: DetectionModule) -> TrainingRun:
+        """Write the report and give the run."""
+        last, best = self.folder / "last.safetensors", self.folder / "best.safetensors"
+        report = {
+            "best_ap": self.best_ap if module.val_set is not None else None,
+            "train": {"pictures": len(module.train_set), **module.train_set.records.counts},
+            "skipped_steps": module.skipped,
+            "metrics": module.metrics.to_dict() if module.metrics is not None else None,
+        }
+        temporary = self.folder / ".report.part"
+        temporary.write_text(json.dumps(report, indent=2))
+        os.replace(temporary, self.folder / "report.json")
+        if module.metrics is not None:
+            module.metrics.to_json(self.folder / "metrics.json")
+        return TrainingRun(self.folder, best if best.exists() else last, last, module.metrics, report)
+
+
+class Throughput(Callback):
+    """Training pictures a second, on the progress bar and in the log."""
+
+    def __init__(self, images_per_batch: int) -> None:
+        self.images_per_batch = images_per_batch
+        self.started = 0.0
+        self.batches = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.started, self.batches = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show the mean since the epoch's start."""
+        if not self.started:  # resumed in the middle of an epoch
+            self.started = time.perf_counter()
+        self.batches += 1
+        rate = self.batches * self.images_per_batch / max(1e-9, time.perf_counter() - self.started)
+        pl_module.log("images/s", rate, prog_bar=True, batch_size=1)
+
+
+class EpochLines(Callback):
+    """One line an epoch, where there is no terminal for a progress bar."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started = time.perf_counter()
+        self.first_epoch: int | None = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print loss, AP, pictures a second and the time that is left."""
+        if self.first_epoch is None:
+            self.first_epoch = trainer.current_epoch
+        done = trainer.current_epoch + 1
+        per_epoch = (time.perf_counter() - self.started) / (done - self.first_epoch)
+        left = per_epoch * ((trainer.max_epochs or done) - done)
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        shown = ", ".join(
+            f"{name.removeprefix('val/')} {values[name]:.4g}"
+            for name in ("loss", "val/ap", "val/ap50", "images/s")
+            if name in values
+        )
+        self.console.print(f"epoch {done}/{trainer.max_epochs}: {shown}, {left / 60:.0f} min left")

@@ -1,0 +1,326 @@
+"""train: a data set in, weights out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from efficientdet.data.dataset import DetectionDataset, read_split
+from efficientdet.data.records import Records
+from efficientdet.errors import DataError, SettingError, WeightsError, require
+from efficientdet.evaluation.coco_ap import Metrics
+from efficientdet.family import ModelSpec
+from efficientdet.images import prepare, read
+from efficientdet.network.efficientdet import EfficientDet, create_model
+from efficientdet.training.config import TrainConfig
+from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, load_checkpoint
+from efficientdet.weights.folded import load_folded_backbone
+from efficientdet.weights.names import find_weights
+
+CONFIG_FILE = "config.json"
+RESUME_FILE = "resume.ckpt"
+# Pictures from which the batch norms of folded weights take their statistics.
+STATISTICS_PICTURES = 256
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training run leaves behind.
+
+    Attributes:
+        folder: everything lies here: `best.safetensors`, `last.safetensors`, `metrics.json`, `log/metrics.csv`,
+            TensorBoard's events, `config.json`, `resume.ckpt`.
+        best: the checkpoint with the best AP on the validation split, or the last one where there is no such split.
+        last: the checkpoint of the last epoch.
+        metrics: of the last evaluation; None without a validation split.
+        report: what was read, skipped and reached, in plain types.
+    """
+
+    folder: Path
+    best: Path
+    last: Path
+    metrics: Metrics | None
+    report: dict[str, Any]
+
+
+def train(
+    model: str | ModelSpec,
+    data: str | Path,
+    *,
+    weights: str | Path | None = None,
+    backbone_weights: str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    skip_missing: bool = False,
+    quiet: bool = False,
+    config: TrainConfig | None = None,
+    **settings: Any,
+) -> TrainingRun:
+    """Train a detector on a data set and keep its best and last checkpoint.
+
+    Args:
+        model: name of the family (`d0`, `lite0`, ...) or a spec.
+        data: folder with a `train` and, if possible, a `val` split (see `data.dataset.read_split`), or one COCO JSON.
+        weights: start from this detector: a bundled name or a checkpoint of the same network. Where its classes differ,
+            the last layer of the class head starts afresh.
+        backbone_weights: start the backbone from a `.npz` of folded ImageNet weights.
+        out: folder of the run; None for the next free `runs/N`.
+        resume: go on with the run in `out` from its last saved step, to the weights that it would have had.
+        skip_missing: leave out pictures whose file is missing, and count them.
+        quiet: print nothing.
+        config: settings; or give them by keyword, such as `epochs=20`.
+        **settings: fields of `TrainConfig`, over those of `config`.
+
+    Returns:
+        The run.
+
+    Raises:
+        DataError: the data set is at fault, has no boxes, or its splits disagree on the classes.
+        SettingError: a setting is unknown, out of range, or the run cannot be resumed.
+        WeightsError: the starting weights do not fit.
+        MissingExtraError: Lightning or the evaluator is not installed.
+    """
+    require("lightning.pytorch", "train")
+    require("faster_coco_eval", "train")
+    config = _settings(config, settings)
+    console = Console(quiet=quiet, stderr=True)
+    folder = _run_folder(out, resume)
+    train_records, val_records = _read(Path(data), config, skip_missing, console)
+    network = _build(model, weights, train_records, config, console)
+    size = config.image_size or network.spec.image_size
+    info = CheckpointInfo(
+        spec=dataclasses.replace(network.spec, image_size=size),
+        class_names=train_records.class_names,
+        category_ids=train_records.category_ids,
+        preprocessing=default_preprocessing(network.spec),
+        training={"data": Path(data).name, "weights": str(weights or backbone_weights or ""), **config.to_dict()},
+    )
+    sets = [
+        DetectionDataset(records, (size, size), info.preprocessing, augmentation, config.seed, config.cache)
+        if records
+        else None
+        for records, augmentation in ((train_records, config.augmentation()), (val_records, None))
+    ]
+    train_set, val_set = sets
+    if train_set is None:
+        raise DataError(f"{data}: the training split is empty")
+    if backbone_weights is not None and not resume:
+        _load_backbone(network, backbone_weights, train_records, info, config)
+    _remember(folder, config, info, resume)
+    with _calm_lightning():
+        return _fit(
+            network, config, train_set, val_set, info, folder,
+            is_pretrained=bool(weights or backbone_weights), resume=resume, quiet=quiet, console=console,
+        )  # fmt: skip
+
+
+def _settings(config: TrainConfig | None, settings: dict[str, Any]) -> TrainConfig:
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise SettingError(f"unknown training settings {unknown}; known: {', '.join(known)}")
+    return dataclasses.replace(config or TrainConfig(), **settings)
+
+
+def _run_folder(out: str | Path | None, resume: bool) -> Path:
+    if out is None:
+        if resume:
+            raise SettingError("resume needs out, the folder of the run to go on with")
+        number = 1
+        while Path("runs", str(number)).exists():
+            number += 1
+        return Path("runs", str(number))
+    folder = Path(out)
+    if resume and not (folder / CONFIG_FILE).is_file():
+        raise SettingError(f"{folder}: no run to resume there ({CONFIG_FILE} is missing)")
+    if not resume and (folder / CONFIG_FILE).exists():
+        raise SettingError(f"{folder} holds a run already; resume it, or choose another folder for out")
+    return folder
+
+
+def _read(
+    data: Path, config: TrainConfig, skip_missing: bool, console: Console
+) -> tuple[Records, Records | None]:
+    train_records = read_split(data, "train", skip_missing)
+    try:
+        val_records = None if data.is_file() else read_split(data, "val", skip_missing)
+    except DataError as error:
+        if "no annotations of the split" not in str(error):
+            raise
+        val_records = None
+    for name, records in (("train", train_records), ("val", val_records)):
+        if records is None:
+            console.print(f"{name}: none found; the last weights are kept, nothing is evaluated")
+            continue
+        changed = ", ".join(f"{count} {what}" for what, count in records.counts.items() if count)
+        console.print(
+            f"{name}: {len(records)} pictures, {records.training_boxes} boxes, {len(records.class_names)} classes"
+            + (f" ({changed})" if changed else "")
+        )
+    if train_records.training_boxes == 0 and not config.allow_no_boxes:
+        raise DataError(
+            f"{train_records.source}: not one box to train on ({len(train_records)} pictures); check the "
+            "annotations, or set allow_no_boxes if only negatives are meant"
+        )
+    if val_records is not None and (
+        (val_records.class_names, val_records.category_ids)
+        != (train_records.class_names, train_records.category_ids)
+    ):
+        raise DataError(
+            f"{val_records.source}: its classes {dict(zip(val_records.category_ids, val_records.class_names, strict=True))} "
+            f"are not those of {train_records.source}: "
+            f"{dict(zip(train_records.category_ids, train_records.class_names, strict=True))}"
+        )
+    return train_records, val_records
+
+
+def _build(
+    model: str | ModelSpec, weights: str | Path | None, records: Records, config: TrainConfig, console: Console
+) -> EfficientDet:
+    torch.manual_seed(config.seed)
+    network = create_model(model, len(records.class_names), drop_path=config.drop_path)
+    if weights is not None:
+        source, source_info = load_checkpoint(find_weights(weights))
+        start_from(network, source, source_info.class_names == records.class_names, str(weights), console)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def start_from(
+    network: EfficientDet, source: EfficientDet, same_classes: bool, name: str, console: Console
+) -> None:
+    """Copy a detector's weights into a network of the same kind; new classes get a fresh last layer.
+
+    Raises:
+        WeightsError: the two differ in more than the classes; lists the tensors.
+    """
+    state = source.state_dict()
+    dropped = []
+    if not same_classes:
+        dropped = [key for key in state if key.startswith("class_head.predict.pointwise.")]
+        console.print(f"{name}: its classes differ, so these start afresh: {', '.join(dropped)}")
+    own = network.state_dict()
+    problems = [
+        key for key in {*state, *own} - set(dropped) if key not in own or key not in state or own[key].shape != state[key].shape
+    ]
+    if problems:
+        raise WeightsError(f"{name}: {source.spec.name} does not fit {network.spec.name}: {sorted(problems)}")
+    network.load_state_dict({key: value for key, value in state.items() if key not in dropped}, strict=False)
+
+
+def _load_backbone(
+    network: EfficientDet, path: str | Path, records: Records, info: CheckpointInfo, config: TrainConfig
+) -> None:
+    size = (info.spec.image_size, info.spec.image_size)
+
+    def batches() -> Iterator[Tensor]:
+        step = max(1, len(records) // STATISTICS_PICTURES)
+        for record in records.images[::step]:
+            yield torch.from_numpy(prepare(read(record.path), size, info.preprocessing)[0])[None]
+
+    load_folded_backbone(network.backbone, path, batches(), str(records.source))
+
+
+def _remember(folder: Path, config: TrainConfig, info: CheckpointInfo, resume: bool) -> None:
+    """Write the settings; for a resumed run, insist that they are the same."""
+    fields = {"config": config.to_dict(), "checkpoint": json.loads(info.to_json())}
+    text = json.dumps(fields, indent=2, sort_keys=True)
+    path = folder / CONFIG_FILE
+    if resume:
+        before = json.loads(path.read_text())["config"]
+        now = json.loads(text)["config"]
+        changed = [name for name in now if before.get(name) != now[name]]
+        if changed:
+            raise SettingError(
+                f"{folder}: the run was started with other settings: "
+                + ", ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+@contextmanager
+def _calm_lightning() -> Iterator[None]:
+    """Keep Lightning's tips and its remarks on loaders away from the user: the loaders are ours."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for text in (
+                "does not have many workers", "smaller than the logging interval", "exists and is not empty",
+                "num_workers", "isn't compatible with", "in eval mode",
+            ):  # fmt: skip
+                warnings.filterwarnings("ignore", f"(?s).*{text}.*")
+            warnings.filterwarnings("ignore", module="lightning.*")
+            warnings.filterwarnings("ignore", module="torch.utils.data.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _fit(
+    network: EfficientDet, config: TrainConfig, train_set: DetectionDataset, val_set: DetectionDataset | None,
+    info: CheckpointInfo, folder: Path, *, is_pretrained: bool, resume: bool, quiet: bool, console: Console,
+) -> TrainingRun:  # fmt: skip
+    from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch.callbacks import RichProgressBar
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    from efficientdet.training.callbacks import Ema, EpochLines, SaveCheckpoints, Throughput
+    from efficientdet.training.module import DetectionModule
+
+    seed_everything(config.seed, verbose=False)
+    accelerator = "cpu" if config.device == "auto" and not torch.cuda.is_available() else config.device
+    workers = config.workers
+    if workers is None:
+        workers = 0 if accelerator == "cpu" else min(8, max(1, (os.cpu_count() or 2) - 1))
+    module = DetectionModule(
+        network, config, train_set, val_set, config.freezes_batch_norm(is_pretrained), workers
+    )
+    ema = Ema(config.ema_decay) if config.ema_decay else None
+    saver = SaveCheckpoints(folder, info, config, ema)
+    callbacks = [Throughput(config.batch_size * config.devices), saver]
+    if ema is not None:
+        callbacks.insert(0, ema)
+    shows_bar = not quiet and sys.stderr.isatty()
+    callbacks.append(RichProgressBar() if shows_bar else EpochLines(console))
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=config.devices,
+        max_epochs=config.epochs,
+        precision={"fp32": "32-true", "fp16": "16-mixed"}.get(config.precision, "bf16-mixed"),  # type: ignore[arg-type]
+        accumulate_grad_batches=config.accumulate,
+        check_val_every_n_epoch=config.evaluate_every,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if val_set is not None else 0,
+        callbacks=callbacks,
+        logger=[CSVLogger(folder, "", "log"), TensorBoardLogger(folder, "", "log")],
+        log_every_n_steps=10,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=shows_bar,
+        use_distributed_sampler=False,
+    )
+    checkpoint = folder / RESUME_FILE
+    trainer.fit(
+        module, ckpt_path=str(checkpoint) if resume and checkpoint.is_file() else None, weights_only=True
+    )
+    return saver.finish(module)
