@@ -19,6 +19,8 @@ from efficientdet.errors import SettingError, unknown_name
 ASPECTS_ROUNDED = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
 ASPECTS_EXACT = ((1.0, 1.0), (math.sqrt(2.0), math.sqrt(0.5)), (math.sqrt(0.5), math.sqrt(2.0)))
 
+ASPECTS = {"rounded": ASPECTS_ROUNDED, "exact": ASPECTS_EXACT}
+
 DepthRule = Literal["released", "arxiv-v1"]
 
 

@@ -19,7 +19,8 @@ def _fuse(kind: str, weights: list[float] = WEIGHTS, maps: list[float] = MAPS) -
     if fusion.weights is not None:
         with torch.no_grad():
             fusion.weights.copy_(torch.tensor(weights))
-    return float(fusion([torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in maps]))
+    found = fusion([torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in maps])
+    return float(found.detach())
 
 
 def test_formulas() -> None:

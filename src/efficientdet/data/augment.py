@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from efficientdet.errors import SettingError
-from efficientdet.images import FloatImage, Preprocessing, RgbImage, normalise
+from efficientdet.images import Preprocessing, normalise
+from efficientdet.pixels import FloatImage, RgbImage
 
 # A box of which a crop leaves less than this many pixels in either direction is dropped.
 SMALLEST_SIDE = 1.0
@@ -35,7 +37,7 @@ class Augmentation:
             SettingError: a range is empty or a probability is none.
         """
         low, high = self.scale_jitter
-        if not 0 < low <= high:
+        if not 0 < low <= high < math.inf:
             raise SettingError(f"scale_jitter is {self.scale_jitter}; it must be two factors, 0 < low <= high")
         if not 0 <= self.flip <= 1:
             raise SettingError(f"flip is {self.flip}; it must lie between 0 and 1")

@@ -17,9 +17,10 @@ from efficientdet.data.augment import Augmentation, augment
 from efficientdet.data.coco import read_coco
 from efficientdet.data.records import Records
 from efficientdet.data.voc import read_voc
-from efficientdet.data.yolo import read_yolo
+from efficientdet.data.yolo import CONFIG_NAMES, read_yolo
 from efficientdet.errors import DataError
-from efficientdet.images import Preprocessing, RgbImage, prepare, read
+from efficientdet.images import Preprocessing, prepare, read
+from efficientdet.pixels import RgbImage
 
 # Where the annotations of a split may lie below the data set's folder, as COCO JSON; {s} is the split.
 COCO_PLACES = (
@@ -62,16 +63,23 @@ def read_split(data: str | Path, split: str, skip_missing: bool = False) -> Reco
             if file.is_file():
                 return read_coco(file, skip_missing=skip_missing)
         if (root / "ImageSets" / "Main" / f"{name}.txt").is_file():
-            return read_voc(root, split=name, skip_missing=skip_missing)
+            return _read_voc(root, name, skip_missing)
         if any((root / first / second).is_dir() for first, second in (("images", name), (name, "images"))):
             return read_yolo(root, name, skip_missing=skip_missing)
-    if (root / "data.yaml").is_file():
+    if any((root / name).is_file() for name in CONFIG_NAMES):
         return read_yolo(root, split, skip_missing=skip_missing)
     sought = ", ".join(place.format(s=split) for place in COCO_PLACES)
+    also = "".join(f"; and the same for '{name}'" for name in OTHER_NAMES.get(split, ()))
     raise DataError(
         f"{root}: no annotations of the split '{split}'. Sought as COCO JSON: {sought}; as Pascal VOC: "
-        f"ImageSets/Main/{split}.txt; as YOLO: data.yaml, images/{split}"
+        f"ImageSets/Main/{split}.txt; as YOLO: data.yaml, images/{split}, {split}/images{also}"
     )
+
+
+def _read_voc(root: Path, split: str, skip_missing: bool) -> Records:
+    """One split with the classes of all: a class that is absent from one split must not shift its labels."""
+    class_names = read_voc(root, skip_missing=True).class_names
+    return read_voc(root, class_names, split=split, skip_missing=skip_missing)
 
 
 class Sample(NamedTuple):
@@ -82,14 +90,14 @@ class Sample(NamedTuple):
         boxes_xyxy: (N, 4) float32, pixels of the network's input; without crowds.
         labels: (N,) int64.
         scale: network pixels per original pixel; meaningless after augmentation.
-        index: place of the picture in the records.
+        place: place of the picture in the records.
     """
 
     image: Tensor
     boxes_xyxy: Tensor
     labels: Tensor
     scale: float
-    index: int
+    place: int
 
 
 class Batch(NamedTuple):
@@ -117,7 +125,7 @@ def collate(samples: list[Sample]) -> Batch:
         [sample.boxes_xyxy for sample in samples],
         [sample.labels for sample in samples],
         torch.tensor([sample.scale for sample in samples]),
-        torch.tensor([sample.index for sample in samples]),
+        torch.tensor([sample.place for sample in samples]),
     )
 
 
@@ -127,8 +135,10 @@ class DecodedCache:
     def __init__(self, records: Records) -> None:
         sizes = [record.width * record.height * 3 for record in records.images]
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
-        self.pixels = torch.empty(int(self.starts[-1]), dtype=torch.uint8).share_memory_()
-        self.filled = torch.zeros(len(sizes), dtype=torch.bool).share_memory_()
+        self.pixels = torch.empty(int(self.starts[-1]), dtype=torch.uint8)
+        self.filled = torch.zeros(len(sizes), dtype=torch.bool)
+        for tensor in (self.pixels, self.filled):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
 
     @staticmethod
     def fits(records: Records) -> bool:
@@ -144,8 +154,8 @@ class DecodedCache:
     def read(self, index: int, records: Records) -> RgbImage:
         """Decode the picture, or take it from memory."""
         record = records.images[index]
-        place = self.pixels[self.starts[index] : self.starts[index + 1]].numpy()
-        place = place.reshape(record.height, record.width, 3)
+        flat: RgbImage = self.pixels[self.starts[index] : self.starts[index + 1]].numpy()
+        place = flat.reshape(record.height, record.width, 3)
         if not self.filled[index]:
             place[:] = read(record.path)
             self.filled[index] = True
@@ -227,15 +237,21 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         ]
         if not self.usable:
             raise DataError(f"{records.source}: no picture to train on; all {len(records)} hold only crowds")
+        if len(self.usable) < world_size:
+            raise DataError(
+                f"{records.source}: {len(self.usable)} pictures to train on are too few for {world_size} devices"
+            )
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
         self.start = 0
+        # Lightning calls `set_epoch` on the sampler within a batch sampler, never on the batch sampler: be both.
+        self.sampler = self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this."""
+        """Choose the epoch; Lightning calls this before each."""
         self.epoch = epoch
 
     def __len__(self) -> int:

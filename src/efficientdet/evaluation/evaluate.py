@@ -10,11 +10,11 @@ import torch
 
 from efficientdet.data.dataset import read_split
 from efficientdet.data.records import Records
-from efficientdet.errors import DataError, require
+from efficientdet.errors import DataError, SettingError, require
 from efficientdet.evaluation.coco_ap import Metrics, coco_metrics
 from efficientdet.evaluation.results import batch_results, ground_truth
 from efficientdet.images import read
-from efficientdet.inference.detector import Detector, load
+from efficientdet.inference.detector import Detector, load, with_changes
 from efficientdet.inference.postprocess import BatchDetections, PostprocessSettings
 
 
@@ -45,14 +45,18 @@ def evaluate(
     Raises:
         DataError: the data set is at fault, or has a class that the detector does not know.
         ImageError: a picture cannot be read.
+        SettingError: a setting is unknown or out of range.
         MissingExtraError: the evaluator is not installed.
     """
     require("faster_coco_eval", "train")
     records = data if isinstance(data, Records) else read_split(data, split, skip_missing)
     detector = detector if isinstance(detector, Detector) else load(detector)
     to_records = _label_map(detector.class_names, records)
-    base = PostprocessSettings(**detector.info.postprocess)
-    chosen = PostprocessSettings(**{**base.to_dict(), **settings})
+    if batch_size < 1:
+        raise SettingError(f"batch_size is {batch_size}; it must be at least 1")
+    # A threshold in the checkpoint is for showing; the whole curve needs the faint detections too.
+    own = {name: value for name, value in detector.info.postprocess.items() if name != "score_threshold"}
+    chosen = with_changes(with_changes(PostprocessSettings(), own), settings)
     results = []
     for start in range(0, len(records), batch_size):
         indices = list(range(start, min(start + batch_size, len(records))))

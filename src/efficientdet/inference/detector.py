@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, get_args, overload
 
 import numpy as np
 import torch
 
 from efficientdet.detections import Detections
-from efficientdet.errors import SettingError
-from efficientdet.images import ImageSource, RgbImage, prepare, read
+from efficientdet.errors import SettingError, unknown_name
+from efficientdet.family import ASPECTS
+from efficientdet.images import ImageSource, ResizeMethod, prepare, read
 from efficientdet.inference.postprocess import BatchDetections, PostprocessSettings, postprocess
 from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.pixels import RgbImage
 from efficientdet.weights.checkpoint import CheckpointInfo, load_checkpoint
 from efficientdet.weights.names import find_weights
 
+# Below this the coarser levels have but one cell.
+SMALLEST_SIDE = 32
 # Predictions are for looking at; evaluation asks for everything down to 0.001.
 SHOWN_SCORE = 0.3
 
@@ -39,6 +43,8 @@ class Detector:
         *,
         device: str | torch.device = "auto",
         image_size: int | tuple[int, int] | None = None,
+        preprocess: str | None = None,
+        anchors: str | None = None,
         **postprocess_settings: Any,
     ) -> None:
         """Put a network and its facts together.
@@ -48,20 +54,22 @@ class Detector:
             info: its facts.
             device: where to run; `auto` takes a GPU where there is one.
             image_size: side of the square input, or (height, width); None for the checkpoint's.
+            preprocess: `official` resizes as TensorFlow does, `effdet` as Pillow does; None for the checkpoint's.
+            anchors: `rounded` or `exact` aspects of the anchors; None for the checkpoint's.
             **postprocess_settings: fields of `PostprocessSettings` other than the checkpoint's.
 
         Raises:
             SettingError: a setting is unknown or out of range.
+            UnknownNameError: a convention is not known.
         """
         self.device = _device(device)
+        info = _with_conventions(info, preprocess, anchors)
+        model.spec = info.spec
         self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.info = info
-        size = image_size or info.spec.image_size
-        self.image_size = (size, size) if isinstance(size, int) else size
-        if min(self.image_size) < 32:
-            raise SettingError(f"image_size is {self.image_size}; both sides must be at least 32 pixels")
-        base = PostprocessSettings(**{"score_threshold": SHOWN_SCORE, **info.postprocess})
-        self.settings = _with(base, postprocess_settings)
+        self.image_size = _height_and_width(info.spec.image_size if image_size is None else image_size)
+        base = PostprocessSettings(score_threshold=SHOWN_SCORE)
+        self.settings = with_changes(with_changes(base, info.postprocess), postprocess_settings)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -69,7 +77,7 @@ class Detector:
         return self.info.class_names
 
     @overload
-    def predict(self, source: Sequence[ImageSource], **settings: Any) -> list[Detections]: ...
+    def predict(self, source: list[Any] | tuple[Any, ...], **settings: Any) -> list[Detections]: ...
     @overload
     def predict(self, source: ImageSource, **settings: Any) -> Detections: ...
 
@@ -100,7 +108,7 @@ class Detector:
         """Find objects in many pictures, a batch at a time: the same as `predict`, without holding all in memory."""
         if batch_size < 1:
             raise SettingError(f"batch_size is {batch_size}; it must be at least 1")
-        chosen = _with(self.settings, settings)
+        chosen = with_changes(self.settings, settings)
         batch: list[ImageSource] = []
         for source in sources:
             batch.append(source)
@@ -152,34 +160,69 @@ def load(
     *,
     device: str | torch.device = "auto",
     image_size: int | tuple[int, int] | None = None,
+    preprocess: str | None = None,
+    anchors: str | None = None,
     **postprocess_settings: Any,
 ) -> Detector:
     """Load a detector: weights, classes, preprocessing and anchors come from the one file.
 
     Args:
-        name_or_path: a bundled model (`people`, `cells`), or the path of a `.safetensors` checkpoint.
+        name_or_path: a bundled model (`people`, `cells`); the path of a `.safetensors` checkpoint; a released model
+            (`d0`, `lite0`, ...), downloaded at the first call; or `hf://owner/repo`.
         device: where to run; `auto` takes a GPU where there is one.
         image_size: side of the square input, or (height, width); None for the checkpoint's.
+        preprocess: `official` resizes as TensorFlow does, `effdet` as Pillow does; None for the checkpoint's.
+        anchors: `rounded` or `exact` aspects of the anchors; None for the checkpoint's.
         **postprocess_settings: fields of `PostprocessSettings`, such as `nms="soft"`.
 
     Returns:
         The detector.
 
     Raises:
-        UnknownNameError: no such bundled model; lists those there are.
-        WeightsError: the file is missing, damaged, or not one of ours.
+        UnknownNameError: no such weights, or no such convention; lists those there are.
+        WeightsError: the file is missing, damaged, not one of ours, or cannot be downloaded.
         SettingError: a setting is unknown or out of range.
     """
     model, info = load_checkpoint(find_weights(name_or_path))
-    return Detector(model, info, device=device, image_size=image_size, **postprocess_settings)
+    return Detector(
+        model, info, device=device, image_size=image_size, preprocess=preprocess, anchors=anchors,
+        **postprocess_settings,
+    )  # fmt: skip
 
 
-def _with(settings: PostprocessSettings, changes: dict[str, Any]) -> PostprocessSettings:
+def _with_conventions(info: CheckpointInfo, preprocess: str | None, anchors: str | None) -> CheckpointInfo:
+    if preprocess is not None:
+        if preprocess not in get_args(ResizeMethod):
+            raise unknown_name("preprocess", preprocess, get_args(ResizeMethod))
+        preprocessing = dataclasses.replace(info.preprocessing, resize=cast(ResizeMethod, preprocess))
+        info = dataclasses.replace(info, preprocessing=preprocessing)
+    if anchors is not None:
+        if anchors not in ASPECTS:
+            raise unknown_name("anchors", anchors, ASPECTS)
+        info = dataclasses.replace(info, spec=dataclasses.replace(info.spec, aspects=ASPECTS[anchors]))
+    return info
+
+
+def with_changes(settings: PostprocessSettings, changes: Mapping[str, Any]) -> PostprocessSettings:
+    """The settings with some fields changed.
+
+    Raises:
+        SettingError: a field is unknown or out of range; names it.
+    """
     known = [field.name for field in dataclasses.fields(PostprocessSettings)]
     unknown = sorted(set(changes) - set(known))
     if unknown:
         raise SettingError(f"unknown settings {unknown}; known: {', '.join(known)}")
     return dataclasses.replace(settings, **changes)
+
+
+def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= SMALLEST_SIDE for side in sides):
+        raise SettingError(
+            f"image_size is {size}; give the side of a square or (height, width), each at least {SMALLEST_SIDE} pixels"
+        )
+    return sides[0], sides[1]
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -189,5 +232,5 @@ def _device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise SettingError(f"device '{device}' cannot be used here ({str(error).splitlines()[0]})") from error
+        raise SettingError(f"device '{device}' cannot be used here ({str(error).partition('.')[0]})") from error
     return chosen

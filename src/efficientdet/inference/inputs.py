@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def find_pictures(sources: list[str]) -> list[Path | str]:
             continue
         path = Path(source)
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
         elif path.exists():
             matches = [path]
         else:
@@ -54,12 +55,16 @@ def read_standard_input() -> bytes:
 
 
 def output_names(pictures: list[Path | str]) -> list[str]:
-    """A file name for each picture's annotated copy: its own stem, numbered where two would collide."""
-    used: dict[str, int] = {}
+    """A file name for each picture's annotated copy: its own stem, numbered where two would collide.
+
+    Two names collide also when only their case differs, as it does not count on some file systems.
+    """
+    taken: set[str] = set()
     names = []
     for picture in pictures:
         stem = "stdin" if picture == STANDARD_INPUT else Path(picture).stem
-        used[stem] = used.get(stem, 0) + 1
-        number = "" if used[stem] == 1 else f"-{used[stem]}"
-        names.append(f"{stem}{number}.jpg")
+        numbered = (f"{stem}{'' if number == 1 else f'-{number}'}.jpg" for number in itertools.count(1))
+        name = next(name for name in numbered if name.lower() not in taken)
+        taken.add(name.lower())
+        names.append(name)
     return names

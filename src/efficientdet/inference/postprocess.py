@@ -15,8 +15,10 @@ from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, decode_deltas, pairwise_iou
 from efficientdet.errors import SettingError, unknown_name
+from efficientdet.inference.alternatives import MATRIX_CANDIDATES, fuse_boxes, matrix_scores
 
-NMS_KINDS = ("hard", "soft")
+NMS_KINDS = ("hard", "soft", "matrix", "wbf")
+CANDIDATE_KINDS = ("pairs", "argmax")
 # Candidates that are suppressed among themselves at a time.
 BLOCK = 256
 # exp of this is 0 in float32: hard NMS written as a decay.
@@ -31,9 +33,11 @@ class PostprocessSettings:
         score_threshold: detections below this score are dropped.
         iou_threshold: hard NMS drops a box whose IoU with a better one of its class is above this.
         max_detections: at most so many a picture.
-        nms: `hard` or `soft` (Gaussian, Bodla et al. 2017).
-        sigma: width of the soft-NMS decay exp(-iou**2 / sigma).
+        nms: `hard`; `soft` (Gaussian, Bodla et al. 2017); `matrix` (Wang et al. 2020); or `wbf`, hard NMS whose boxes
+            move to the mean of what they suppress (Solovyev et al. 2021).
+        sigma: width of the decay exp(-iou**2 / sigma) of `soft` and `matrix`.
         max_candidates: (anchor, class) pairs with the best logits that suppression may look at.
+        candidates: `pairs` lets an anchor stand for several classes; `argmax` for its best class alone.
     """
 
     score_threshold: float = 0.001
@@ -42,16 +46,19 @@ class PostprocessSettings:
     nms: str = "hard"
     sigma: float = 0.5
     max_candidates: int = 5000
+    candidates: str = "pairs"
 
     def __post_init__(self) -> None:
         """Check ranges.
 
         Raises:
-            UnknownNameError: nms is not known.
+            UnknownNameError: nms or candidates is not known.
             SettingError: a number is out of range; names it.
         """
         if self.nms not in NMS_KINDS:
             raise unknown_name("nms", self.nms, NMS_KINDS)
+        if self.candidates not in CANDIDATE_KINDS:
+            raise unknown_name("candidates", self.candidates, CANDIDATE_KINDS)
         for name in ("score_threshold", "iou_threshold"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
@@ -96,7 +103,9 @@ class BatchDetections(NamedTuple):
     counts: Tensor
 
 
-def select_candidates(class_logits: Tensor, max_candidates: int, score_threshold: float) -> Candidates:
+def select_candidates(
+    class_logits: Tensor, max_candidates: int, score_threshold: float, kind: str = "pairs"
+) -> Candidates:
     """Pick the best (anchor, class) pairs.
 
     The pairs that matter lie in the anchors whose best class matters, so the sort sees those alone.
@@ -105,6 +114,7 @@ def select_candidates(class_logits: Tensor, max_candidates: int, score_threshold
         class_logits: (B, A, K) float32.
         max_candidates: at most so many pairs a picture.
         score_threshold: pairs below this probability are left out.
+        kind: `pairs`, or `argmax` for each anchor's best class alone.
 
     Returns:
         The candidates; N is the largest count in the batch.
@@ -121,15 +131,25 @@ def select_candidates(class_logits: Tensor, max_candidates: int, score_threshold
     count = min(max_candidates, pairs.shape[1])
     if score_threshold > 0 and count:
         count = min(count, int((pairs >= floor).sum(1).max()))
+    if kind == "argmax":
+        pairs = _best_class_only(pairs, classes)
     logits, flat = pairs.topk(count, 1)
     chosen = anchor_indices.gather(1, flat // classes) if count else flat
     return Candidates(logits, chosen, flat % classes)
 
 
+def _best_class_only(pairs: Tensor, classes: int) -> Tensor:
+    """(B, N * K) logits with -inf for all but the best class of each of the N anchors."""
+    by_anchor = pairs.reshape(pairs.shape[0], -1, classes)
+    best = by_anchor.argmax(2, keepdim=True)
+    only = torch.full_like(by_anchor, float("-inf")).scatter_(2, best, by_anchor.gather(2, best))
+    return only.flatten(1)
+
+
 def _log_decay(
     boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, settings: PostprocessSettings
 ) -> Tensor:
-    """(B, M, N): what each chosen one of M boxes adds to the log score of each of N others; 0 where they do not touch."""
+    """(B, M, N): what each chosen one of M boxes adds to the log score of N others; 0 where they do not touch."""
     iou = pairwise_iou(boxes, others)
     if settings.nms == "soft":
         decay = -iou.square() / settings.sigma
@@ -199,6 +219,15 @@ def _suppress_best(
         scores = scores.masked_fill((final > 0) | (scores < settings.score_threshold), 0.0)
 
 
+def _best(boxes: Tensor, scores: Tensor, labels: Tensor, settings: PostprocessSettings) -> tuple[Tensor, Tensor]:
+    """The best final scores and their places, by whichever way the settings name."""
+    if settings.nms != "matrix":
+        return _suppress_best(boxes, scores, labels, settings)
+    size = min(scores.shape[1], max(MATRIX_CANDIDATES, settings.max_detections))
+    final = matrix_scores(boxes[:, :size], scores[:, :size], labels[:, :size], settings.sigma)
+    return final.topk(min(settings.max_detections, size), 1)
+
+
 def _pick(boxes: Tensor, places: Tensor) -> Tensor:
     """(B, N, 4) and (B, M) places to (B, M, 4)."""
     return boxes.gather(1, places[..., None].expand(-1, -1, 4))
@@ -230,7 +259,7 @@ def postprocess(
     settings = settings or PostprocessSettings()
     logits = torch.cat(class_logits, 1).float().nan_to_num(nan=float("-inf"))
     deltas = torch.cat(box_deltas, 1)
-    found = select_candidates(logits, settings.max_candidates, settings.score_threshold)
+    found = select_candidates(logits, settings.max_candidates, settings.score_threshold, settings.candidates)
     batch, count = found.logits.shape
     rows = found.anchor_indices
     chosen = _pick(deltas, rows).float().nan_to_num()
@@ -242,8 +271,11 @@ def postprocess(
     if count == 0:
         empty = boxes.new_zeros(batch, 0)
         return BatchDetections(boxes, empty, found.labels, found.labels.new_zeros(batch))
-    best, order = _suppress_best(boxes, scores, found.labels, settings)
+    best, order = _best(boxes, scores, found.labels, settings)
     keep = (best > 0) & (best >= settings.score_threshold)
-    boxes = _pick(boxes, order) / factors[:, None, None]
-    labels = found.labels.gather(1, order)
+    labels, kept = found.labels.gather(1, order), _pick(boxes, order)
+    if settings.nms == "wbf":
+        owners = labels.masked_fill(~keep, -1)  # places that hold no detection own nothing
+        kept = fuse_boxes(kept, owners, boxes, scores, found.labels, settings.iou_threshold)
+    boxes = kept / factors[:, None, None]
     return BatchDetections(boxes * keep[..., None], best * keep, labels * keep, keep.sum(1))

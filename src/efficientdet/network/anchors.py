@@ -11,7 +11,7 @@ from efficientdet.family import ModelSpec
 
 
 def level_sizes(image_size: tuple[int, int], levels: tuple[int, int]) -> list[tuple[int, int]]:
-    """(height, width) of each level's map, finest first, for an input of image_size: halved and rounded up each time."""
+    """(height, width) of each level's map, finest first, for an input of image_size: halved each time, rounded up."""
     height, width = image_size
     sizes = []
     for level in range(1, levels[1] + 1):
@@ -38,7 +38,7 @@ def _level_anchors(spec: ModelSpec, image_size: tuple[int, int], size: tuple[int
     x = (torch.arange(size[1], dtype=torch.float64) + 0.5) * stride_x
     centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).flip(-1)  # (h, w, 2), (x, y)
     centres = centres[:, :, None]  # (h, w, 1, 2)
-    corners = torch.cat(torch.broadcast_tensors(centres - sides / 2, centres + sides / 2), -1)
+    corners = torch.cat([centres - sides / 2, centres + sides / 2], -1)  # (h, w, octaves * aspects, 4)
     return corners.reshape(-1, 4)
 
 

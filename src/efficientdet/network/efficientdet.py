@@ -78,8 +78,9 @@ def create_model(
     Args:
         name_or_spec: `d0`-`d7x`, `lite0`-`lite4`, an alias, or a spec such as `compound_scaling` gives.
         num_classes: K, at least 1. Classes are 0-based; there is no background class.
-        feature_network: `bifpn`, `fpn`, `panet`, `simplified-panet`, `nas-fpn` or `fully-connected` instead of the spec's.
-        fusion: `fast`, `softmax`, `unbounded` or `none` instead of the spec's.
+        feature_network: `bifpn`, `fpn`, `panet`, `simplified-panet`, `nas-fpn` or `fully-connected`; None for
+            the spec's.
+        fusion: `fast`, `softmax`, `unbounded` or `none`; None for the spec's.
         drop_path: stochastic depth of the backbone in training.
 
     Returns:

@@ -115,7 +115,7 @@ class FeatureNetwork(nn.Module):
         outputs = self.topology.outputs()
         for cell in self.cells:
             maps = {f"in{low + i}": x for i, x in enumerate(inputs)}
-            for node in self.topology.nodes:
-                maps[node.name] = cell[node.name](maps, sizes[node.level])
+            for node, module in zip(self.topology.nodes, cell.children(), strict=True):
+                maps[node.name] = module(maps, sizes[node.level])
             inputs = [maps[name] for name in outputs]
         return inputs

@@ -130,7 +130,7 @@ def fully_connected(low: int, high: int) -> list[Node]:
 
 
 def nas_fpn(low: int, high: int) -> list[Node]:
-    """The searched cell (Ghiasi et al. 2019; figure 2c), drawn for five levels; levels above them are added bottom-up."""
+    """The searched cell (Ghiasi et al. 2019; figure 2c), drawn for five levels; those above are added bottom-up."""
     i3, i4, i5, i6, i7 = (f"in{low + step}" for step in range(5))
     o3, o4, o5, o6, o7 = (f"out{low + step}" for step in range(5))
     nodes = [

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from rich.console import Console
 from torch import Tensor
 
+from efficientdet.data.dataset import DetectionDataset
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.module import DetectionModule
 from efficientdet.training.run import RESUME_FILE, TrainingRun
@@ -26,6 +27,16 @@ class Ema(WeightAveraging):
 
     def __init__(self, decay: float) -> None:
         super().__init__(multi_avg_fn=EmaUpdate(decay))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the network, but not the pictures that a data set may keep in memory."""
+        module: DetectionModule = pl_module  # type: ignore[assignment]
+        sets = module.train_set, module.val_set
+        module.train_set = module.val_set = None  # type: ignore[assignment]
+        try:
+            super().setup(trainer, pl_module, stage)
+        finally:
+            module.train_set, module.val_set = sets
 
     def network_state(self) -> dict[str, Tensor]:
         """State dict of the averaged network."""
@@ -63,9 +74,8 @@ class SaveCheckpoints(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the network after the epoch's evaluation, if there was one, and the state to resume from."""
         module: DetectionModule = pl_module  # type: ignore[assignment]
-        is_due = (trainer.current_epoch + 1) % self.config.evaluate_every == 0
         if trainer.is_global_zero:
-            self._save_network(module, evaluated=is_due and module.metrics is not None)
+            self._save_network(module, evaluated=module.evaluated_epoch == trainer.current_epoch)
         self._save_state(trainer)
 
     def _save_state(self, trainer: Trainer) -> None:
@@ -91,16 +101,23 @@ class SaveCheckpoints(Callback):
         last, best = self.folder / "last.safetensors", self.folder / "best.safetensors"
         report = {
             "best_ap": self.best_ap if module.val_set is not None else None,
-            "train": {"pictures": len(module.train_set), **module.train_set.records.counts},
+            "train": _read_facts(module.train_set),
+            "val": _read_facts(module.val_set) if module.val_set is not None else None,
             "skipped_steps": module.skipped,
             "metrics": module.metrics.to_dict() if module.metrics is not None else None,
         }
-        temporary = self.folder / ".report.part"
-        temporary.write_text(json.dumps(report, indent=2))
-        os.replace(temporary, self.folder / "report.json")
-        if module.metrics is not None:
-            module.metrics.to_json(self.folder / "metrics.json")
+        if module.global_rank == 0:
+            temporary = self.folder / ".report.part"
+            temporary.write_text(json.dumps(report, indent=2))
+            os.replace(temporary, self.folder / "report.json")
+            if module.metrics is not None:
+                module.metrics.to_json(self.folder / "metrics.json")
         return TrainingRun(self.folder, best if best.exists() else last, last, module.metrics, report)
+
+
+def _read_facts(dataset: DetectionDataset) -> dict[str, int]:
+    records = dataset.records
+    return {"pictures": len(records), "boxes": records.training_boxes, **records.counts}
 
 
 class Throughput(Callback):
@@ -111,6 +128,10 @@ class Throughput(Callback):
         self.started = 0.0
         self.batches = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, for a run that is resumed in the middle of an epoch."""
+        self.started, self.batches = time.perf_counter(), 0
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self.started, self.batches = time.perf_counter(), 0
@@ -119,8 +140,6 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Show the mean since the epoch's start."""
-        if not self.started:  # resumed in the middle of an epoch
-            self.started = time.perf_counter()
         self.batches += 1
         rate = self.batches * self.images_per_batch / max(1e-9, time.perf_counter() - self.started)
         pl_module.log("images/s", rate, prog_bar=True, batch_size=1)
@@ -131,20 +150,24 @@ class EpochLines(Callback):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.started = time.perf_counter()
-        self.first_epoch: int | None = None
+        self.started = 0.0
+        self.first_epoch = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.started, self.first_epoch = time.perf_counter(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print loss, AP, pictures a second and the time that is left."""
-        if self.first_epoch is None:
-            self.first_epoch = trainer.current_epoch
+        """Print loss, AP if this epoch was evaluated, pictures a second and the time that is left."""
+        module: DetectionModule = pl_module  # type: ignore[assignment]
+        evaluated = module.evaluated_epoch == trainer.current_epoch
         done = trainer.current_epoch + 1
         per_epoch = (time.perf_counter() - self.started) / (done - self.first_epoch)
         left = per_epoch * ((trainer.max_epochs or done) - done)
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         shown = ", ".join(
             f"{name.removeprefix('val/')} {values[name]:.4g}"
-            for name in ("loss", "val/ap", "val/ap50", "images/s")
+            for name in ("loss", *(("val/ap", "val/ap50") if evaluated else ()), "images/s")
             if name in values
         )
         self.console.print(f"epoch {done}/{trainer.max_epochs}: {shown}, {left / 60:.0f} min left")

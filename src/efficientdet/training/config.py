@@ -12,8 +12,11 @@ from efficientdet.errors import SettingError, unknown_name
 from efficientdet.training.losses import LossSettings
 
 OPTIMISERS = ("sgd", "adamw")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BATCH_NORMS = ("auto", "train", "frozen")
+# The settings that need not be whole numbers.
+FRACTIONS = ("warmup_epochs", "backbone_rate", "gradient_clip", "weight_decay")
 # Batch statistics of a pretrained backbone are too rough below this many pictures a device.
 SMALLEST_BATCH_FOR_STATISTICS = 32
 # The paper's jitter of 0.1-2.0 pays in long runs; at 30 epochs 0.5-1.5 is better (appendix: 35.3 against 34.6 AP).
@@ -27,14 +30,15 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training split.
         batch_size: pictures a step on each device.
-        accumulate: steps whose gradients are added before the weights move.
+        accumulate: batches whose gradients are added before the weights move, as one batch of so many times the size.
         image_size: side of the square input; None for the model's own.
         learning_rate: peak; None derives it from the batch: 0.08 per 64 pictures for `sgd`, 0.001 per 16 for `adamw`
             (by the square root).
         optimiser: `sgd` (momentum 0.9) or `adamw`.
         weight_decay: on convolution kernels only; None for 4e-5 (`sgd`) or 0.01 (`adamw`).
-        warmup_epochs: the learning rate grows from a tenth in this time, then falls as a cosine to nothing.
-        gradient_clip: largest norm of the whole gradient.
+        warmup_epochs: the learning rate grows from a tenth in this time, then falls as a cosine to nothing; at most
+            half the run.
+        gradient_clip: largest norm of the whole gradient; 0 for no limit.
         ema_decay: of the averaged weights that are evaluated and saved; ramps up from the first step. 0 for none.
         scale_jitter: see `Augmentation`; None for 0.1-2.0 in runs of 150 epochs or more, else 0.5-1.5.
         flip: probability of a horizontal flip.
@@ -47,7 +51,7 @@ class TrainConfig:
         seed: of weights, order and augmentation.
         workers: loader processes; None for none on a CPU, else up to 8.
         cache: keep decoded pictures in memory; None decides by the free memory.
-        evaluate_every: epochs between evaluations on the validation split.
+        evaluate_every: epochs between evaluations on the validation split; the last epoch always has one.
         save_every: steps between saves of the state from which a run resumes; each epoch's end saves too.
         allow_no_boxes: train although the training split holds no box at all.
         device: `auto`, `cpu`, `cuda`, `mps`.
@@ -96,6 +100,8 @@ class TrainConfig:
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
+            if value is not None and name not in FRACTIONS and type(value) is not int:
+                raise SettingError(f"{name} is {value!r}; it must be a whole number")
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise SettingError(f"{name} is {value}; it must be at least {least}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -105,8 +111,10 @@ class TrainConfig:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.frozen_stages > 7:
             raise SettingError(f"frozen_stages is {self.frozen_stages}; the backbone has 7 stages")
+        if self.seed >= 2**32:
+            raise SettingError(f"seed is {self.seed}; it must be below 2**32")
         for name, known in (
-            ("optimiser", OPTIMISERS), ("precision", PRECISIONS), ("batch_norm", BATCH_NORMS),
+            ("optimiser", OPTIMISERS), ("precision", PRECISIONS), ("batch_norm", BATCH_NORMS), ("device", DEVICES),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise unknown_name(name, str(getattr(self, name)), known)

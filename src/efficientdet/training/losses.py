@@ -72,8 +72,8 @@ def detection_loss(
 ) -> Losses:
     """Loss of a batch.
 
-    Both parts are sums over anchors; the class loss is divided by (positives + 1), the box loss by four times that. Under
-    autocast everything is computed in float32.
+    Both parts are sums over anchors; the class loss is divided by (positives + 1), the box loss by four times that.
+    Under autocast everything is computed in float32.
 
     Args:
         class_logits: list over levels of (B, A_l, K), any float.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from efficientdet.inference.postprocess import PostprocessSettings, postprocess
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.losses import detection_loss
+from efficientdet.training.matching import BACKGROUND, match_anchors
 from efficientdet.training.schedule import batch_norm_momentum, build_optimiser, rate_factor
 
 
@@ -35,6 +37,7 @@ class DetectionModule(LightningModule):
         model: the network.
         config: settings.
         metrics: of the last evaluation; None before the first.
+        evaluated_epoch: the epoch of the last evaluation; -1 before the first.
         skipped: what every skipped step was skipped for, with its pictures' ids.
     """
 
@@ -50,16 +53,37 @@ class DetectionModule(LightningModule):
         self.freezes_batch_norm = freezes_batch_norm
         self.workers = workers
         self.metrics: Metrics | None = None
+        self.evaluated_epoch = -1
         self.skipped: list[str] = []
         self._results: list[dict[str, Any]] = []
+        # Of the batches whose gradients are being added: pictures, and what each loss was divided by.
+        self._image_ids: list[int | str] = []
+        self._normalisers: list[Tensor] = []
+        self._kept_statistics: list[Tensor] = []
         self._freeze_stages()
+        # Lightning starts in whatever mode it finds: without this, frozen batch norms would not be.
+        self.train()
 
     def on_train_start(self) -> None:
         """Let running statistics follow faster in a short run, or evaluation would see those of the beginning."""
-        momentum = batch_norm_momentum(int(self.trainer.estimated_stepping_batches))
+        momentum = batch_norm_momentum(self._total_steps())
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = momentum
+
+    def _batches(self) -> EpochBatches:
+        return EpochBatches(
+            self.train_set.records, self.config.batch_size, self.config.seed,
+            self.trainer.global_rank, self.trainer.world_size,
+        )  # fmt: skip
+
+    def _total_steps(self) -> int:
+        """Moves of the weights in the whole run.
+
+        Lightning's own estimate makes the loader, and does so before the state of a resumed run is there: the loader
+        would start anew.
+        """
+        return math.ceil(len(self._batches()) / self.config.accumulate) * self.config.epochs
 
     def _frozen_modules(self) -> list[nn.Module]:
         backbone = self.model.backbone
@@ -84,12 +108,9 @@ class DetectionModule(LightningModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Augmented batches, from the place in the epoch where a resumed run stopped."""
-        batches = EpochBatches(
-            self.train_set.records, self.config.batch_size, self.config.seed,
-            self.trainer.global_rank, self.trainer.world_size,
-        )  # fmt: skip
-        batches.set_epoch(self.trainer.current_epoch)
-        batches.start = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed % len(batches)
+        batches, loop = self._batches(), self.trainer.fit_loop
+        batches.set_epoch(loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        batches.start = loop.epoch_loop.batch_progress.current.processed % len(batches)  # type: ignore[attr-defined]
         return TrainLoader(
             self.train_set, batch_sampler=batches, collate_fn=collate, num_workers=self.workers,
             persistent_workers=self.workers > 0, pin_memory=self.device.type == "cuda",
@@ -104,6 +125,26 @@ class DetectionModule(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Tie the random numbers of the step to its number, so that a resumed run draws the same ones."""
         torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch * 100_003 + batch_idx)
+        if self.current_epoch + 1 == self.config.epochs:  # the last epoch is evaluated whatever evaluate_every
+            self.trainer.check_val_every_n_epoch = 1
+        self._keep_statistics()
+
+    def _statistics(self) -> list[Tensor]:
+        """Running means and variances that the next batch will move."""
+        norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+        return [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+
+    def _keep_statistics(self) -> None:
+        """Remember them: a batch whose activations overflow would leave them NaN for ever."""
+        statistics = self._statistics()
+        if len(self._kept_statistics) != len(statistics):
+            self._kept_statistics = [torch.empty_like(s) for s in statistics]
+        if statistics:
+            torch._foreach_copy_(self._kept_statistics, statistics)
+
+    def _restore_statistics(self) -> None:
+        if self._kept_statistics:
+            torch._foreach_copy_(self._statistics(), self._kept_statistics)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Loss of a batch; None, which skips the step, where it is not finite."""
@@ -113,23 +154,44 @@ class DetectionModule(LightningModule):
             class_logits, box_deltas, anchors, batch.boxes_xyxy, batch.labels, self.config.loss
         )
         if not bool(losses.total.isfinite()):
-            self._skip("the loss is not finite", batch)
-            # Under several devices every one must go through the backward pass: give a zero that touches all weights.
-            return (
-                None
-                if self.trainer.world_size == 1
-                else sum((p.nan_to_num() * 0).sum() for p in self.model.parameters())
-            )
+            self._skip("the loss is not finite", self._ids(batch))
+            self._restore_statistics()
+            if self.trainer.world_size == 1:
+                return None
+            # Every device must go through the backward pass: give a zero that touches all weights.
+            return torch.stack([(p.nan_to_num() * 0).sum() for p in self.model.parameters()]).sum()
         shown = {"loss": losses.total, "class_loss": losses.classes, "box_loss": losses.boxes}
         self.log_dict(
             {f"train/{name}": value.detach() for name, value in shown.items()}, batch_size=len(batch.indices)
         )
         self.log("loss", losses.total.detach(), prog_bar=True, logger=False, batch_size=len(batch.indices))
-        return losses.total
+        self._image_ids += self._ids(batch)
+        return losses.total if self.config.accumulate == 1 else losses.total * self._share(anchors, batch)
 
-    def _skip(self, why: str, batch: Batch) -> None:
-        ids = [self.train_set.records.images[i].image_id for i in batch.indices.tolist()]
-        message = f"epoch {self.current_epoch}, step {self.global_step}: {why}; step skipped, image ids {ids}"
+    def _share(self, anchors: Tensor, batch: Batch) -> Tensor:
+        """Weight of a batch among those whose gradients are added, relative to the first of them.
+
+        The loss is a sum over anchors divided by (positives + 1) of its batch. Undoing that here and dividing the added
+        gradients by (all positives + 1), as `_end_accumulation` does, gives what one large batch would have given.
+        """
+        with torch.no_grad():
+            pairs = zip(batch.boxes_xyxy, batch.labels, strict=True)
+            labels = [match_anchors(anchors, boxes, labels).labels for boxes, labels in pairs]
+            self._normalisers.append((torch.stack(labels) != BACKGROUND).sum() + 1.0)
+        return self._normalisers[-1] / self._normalisers[0]
+
+    def _end_accumulation(self, parameters: list[nn.Parameter]) -> None:
+        if self._normalisers:
+            positives = sum(normaliser - 1.0 for normaliser in self._normalisers)
+            factor = self.config.accumulate * self._normalisers[0] / (positives + 1.0)
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
+        self._normalisers = []
+
+    def _ids(self, batch: Batch) -> list[int | str]:
+        return [self.train_set.records.images[i].image_id for i in batch.indices.tolist()]
+
+    def _skip(self, why: str, image_ids: list[int | str]) -> None:
+        message = f"epoch {self.current_epoch}, step {self.global_step}: {why}; step skipped, image ids {image_ids}"
         self.skipped.append(message)
         self.print(message)
 
@@ -138,22 +200,34 @@ class DetectionModule(LightningModule):
     ) -> None:
         """Clip the gradient's norm; where it is not finite, drop the gradient, so that the weights stay."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
+        self._end_accumulation(parameters)
+        image_ids, self._image_ids = self._image_ids, []
         norm = nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip or float("inf"), foreach=True)
         # Under fp16 the gradient scaler looks for overflows by itself and lowers its scale.
         if self.trainer.precision != "16-mixed" and not bool(norm.isfinite()):
             for parameter in parameters:
                 parameter.grad = None
-            message = f"epoch {self.current_epoch}, step {self.global_step}: gradient not finite; dropped"
-            self.skipped.append(message)
-            self.print(message)
+            self._skip("the gradient is not finite", image_ids)
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW, with warm-up and cosine by the step."""
         optimiser = build_optimiser(self.model, self.config)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self._total_steps()
         warmup = min(round(total * self.config.warmup_epochs / self.config.epochs), total // 2)
         schedule = LambdaLR(optimiser, lambda step: rate_factor(step, warmup, total))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the report of a resumed run needs."""
+        metrics = self.metrics.to_dict() if self.metrics is not None else None
+        checkpoint["so_far"] = {"skipped": self.skipped, "metrics": metrics, "epoch": self.evaluated_epoch}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        so_far = checkpoint.get("so_far", {})
+        self.skipped = list(so_far.get("skipped", []))
+        self.metrics = Metrics(**so_far["metrics"]) if so_far.get("metrics") else None
+        self.evaluated_epoch = so_far.get("epoch", -1)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation's results."""
@@ -182,6 +256,7 @@ class DetectionModule(LightningModule):
             torch.distributed.all_gather_object(gathered, results)
             results = list({str(row): row for part in gathered for row in part}.values())
         self.metrics = coco_metrics(ground_truth(self.val_set.records), results)
+        self.evaluated_epoch = self.current_epoch
         self.log_dict(
             {
                 "val/ap": self.metrics.ap, "val/ap50": self.metrics.ap50, "val/ap75": self.metrics.ap75,

@@ -179,11 +179,8 @@ def _read(
         (val_records.class_names, val_records.category_ids)
         != (train_records.class_names, train_records.category_ids)
     ):
-        raise DataError(
-            f"{val_records.source}: its classes {dict(zip(val_records.category_ids, val_records.class_names, strict=True))} "
-            f"are not those of {train_records.source}: "
-            f"{dict(zip(train_records.category_ids, train_records.class_names, strict=True))}"
-        )
+        ours, theirs = (dict(zip(r.category_ids, r.class_names, strict=True)) for r in (train_records, val_records))
+        raise DataError(f"{val_records.source}: its classes {theirs} are not those of {train_records.source}: {ours}")
     return train_records, val_records
 
 
@@ -212,9 +209,8 @@ def start_from(
         dropped = [key for key in state if key.startswith("class_head.predict.pointwise.")]
         console.print(f"{name}: its classes differ, so these start afresh: {', '.join(dropped)}")
     own = network.state_dict()
-    problems = [
-        key for key in {*state, *own} - set(dropped) if key not in own or key not in state or own[key].shape != state[key].shape
-    ]
+    shapes, own_shapes = ({key: value.shape for key, value in part.items()} for part in (state, own))
+    problems = [key for key in {*state, *own} - {*dropped} if shapes.get(key) != own_shapes.get(key)]
     if problems:
         raise WeightsError(f"{name}: {source.spec.name} does not fit {network.spec.name}: {sorted(problems)}")
     network.load_state_dict({key: value for key, value in state.items() if key not in dropped}, strict=False)

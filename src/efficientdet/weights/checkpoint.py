@@ -34,7 +34,8 @@ class CheckpointInfo:
         preprocessing: how pixels become numbers.
         postprocess: settings of the post-processing that differ from the defaults.
         metrics: what the model reached, by name, with the data set's name in `data`.
-        training: the settings it was trained with, and the package's version at the time.
+        training: the settings it was trained with.
+        about: facts for people, by name: `licence`, `data`, `source`, `note`.
     """
 
     spec: ModelSpec
@@ -44,6 +45,7 @@ class CheckpointInfo:
     postprocess: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The metadata as it stands in the file."""
@@ -58,6 +60,7 @@ class CheckpointInfo:
                 "postprocess": self.postprocess,
                 "metrics": self.metrics,
                 "training": self.training,
+                "about": self.about,
             }
         )
 
@@ -74,16 +77,20 @@ class CheckpointInfo:
                 raise WeightsError(
                     f"{source}: format '{fields['format']}', this version reads '{FORMAT}'; upgrade the package"
                 )
+            names, ids = fields["class_names"], fields["category_ids"]
+            if not names or len(names) != len(ids):
+                raise ValueError(f"{len(names)} class_names, {len(ids)} category_ids")
             return cls(
                 spec=ModelSpec.from_dict(fields["spec"]),
-                class_names=tuple(map(str, fields["class_names"])),
-                category_ids=tuple(map(int, fields["category_ids"])),
+                class_names=tuple(map(str, names)),
+                category_ids=tuple(map(int, ids)),
                 preprocessing=Preprocessing.from_dict(fields["preprocessing"]),
                 postprocess=dict(fields["postprocess"]),
                 metrics=dict(fields["metrics"]),
                 training=dict(fields["training"]),
+                about=dict(fields.get("about", {})),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise WeightsError(f"{source}: damaged metadata ({type(error).__name__}: {error})") from error
 
 
@@ -118,10 +125,12 @@ def save_checkpoint(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, {METADATA_KEY: info.to_json()})
-        os.replace(temporary, path)
+        try:
+            save_file(tensors, temporary, {METADATA_KEY: info.to_json()})
+            os.replace(temporary, path)
+        finally:  # whatever happened, an interrupt too
+            temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise WeightsError(f"{path}: cannot be written ({error})") from error
 
 
@@ -145,12 +154,11 @@ def load_checkpoint(path: str | Path) -> tuple[EfficientDet, CheckpointInfo]:
     try:
         with torch.device("meta"):
             model = EfficientDet(info.spec, len(info.class_names))
-        fit_state(model, state, str(path))
-        model.load_state_dict(state, assign=True)
-    except WeightsError:
-        raise
-    except EfficientDetError as error:
-        raise WeightsError(f"{path}: {error}") from error
+    # A spec of the wrong kinds or sizes fails wherever it is first used.
+    except (EfficientDetError, TypeError, ValueError, LookupError, RuntimeError) as error:
+        raise WeightsError(f"{path}: its spec makes no network ({error})") from error
+    fit_state(model, state, str(path))
+    model.load_state_dict(state, assign=True)
     return model.float().eval().requires_grad_(True), info
 
 
@@ -160,7 +168,8 @@ def fit_state(model: EfficientDet, state: dict[str, Tensor], source: str) -> Non
     Raises:
         WeightsError: it does not; lists every mismatch.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    own_state = model.state_dict()
+    own = {name: tuple(tensor.shape) for name, tensor in own_state.items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
     problems = [f"missing: {name} {shape}" for name, shape in own.items() if name not in theirs]
     problems += [f"unexpected: {name} {shape}" for name, shape in theirs.items() if name not in own]
@@ -168,6 +177,11 @@ def fit_state(model: EfficientDet, state: dict[str, Tensor], source: str) -> Non
         f"shape: {name} is {theirs[name]}, the model has {shape}"
         for name, shape in own.items()
         if name in theirs and theirs[name] != shape
+    ]
+    problems += [
+        f"type: {name} is {state[name].dtype}, the model has {tensor.dtype}"
+        for name, tensor in own_state.items()
+        if name in state and state[name].is_floating_point() != tensor.is_floating_point()
     ]
     if problems:
         lines = "\n  ".join(problems)

@@ -60,8 +60,8 @@ def clean(state: Mapping[str, Tensor], model: EfficientDet) -> dict[str, Found]:
 def _is_level_first(plain: Mapping[str, Any], model: EfficientDet) -> bool:
     """Whether the head's batch norms are listed by level, then by repeat, as effdet does for TorchScript.
 
-    The counts tell. Where a head has as many repeats as levels (D6, D7) the container does: effdet wraps each batch norm
-    in one called `bn` when it lists them by repeat, and in none when by level.
+    The counts tell. Where a head has as many repeats as levels (D6, D7) the container does: effdet wraps each batch
+    norm in one called `bn` when it lists them by repeat, and in none when by level.
     """
     found = [match for match in map(_HEAD_NORM.fullmatch, plain) if match]
     if not found:

@@ -6,11 +6,14 @@ of w * x over real pictures, gamma = sqrt(variance + epsilon) and beta = b + mea
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import Tensor, nn
 
 from efficientdet.errors import WeightsError
@@ -37,14 +40,7 @@ def load_folded_backbone(
     """
     arrays = _read(Path(path))
     pairs = _conv_norm_pairs(backbone)
-    problems = [f"missing: {name}" for name in pairs if f"{name}.weight" not in arrays]
-    known = {f"{name}.{leaf}" for name in (*pairs, *UNUSED) for leaf in ("weight", "bias")}
-    problems += [f"unexpected: {name}" for name in arrays if name not in known]
-    problems += [
-        f"shape: {name}.weight is {arrays[f'{name}.weight'].shape}, the backbone has {tuple(conv.weight.shape)}"
-        for name, (conv, _) in pairs.items()
-        if f"{name}.weight" in arrays and arrays[f"{name}.weight"].shape != tuple(conv.weight.shape)
-    ]
+    problems = _mismatches(pairs, arrays)
     if problems:
         raise WeightsError(f"{path}: does not fit the backbone:\n  " + "\n  ".join(problems))
     with torch.no_grad():
@@ -61,10 +57,29 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name].astype(np.float32) for name in file.files}
-    except (OSError, ValueError) as error:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, NpzFile):
+            raise ValueError("one array, without names")
+        with file:
+            return {name: np.asarray(file[name], dtype=np.float32) for name in file.files}
+    except (OSError, EOFError, TypeError, ValueError, RuntimeError, BadZipFile, zlib.error) as error:
         raise WeightsError(f"{path}: not a readable .npz file ({error})") from error
+
+
+def _mismatches(
+    pairs: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]], arrays: dict[str, np.ndarray]
+) -> list[str]:
+    expected = {f"{name}.weight": tuple(conv.weight.shape) for name, (conv, _) in pairs.items()}
+    expected |= {f"{name}.bias": (norm.num_features,) for name, (_, norm) in pairs.items()}
+    unused = {f"{name}.{leaf}" for name in UNUSED for leaf in ("weight", "bias")}
+    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in arrays]
+    problems += [f"unexpected: {name}" for name in arrays if name not in expected and name not in unused]
+    problems += [
+        f"shape: {name} is {arrays[name].shape}, the backbone has {shape}"
+        for name, shape in expected.items()
+        if name in arrays and arrays[name].shape != shape
+    ]
+    return problems
 
 
 def _conv_norm_pairs(backbone: EfficientNet) -> dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]:

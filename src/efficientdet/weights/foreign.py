@@ -1,4 +1,4 @@
-"""Weights of other implementations, name for name: effdet, zylo117, TensorFlow. What does not fit is listed, never skipped.
+"""Weights of other implementations, name for name: effdet, zylo117, TensorFlow. What does not fit is listed.
 
 All of them predict (dy, dx, dh, dw); the order is turned round here and nowhere else.
 """
@@ -37,14 +37,14 @@ def load_foreign(
 
     The state may be nested as training scripts save it (averaged weights are preferred), and its names may carry the
     prefixes of benches, DataParallel and torch.compile. Counters of batch norms may be missing. Biases right before
-    batch norms may all be missing from the state (zero is the same function), or be more than the network has: then they
-    are subtracted from the running means, which is the same function too.
+    batch norms may all be missing from the state (zero is the same function); those that the network lacks are
+    subtracted from the running means, which is the same function too.
 
     Args:
         model: a network whose spec is that of the weights; changed in place.
         state: name to tensor or numpy array, as the file of the other implementation holds it.
         source: `effdet`, `zylo`, `tensorflow`, or `auto` to tell by the names.
-        replace_head: let the last layer of the class head differ in the number of classes; the network then keeps its own.
+        replace_head: let the number of classes differ; the network then keeps its own last layer of the class head.
 
     Returns:
         What was dropped: the class layer, if its size differs, and tensors that change nothing in the source either.
@@ -75,7 +75,7 @@ def load_foreign(
 def to_foreign(model: EfficientDet, target: str = "effdet") -> dict[str, Tensor]:
     """A network's weights under another implementation's names, in its layout.
 
-    `load_foreign` reads them back bit for bit; for `tensorflow`, whose files have none, without the batch norms' counters.
+    `load_foreign` reads them back bit for bit, save that TensorFlow keeps no counters in batch norms.
 
     Args:
         model: any network that the other implementation can have.
@@ -119,7 +119,7 @@ def unwrap(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _as_tensor(value: Tensor | np.ndarray) -> Tensor:
-    return value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+    return value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
 
 
 def detect_source(state: Mapping[str, Any]) -> str:
@@ -135,7 +135,8 @@ def detect_source(state: Mapping[str, Any]) -> str:
     if any("fpn." in name or "class_net." in name for name in state):
         return "effdet"
     raise WeightsError(
-        f"these are not weights of effdet, zylo117 or TensorFlow's EfficientDet; names begin {', '.join(list(state)[:4])}"
+        "these are not weights of effdet, zylo117 or TensorFlow's EfficientDet; the first names are "
+        + ", ".join(list(state)[:4])
     )
 
 
@@ -180,8 +181,9 @@ def _problems(names: tuple[str, ...], expected: list[Tensor], found: list[Found 
 
 
 def _fold(
-    bias: str, means: list[str], model: EfficientDet, theirs: dict[str, Found], dialect: Dialect, ours: dict[str, Tensor]
-) -> list[str]:
+    bias: str, means: list[str], model: EfficientDet,
+    theirs: dict[str, Found], dialect: Dialect, ours: dict[str, Tensor],
+) -> list[str]:  # fmt: skip
     """Subtract a bias that the network lacks from the running means behind it: (x + b) - m = x - (m - b)."""
     (name,) = dialect.names(bias, model)
     found = theirs.pop(name, None)

@@ -129,9 +129,7 @@ def _in_feature_network(name: str, model: EfficientDet) -> Place | None:
     lateral = re.fullmatch(r"laterals\.(in(\d+))\.(.+)", leaf)
     if lateral:
         edge, level = node.inputs.index(lateral.group(1)), int(lateral.group(2))
-        return Place(
-            "lateral", lateral.group(3), cell=cell, node=index, node_name=node_name, level=level, edge=edge
-        )
+        return Place("lateral", lateral.group(3), cell=cell, node=index, node_name=node_name, level=level, edge=edge)
     part: Part = "fusion" if leaf == "fuse.weights" else "node"
     return Place(part, leaf, cell=cell, node=index, node_name=node_name, level=node.level)
 

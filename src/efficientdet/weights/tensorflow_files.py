@@ -2,7 +2,7 @@
 
 An index is a table in LevelDB's format (blocks of prefix-compressed keys, a footer that points to the block of blocks)
 whose values are protocol buffers: BundleHeaderProto under the empty key, else BundleEntryProto, which says where in the
-data files a variable lies. Tested on files that TensorFlow 2.15 wrote, from graphs, Keras models and `tf.train.Checkpoint`.
+data files a variable lies. Tried on files that TensorFlow 2.15 wrote, of graphs and of Keras models.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The names and the layout of Google's EfficientDet (google/automl), from graph checkpoints, h5 files, and TF2 objects.
 
-Graph checkpoints and h5 files name variables by scope (`fpn_cells/cell_0/fnode1/WSM_1`); checkpoints that TensorFlow 2's
-trainer writes name them by the path of attributes (`fpn_cells/cells/0/fnodes/1/vars/1/.ATTRIBUTES/VARIABLE_VALUE`).
-Where a file has exponential moving averages beside the raw weights, the averages are taken: they are what was evaluated.
+Graph checkpoints and h5 files name variables by scope (`fpn_cells/cell_0/fnode1/WSM_1`); checkpoints of TensorFlow 2
+name them by the path of attributes (`fpn_cells/cells/0/fnodes/1/WSM_1/.ATTRIBUTES/VARIABLE_VALUE`). Where a file has
+exponential moving averages beside the raw weights, the averages are taken: they are what was evaluated.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from efficientdet.errors import WeightsError
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.weights.places import Dialect, Found, Place, locate
+from efficientdet.weights.places import Dialect, Found, Place, locate, redundant_biases
 
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 # Within a block: (ours, theirs by scope, theirs by attribute). Batch norms and 1x1 convolutions are numbered as they
@@ -35,12 +34,17 @@ _STEM = (("conv_stem", "conv2d", "_conv_stem"), ("bn1", "tpu_batch_normalization
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _AVERAGE = "/ExponentialMovingAverage"
+# Where Keras' optimiser keeps the averages.
 _AVERAGE_SLOT = re.compile(r"/\.OPTIMIZER_SLOT/.+/average$")
-_TOP = r"(?:efficientnet-\w+|resample_p\d+|fpn_cells|class_net|box_net)"
+# h5 files put a layer's name before its variables' names, which begin with it already.
+_OUTER_SCOPE = re.compile(r"^.*/(?=(?:efficientnet-\w+|resample_p\d+|fpn_cells|class_net|box_net)/)")
+# Keras numbers layers without a name of their own, and TPUs, GPUs and CPUs have batch norms of different classes.
+_NORM_CLASS = re.compile(r"/(?:\w+_)?batch_normalization(?=[/_])")
+_STEM_LAYER = re.compile(r"(/stem/(?:conv2d|tpu_batch_normalization))_\d+/")
 # State of the trainer, and the classifier that the backbone once had: no weights of the detector.
 _NOT_WEIGHTS = re.compile(
-    r"global_step$|save_counter|_CHECKPOINTABLE_OBJECT_GRAPH$|.*/\.OPTIMIZER_SLOT/|optimizer/|.*learning_rate$"
-    r"|.*/(?:Momentum|Adam(?:_\d)?|RMSProp(?:_\d)?)$|beta\d_power$|(?:scope|backbone)/_?head/|.*/_?(?:keras_api|head)/"
+    r"global_step$|save_counter$|_CHECKPOINTABLE_OBJECT_GRAPH$|optimizer/|.*/\.OPTIMIZER_SLOT/|.*learning_rate$"
+    r"|.*/(?:Momentum|Adam|Adam_1|RMSProp|RMSProp_1)$|beta[12]_power$|(?:.*/)?efficientnet-\w+/head/|backbone/_head/"
 )
 
 
@@ -133,31 +137,66 @@ def join(ours: str, tensors: list[Tensor]) -> Tensor:
 # ---- what files hold
 def clean(state: Mapping[str, Tensor], model: EfficientDet) -> dict[str, Found]:
     """Bring a file's names to those of `names`, averages in place of raw weights, without the trainer's state."""
+    scopes = _scopes_by_attribute(model) if any(name.endswith(_VALUE) for name in state) else {}
     raw: dict[str, Found] = {}
     averaged: dict[str, Found] = {}
     for name, tensor in state.items():
         bare = name.removesuffix(":0").removesuffix(_VALUE)
         if bare.endswith(_AVERAGE):
-            averaged[_by_scope(bare.removesuffix(_AVERAGE), model)] = Found(name, tensor)
+            averaged[_scope_name(bare.removesuffix(_AVERAGE), scopes)] = Found(name, tensor)
         elif _AVERAGE_SLOT.search(bare):
-            averaged[_by_scope(_AVERAGE_SLOT.sub("", bare), model)] = Found(name, tensor)
+            averaged[_scope_name(_AVERAGE_SLOT.sub("", bare), scopes)] = Found(name, tensor)
         elif not _NOT_WEIGHTS.match(bare):
-            raw[_by_scope(bare, model)] = Found(name, tensor)
+            raw[_scope_name(bare, scopes)] = Found(name, tensor)
     return raw | averaged
 
 
-def _by_scope(name: str, model: EfficientDet) -> str:
-    """One spelling of a name: no outer scopes, batch norms under the name that TPUs gave them."""
-    name = name if re.match(_TOP, name) else name
-    return _attributes_to_scope(_strip(name), model)
+def _scope_name(name: str, scopes: Mapping[str, str]) -> str:
+    """The one spelling of a name that `names` uses."""
+    if scopes:
+        name = re.sub(r"^model/", "", name)
+        name = re.sub(r"/vars/(\d+)$", lambda edge: f"/WSM_{edge.group(1)}", name).replace("/WSM_0", "/WSM")
+        return scopes.get(name, name)
+    name = _NORM_CLASS.sub("/tpu_batch_normalization", _OUTER_SCOPE.sub("", name))
+    return _STEM_LAYER.sub(r"\1/", name)
 
 
-def _strip(name: str) -> str:
-    return name
+def _scopes_by_attribute(model: EfficientDet) -> dict[str, str]:
+    """Name by the path of attributes to name by scope, of every variable, redundant biases included."""
+    scopes: dict[str, str] = {}
+    for ours in (*model.state_dict(), *redundant_biases(model)):
+        by_scope = names(ours, model)
+        if not by_scope:
+            continue
+        place = locate(ours, model)
+        if place.part == "fusion":
+            node = f"fpn_cells/cells/{place.cell}/fnodes/{place.node}"
+            scopes |= {f"{node}/{scope.rpartition('/')[2]}": scope for scope in by_scope}
+        else:
+            scopes[_attributes(place, model) + _variable(ours, place)] = by_scope[0]
+    return scopes
 
 
-def _attributes_to_scope(name: str, model: EfficientDet) -> str:
-    return name
+def _attributes(place: Place, model: EfficientDet) -> str:
+    low = model.spec.levels[0]
+    if place.part == "stem":
+        return f"backbone/_stem/{_lookup(_STEM, place.leaf)[1]}/"
+    if place.part == "block":
+        table = _EXPANDING if place.expands else _FLAT
+        return f"backbone/_blocks/{place.block}/{_lookup(table, place.leaf)[1]}/"
+    if place.part == "extra":
+        return f"resample_layers/0/{_lateral(place.leaf)}/"
+    node = f"fpn_cells/cells/{place.cell}/fnodes/{place.node}"
+    if place.part == "lateral":
+        return f"{node}/resample_layers/{place.edge}/{_lateral(place.leaf)}/"
+    if place.part == "node":
+        return f"{node}/op_after_combine/{'conv_op' if place.leaf.startswith('conv.') else 'bn'}/"
+    head = f"{place.head}_net"
+    if place.part == "predict":
+        return f"{head}/{'classes' if place.head == 'class' else 'boxes'}/"
+    if place.part == "tower":
+        return f"{head}/conv_ops/{place.repeat}/"
+    return f"{head}/bns/{place.repeat}/{place.level - low}/"
 
 
 def is_tensorflow(name: str) -> bool:
@@ -166,4 +205,3 @@ def is_tensorflow(name: str) -> bool:
 
 
 TENSORFLOW = Dialect(names, clean, split, join)
-_ = WeightsError

@@ -78,7 +78,7 @@ def _lateral_leaf(leaf: str) -> str:
 
 def _in_cell(place: Place) -> str:
     goes_down = place.node_name.startswith("td")
-    level = int(place.node_name.lstrip("tdout"))
+    level = int(place.node_name.removeprefix("td").removeprefix("out"))
     if place.part == "lateral":
         second = "" if goes_down or level == 3 else "_2"
         return f"p{level}_down_channel{second}.{_lateral_leaf(place.leaf)}"
