@@ -1,4 +1,4 @@
-"""Random weights that behave like trained ones, for both sides: python random_weights.py d0 picture.jpg out.pt.
+"""Random weights that behave like trained ones, for both sides: python random_weights.py d0 512 picture.jpg out.pt.
 
 Fresh weights would make every class score 0.01, and a post-processing that has either nothing or everything to do. So
 the batch norms take their statistics from the picture, and the last layers are scaled so that on it as many (anchor,
@@ -52,11 +52,11 @@ def scale_outputs(model: EfficientDet, pixels: Tensor) -> None:
 
 
 @torch.no_grad()
-def main(name: str, picture: str, out: str) -> None:
+def main(name: str, side: int, picture: str, out: str) -> None:
     """Write the weights under effdet's names."""
     torch.manual_seed(0)
     model = create_model(name, NUM_CLASSES)
-    size = (model.spec.image_size, model.spec.image_size)
+    size = (side, side)
     pixels = torch.from_numpy(prepare(read(picture), size, default_preprocessing(model.spec))[0])[None]
     take_statistics(model, pixels)
     scale_outputs(model, pixels)
@@ -64,4 +64,4 @@ def main(name: str, picture: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -96,7 +96,7 @@ CASES = (
     ),
     Case(
         "predict", "From a 640x480 JPEG to boxes, d0, 512 px, batch 1, fp32",
-        {"model": "d0", "size": 512}, {}, PREDICTING_SIDES, rounds=15, iterations=3,
+        {"model": "d0", "size": 512}, {"size": 256}, PREDICTING_SIDES, rounds=15, iterations=3,
     ),
 )  # fmt: skip
 
@@ -208,6 +208,16 @@ def make_picture(path: Path) -> None:
     image.save(path, quality=90)
 
 
+def make_weights(case: Case, picture: Path) -> Path:
+    """The file of a case's weights beside the picture; written where no earlier case has done it."""
+    name, size = case.settings["model"], str(case.settings["size"])
+    path = picture.with_name(f"{name}-{size}.pt")
+    if not path.exists():
+        script = [sys.executable, str(HERE / "random_weights.py"), name, size, str(picture), str(path)]
+        subprocess.run(script, check=True, env=_environment())
+    return path
+
+
 @contextmanager
 def started(case: Case, files: dict[str, str], with_peer: bool) -> Iterator[list[Worker]]:
     """Start a case's sides, ours first; of each group of peers only the fastest stays. Each has run once when it comes.
@@ -281,7 +291,7 @@ def chosen_cases(only: str | None, quick: bool, rounds: int | None) -> list[Case
     cases = [case for case in CASES if only in (None, case.task)]
     if quick:
         cases = [replace(case, settings={**case.settings, **case.quick}, rounds=2, iterations=1) for case in cases]
-        cases = [replace(case, title=f"{case.title} [quick: {case.quick or 'as is'}]") for case in cases]
+        cases = [replace(case, title=f"{case.title} [quick: {case.quick}]") for case in cases]
     return [replace(case, rounds=rounds) for case in cases] if rounds else cases
 
 
@@ -315,12 +325,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder, "picture.jpg")
         make_picture(picture)
-        weights = {name: str(Path(folder, f"{name}.pt")) for name in {case.settings["model"] for case in cases}}
-        for name, path in weights.items():
-            script = [sys.executable, str(HERE / "random_weights.py"), name, str(picture), path]
-            subprocess.run(script, check=True, env=_environment())
         for case in cases:
-            files = {"weights": weights[case.settings["model"]], "picture": str(picture)}
+            files = {"weights": str(make_weights(case, picture)), "picture": str(picture)}
             try:
                 results.append(run_case(case, files, not arguments.no_peer))
             except WorkerError as error:

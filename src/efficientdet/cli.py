@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from efficientdet import __version__
-from efficientdet.errors import EfficientDetError, ImageError, MissingExtraError
+from efficientdet.errors import EfficientDetError, ImageError, MissingExtraError, SettingError
 
 if TYPE_CHECKING:
     from efficientdet.detections import Detections
@@ -31,13 +32,20 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, mps; auto takes a GPU wher
 Size = Annotated[int | None, typer.Option(help="Side of the square input in pixels; default the model's own.")]
 
 
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Parse what stands before the command; the help text is that of `app`."""
 
 
 @app.command()
@@ -53,12 +61,13 @@ def demo(
     from efficientdet.inference.detector import load
 
     source = picture or _sample_portrait()
+    target = out / f"{source.stem}.jpg"
+    _spare_originals([source], [target])
     detections = load(weights).predict(source)
     out.mkdir(parents=True, exist_ok=True)
-    target = out / f"{source.stem}.jpg"
     _save_picture(detections, target)
     _print_detections(detections, source)
-    out_console.print(f"annotated picture: {target}", highlight=False)
+    _say(f"annotated picture: {target}")
 
 
 def _sample_portrait() -> Path:
@@ -113,11 +122,9 @@ def predict(
         print(json.dumps({"pictures": report, "failures": failures}))
     else:
         boxes = sum(len(entry["detections"]) for entry in report)
-        out_console.print(
-            f"{len(report)} pictures, {boxes} boxes; written to {out}/", highlight=False, markup=False
-        )
+        _say(f"{len(report)} pictures, {boxes} boxes; written to {out}/")
     if failures:
-        error_console.print(f"{len(failures)} of {len(found)} pictures failed", style="red")
+        _complain(f"{len(failures)} of {len(found)} pictures failed")
         raise typer.Exit(1)
 
 
@@ -129,18 +136,18 @@ def _predict_all(
 
     report: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
+    names = output_names(found)
     if out is not None:
+        _spare_originals(found, [out / name for name in names])
         out.mkdir(parents=True, exist_ok=True)
     with Progress(console=error_console, transient=True, disable=quiet) as progress:
-        for source, name in progress.track(
-            list(zip(found, output_names(found), strict=True)), description="predicting"
-        ):
+        for source, name in progress.track(list(zip(found, names, strict=True)), description="predicting"):
             try:
                 picture = read_standard_input() if source == STANDARD_INPUT else source
                 detections = detector.predict(picture)
             except ImageError as error:
                 failures.append({"source": str(source), "error": str(error)})
-                error_console.print(f"error: {error}", style="red", highlight=False, markup=False)
+                _complain(f"error: {error}")
                 continue
             entry = {**detections.to_json(), "source": str(source)}
             if out is not None:
@@ -212,8 +219,8 @@ def train(
     if run.metrics is not None:
         out_console.print(run.metrics.table())
     if run.report["skipped_steps"]:
-        out_console.print(f"steps skipped: {len(run.report['skipped_steps'])}; see {run.folder}/report.json")
-    out_console.print(f"best checkpoint: {run.best}", highlight=False, markup=False)
+        _say(f"steps skipped: {len(run.report['skipped_steps'])}; see {run.folder}/report.json")
+    _say(f"best checkpoint: {run.best}")
 
 
 @app.command()
@@ -270,6 +277,23 @@ def models(as_json: Json = False) -> None:
         out_console.print(table)
 
 
+def _say(text: str) -> None:
+    """Print a line as it is: paths keep their brackets, and stay on one line for whoever reads the output."""
+    out_console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _complain(text: str) -> None:
+    error_console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def _spare_originals(sources: Sequence[Path | str], targets: Sequence[Path]) -> None:
+    """Refuse to write annotated pictures over the pictures themselves."""
+    originals = {Path(source).resolve() for source in sources}
+    for target in targets:
+        if target.resolve() in originals:
+            raise SettingError(f"--out {target.parent}: {target} would be written over; choose another folder")
+
+
 def _print_detections(detections: Detections, source: Path) -> None:
     table = Table(title=f"{len(detections)} found in {source.name}")
     for column in ("class", "score", "left", "top", "right", "bottom"):
@@ -298,11 +322,11 @@ def main() -> None:
     try:
         app()
     except EfficientDetError as error:
-        error_console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        _complain(f"error: {error}")
         sys.exit(2)
     except OSError as error:
-        error_console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        _complain(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
-        error_console.print("stopped", style="red")
+        _complain("stopped")
         sys.exit(130)

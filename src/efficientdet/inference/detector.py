@@ -232,5 +232,6 @@ def _device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise SettingError(f"device '{device}' cannot be used here ({str(error).partition('.')[0]})") from error
+        reason = str(error).partition("\n")[0]
+        raise SettingError(f"device '{device}' cannot be used here ({reason})") from error
     return chosen

@@ -46,6 +46,7 @@ class TrainConfig:
         batch_norm: `frozen` keeps the backbone's running statistics, `train` uses the batch's; `auto` freezes those of
             a backbone that comes with weights when the batch is under 32.
         backbone_rate: factor on the backbone's learning rate.
+        layer_decay: each stage of the backbone learns this much slower than the one above it; 1 for all alike.
         frozen_stages: the stem and so many stages of the backbone do not learn.
         drop_path: stochastic depth of the backbone.
         seed: of weights, order and augmentation.
@@ -74,6 +75,7 @@ class TrainConfig:
     precision: str = "auto"
     batch_norm: str = "auto"
     backbone_rate: float = 1.0
+    layer_decay: float = 1.0
     frozen_stages: int = 0
     drop_path: float = 0.0
     seed: int = 0
@@ -100,15 +102,22 @@ class TrainConfig:
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
-            if value is not None and name not in FRACTIONS and type(value) is not int:
-                raise SettingError(f"{name} is {value!r}; it must be a whole number")
-            if value is not None and not (math.isfinite(value) and value >= least):
+            if value is None and getattr(type(self), name, 0) is None:
+                continue
+            _check_number(name, value, is_whole=name not in FRACTIONS)
+            if not value >= least:
                 raise SettingError(f"{name} is {value}; it must be at least {least}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise SettingError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if self.learning_rate is not None:
+            _check_number("learning_rate", self.learning_rate, is_whole=False)
+            if not self.learning_rate > 0:
+                raise SettingError(f"learning_rate is {self.learning_rate}; it must be above 0")
         for name in ("ema_decay", "drop_path"):
+            _check_number(name, getattr(self, name), is_whole=False)
             if not 0 <= getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        _check_number("layer_decay", self.layer_decay, is_whole=False)
+        if not 0 < self.layer_decay <= 1:
+            raise SettingError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
         if self.frozen_stages > 7:
             raise SettingError(f"frozen_stages is {self.frozen_stages}; the backbone has 7 stages")
         if self.seed >= 2**32:
@@ -151,3 +160,9 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
         return dataclasses.asdict(self)
+
+
+def _check_number(name: str, value: Any, is_whole: bool) -> None:
+    kinds = int if is_whole else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
+        raise SettingError(f"{name} is {value!r}; it must be a {'whole' if is_whole else 'finite'} number")

@@ -14,9 +14,9 @@ from torch import Tensor
 from efficientdet.boxes import encode_boxes, pairwise_iou
 
 IOU_THRESHOLD = 0.5
-# Anchors whose IoU differs by less than this tie; the one with the lowest index is forced. Float rounding would
-# otherwise decide for a small box inside many equal anchors.
-TIE_TOLERANCE = 1e-6
+# Anchors whose IoU differs by less than this part of it tie; the one with the lowest index is forced. Float rounding
+# would otherwise decide for a small box inside many equal anchors.
+TIE_TOLERANCE = 1e-5
 BACKGROUND = -1
 
 
@@ -54,13 +54,14 @@ def match_anchors(anchors_xyxy: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> M
     positive = best_iou >= IOU_THRESHOLD
 
     best_of_box = iou.amax(1, keepdim=True)  # (N, 1)
-    is_best = iou >= best_of_box - TIE_TOLERANCE
+    is_best = iou >= best_of_box * (1 - TIE_TOLERANCE)
     forced = is_best.to(torch.uint8).argmax(1)  # (N,): the first of the tied
-    # Written last to first, so that the first box keeps an anchor that several claim; a scatter leaves that undefined.
-    order = torch.arange(len(forced), device=iou.device)
-    claims = torch.full((count,), len(forced), device=iou.device, dtype=order.dtype)
-    claims = claims.scatter_reduce(0, forced, order, "amin")
-    is_forced = (claims < len(forced)) & (best_of_box[claims.clamp(max=len(forced) - 1), 0] > 0)
+    # The first box keeps an anchor that several claim; a plain scatter leaves that undefined. A box that meets no
+    # anchor claims none.
+    nobody = len(forced)
+    order = torch.arange(nobody, device=iou.device).masked_fill(best_of_box[:, 0] == 0, nobody)
+    claims = torch.full((count,), nobody, device=iou.device).scatter_reduce(0, forced, order, "amin")
+    is_forced = claims < nobody
     box_of_anchor = torch.where(is_forced, claims, box_of_anchor)
     positive = positive | is_forced
 

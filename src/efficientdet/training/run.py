@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import logging
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from efficientdet.data.dataset import DetectionDataset, read_split
 from efficientdet.data.records import Records
-from efficientdet.errors import DataError, SettingError, WeightsError, require
+from efficientdet.errors import DataError, EfficientDetError, SettingError, WeightsError, require
 from efficientdet.evaluation.coco_ap import Metrics
 from efficientdet.family import ModelSpec
 from efficientdet.images import prepare, read
@@ -29,6 +30,9 @@ from efficientdet.training.config import TrainConfig
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, load_checkpoint
 from efficientdet.weights.folded import load_folded_backbone
 from efficientdet.weights.names import find_weights
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import CSVLogger
 
 CONFIG_FILE = "config.json"
 RESUME_FILE = "resume.ckpt"
@@ -89,17 +93,21 @@ def train(
 
     Raises:
         DataError: the data set is at fault, has no boxes, or its splits disagree on the classes.
-        SettingError: a setting is unknown, out of range, or the run cannot be resumed.
+        ImageError: a picture cannot be read.
+        SettingError: a setting is unknown, out of range, not to be had on this machine, or the run cannot be resumed.
         WeightsError: the starting weights do not fit.
         MissingExtraError: Lightning or the evaluator is not installed.
     """
     require("lightning.pytorch", "train")
     require("faster_coco_eval", "train")
     config = _settings(config, settings)
-    console = Console(quiet=quiet, stderr=True)
+    _accelerator(config)
+    console = Console(quiet=quiet, stderr=True, markup=False, highlight=False, soft_wrap=True)
     folder = _run_folder(out, resume)
+    # A run that was stopped before it saved anything is begun again in the same way.
+    has_state = resume and (folder / RESUME_FILE).is_file()
     train_records, val_records = _read(Path(data), config, skip_missing, console)
-    network = _build(model, weights, train_records, config, console)
+    network = _build(model, None if has_state else weights, train_records, config, console)
     size = config.image_size or network.spec.image_size
     info = CheckpointInfo(
         spec=dataclasses.replace(network.spec, image_size=size),
@@ -117,13 +125,13 @@ def train(
     train_set, val_set = sets
     if train_set is None:
         raise DataError(f"{data}: the training split is empty")
-    if backbone_weights is not None and not resume:
+    if backbone_weights is not None and not has_state:
         _load_backbone(network, backbone_weights, train_records, info, config)
     _remember(folder, config, info, resume)
     with _calm_lightning():
         return _fit(
             network, config, train_set, val_set, info, folder,
-            is_pretrained=bool(weights or backbone_weights), resume=resume, quiet=quiet, console=console,
+            is_pretrained=bool(weights or backbone_weights), resume=has_state, quiet=quiet, console=console,
         )  # fmt: skip
 
 
@@ -133,6 +141,21 @@ def _settings(config: TrainConfig | None, settings: dict[str, Any]) -> TrainConf
     if unknown:
         raise SettingError(f"unknown training settings {unknown}; known: {', '.join(known)}")
     return dataclasses.replace(config or TrainConfig(), **settings)
+
+
+def _accelerator(config: TrainConfig) -> str:
+    """Lightning's word for the device to train on, which must be there."""
+    chosen = config.device
+    if chosen == "auto":
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    there = {"cpu": config.devices, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}
+    if config.devices > there[chosen]:
+        raise SettingError(
+            f"device {chosen} with devices {config.devices}: this machine has {there[chosen]}; choose cpu, or fewer"
+        )
+    if config.precision == "fp16" and chosen == "cpu":
+        raise SettingError("precision fp16 needs a GPU, and there is none here; use bf16 or fp32")
+    return chosen
 
 
 def _run_folder(out: str | Path | None, resume: bool) -> Path:
@@ -156,9 +179,10 @@ def _read(
 ) -> tuple[Records, Records | None]:
     train_records = read_split(data, "train", skip_missing)
     try:
-        val_records = None if data.is_file() else read_split(data, "val", skip_missing)
+        is_one_split = data.is_file() and data.suffix not in (".yaml", ".yml")
+        val_records = None if is_one_split else read_split(data, "val", skip_missing)
     except DataError as error:
-        if "no annotations of the split" not in str(error):
+        if "of the split 'val'" not in str(error):  # there is one, and it is at fault
             raise
         val_records = None
     for name, records in (("train", train_records), ("val", val_records)):
@@ -235,19 +259,26 @@ def _remember(folder: Path, config: TrainConfig, info: CheckpointInfo, resume: b
     text = json.dumps(fields, indent=2, sort_keys=True)
     path = folder / CONFIG_FILE
     if resume:
-        before = json.loads(path.read_text())["config"]
-        now = json.loads(text)["config"]
-        changed = [name for name in now if before.get(name) != now[name]]
+        before, now = (_what_must_stay(json.loads(content)) for content in (path.read_text(), text))
+        changed = [name for name in now if name in before and before[name] != now[name]]
         if changed:
             raise SettingError(
                 f"{folder}: the run was started with other settings: "
-                + ", ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
+                + ", ".join(f"{name} was {before[name]}, now {now[name]}" for name in changed)
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def _what_must_stay(fields: dict[str, Any]) -> dict[str, Any]:
+    """What a run and its resumption share; files by their names, for a folder may be called from elsewhere."""
+    checkpoint = fields["checkpoint"]
+    facts = {name: checkpoint[name] for name in ("spec", "class_names", "category_ids")}
+    files = {name: Path(checkpoint["training"][name]).name for name in ("data", "weights")}
+    return {**fields["config"], **facts, **files}
 
 
 @contextmanager
@@ -278,13 +309,13 @@ def _fit(
 ) -> TrainingRun:  # fmt: skip
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.callbacks import RichProgressBar
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from lightning.pytorch.loggers import TensorBoardLogger
 
     from efficientdet.training.callbacks import Ema, EpochLines, SaveCheckpoints, Throughput
     from efficientdet.training.module import DetectionModule
 
     seed_everything(config.seed, verbose=False)
-    accelerator = "cpu" if config.device == "auto" and not torch.cuda.is_available() else config.device
+    accelerator = _accelerator(config)
     workers = config.workers
     if workers is None:
         workers = 0 if accelerator == "cpu" else min(8, max(1, (os.cpu_count() or 2) - 1))
@@ -308,15 +339,34 @@ def _fit(
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if val_set is not None else 0,
         callbacks=callbacks,
-        logger=[CSVLogger(folder, "", "log"), TensorBoardLogger(folder, "", "log")],
+        logger=[_csv_logger(folder, resume), TensorBoardLogger(folder, "", "log")],
         log_every_n_steps=10,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=shows_bar,
         use_distributed_sampler=False,
     )
-    checkpoint = folder / RESUME_FILE
-    trainer.fit(
-        module, ckpt_path=str(checkpoint) if resume and checkpoint.is_file() else None, weights_only=True
-    )
+    try:
+        trainer.fit(module, ckpt_path=str(folder / RESUME_FILE) if resume else None, weights_only=True)
+    except EfficientDetError as error:
+        # A loader process sends its errors with the traceback in front.
+        if "Original Traceback" not in str(error):
+            raise
+        raise type(error)(str(error).rstrip().rpartition(f"{type(error).__name__}: ")[2]) from None
     return saver.finish(module)
+
+
+def _csv_logger(folder: Path, resume: bool) -> CSVLogger:
+    """The log as CSV; a resumed run keeps the rows up to the saved step, which Lightning would delete."""
+    from lightning.pytorch.loggers import CSVLogger
+
+    path, rows = folder / "log" / "metrics.csv", []
+    if resume and path.is_file():
+        step = torch.load(folder / RESUME_FILE, mmap=True, weights_only=True)["global_step"]
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+    logger = CSVLogger(folder, "", "log")
+    if rows:
+        logger.experiment.metrics = [{name: value for name, value in row.items() if value} for row in rows]
+        logger.save()
+    return logger

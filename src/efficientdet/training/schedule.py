@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from efficientdet.network.efficientnet import STAGES
 from efficientdet.network.layers import BATCH_NORM_MOMENTUM
 from efficientdet.training.config import TrainConfig
 
@@ -32,21 +34,29 @@ def batch_norm_momentum(total_steps: int) -> float:
     return min(0.1, max(BATCH_NORM_MOMENTUM, 30 / max(1, total_steps)))
 
 
+def rate_scale(name: str, config: TrainConfig) -> float:
+    """Factor on a parameter's learning rate: lower in the backbone, and the lower the further it is from the heads."""
+    if not name.startswith("backbone."):
+        return 1.0
+    stage = re.match(r"backbone\.blocks\.(\d+)\.", name)
+    below_top = len(STAGES) - 1 - int(stage.group(1)) if stage else len(STAGES)
+    return config.backbone_rate * config.layer_decay**below_top
+
+
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Learning parameters in up to four groups: backbone or not, decayed (kernels) or not (norms, biases, fusion)."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """Learning parameters grouped by learning rate, and by whether they decay: kernels do, norms, biases, fusion not."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (name.startswith("backbone."), parameter.ndim > 1)
-            groups.setdefault(key, []).append(parameter)
+            groups.setdefault((rate_scale(name, config), parameter.ndim > 1), []).append(parameter)
     rate, decay = config.peak_learning_rate(), config.decay()
     return [
         {
             "params": parameters,
-            "lr": rate * (config.backbone_rate if in_backbone else 1.0),
+            "lr": rate * scale,
             "weight_decay": decay if is_kernel else 0.0,
         }
-        for (in_backbone, is_kernel), parameters in groups.items()
+        for (scale, is_kernel), parameters in groups.items()
     ]
 
 

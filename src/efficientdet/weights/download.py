@@ -210,11 +210,11 @@ class _Task:
         begin, total = _extent(response)
         if begin not in (0, have):
             raise _StartOver(f"the server sends bytes from {begin} instead of {have}", 0.0)
+        if self.size is not None and total is not None and total != self.size:
+            raise WeightsError(self._advice(f"the server announces {total} bytes, expected {self.size}"))
         if begin == 0:  # the first attempt, a server that knows no ranges, or a file that has changed
             have = 0
             self._write_validator(response.headers.get("ETag", ""))
-        if self.size is not None and total is not None and total != self.size:
-            raise WeightsError(self._advice(f"the server announces {total} bytes, expected {self.size}"))
         with self.part.open("ab" if have else "wb") as file:
             advance(have, total)
             while chunk := self._read(response):

@@ -40,7 +40,7 @@ _AVERAGE_SLOT = re.compile(r"/\.OPTIMIZER_SLOT/.+/average$")
 _OUTER_SCOPE = re.compile(r"^.*/(?=(?:efficientnet-\w+|resample_p\d+|fpn_cells|class_net|box_net)/)")
 # Keras numbers layers without a name of their own, and TPUs, GPUs and CPUs have batch norms of different classes.
 _NORM_CLASS = re.compile(r"/(?:\w+_)?batch_normalization(?=[/_])")
-_STEM_LAYER = re.compile(r"(/stem/(?:conv2d|tpu_batch_normalization))_\d+/")
+_STEM_LAYER = re.compile(r"/stem(?:_\d+)?/(conv2d|tpu_batch_normalization)(?:_\d+)?/")
 # State of the trainer, and the classifier that the backbone once had: no weights of the detector.
 _NOT_WEIGHTS = re.compile(
     r"global_step$|save_counter$|_CHECKPOINTABLE_OBJECT_GRAPH$|optimizer/|.*/\.OPTIMIZER_SLOT/|.*learning_rate$"
@@ -158,7 +158,7 @@ def _scope_name(name: str, scopes: Mapping[str, str]) -> str:
         name = re.sub(r"/vars/(\d+)$", lambda edge: f"/WSM_{edge.group(1)}", name).replace("/WSM_0", "/WSM")
         return scopes.get(name, name)
     name = _NORM_CLASS.sub("/tpu_batch_normalization", _OUTER_SCOPE.sub("", name))
-    return _STEM_LAYER.sub(r"\1/", name)
+    return _STEM_LAYER.sub(r"/stem/\1/", name)
 
 
 def _scopes_by_attribute(model: EfficientDet) -> dict[str, str]:

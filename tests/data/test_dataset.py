@@ -1,0 +1,438 @@
+"""From files on disk to batches: every layout is found, boxes follow the pixels, and chance follows the seed alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from efficientdet.data.augment import Augmentation
+from efficientdet.data.coco import read_coco
+from efficientdet.data.dataset import (
+    Batch,
+    DecodedCache,
+    DetectionDataset,
+    EpochBatches,
+    TrainLoader,
+    collate,
+    eval_loader,
+    read_split,
+)
+from efficientdet.data.records import ImageRecord, Records
+from efficientdet.errors import DataError
+from efficientdet.images import IMAGENET, Preprocessing
+
+RAW = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+# Python 3.12 warns when a process with threads is forked; torch's own loader does just that.
+FORKS = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+
+
+def write_picture(path: Path, width: int = 40, height: int = 30, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def write_coco(path: Path, file_name: str, name: str = "cat") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "images": [{"id": 1, "file_name": file_name, "width": 40, "height": 30}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 5, "bbox": [4, 6, 20, 10]}],
+        "categories": [{"id": 5, "name": name}],
+    }
+    path.write_text(json.dumps(content))
+
+
+def write_voc(root: Path, split: str, stem: str, names: list[str]) -> None:
+    write_picture(root / "JPEGImages" / f"{stem}.png")
+    things = "".join(
+        f"<object><name>{name}</name><bndbox><xmin>5</xmin><ymin>7</ymin><xmax>24</xmax><ymax>16</ymax></bndbox>"
+        "</object>"
+        for name in names
+    )
+    (root / "Annotations").mkdir(exist_ok=True)
+    (root / "Annotations" / f"{stem}.xml").write_text(
+        f"<annotation><filename>{stem}.png</filename>{things}</annotation>"
+    )
+    listing = root / "ImageSets" / "Main" / f"{split}.txt"
+    listing.parent.mkdir(parents=True, exist_ok=True)
+    with listing.open("a") as file:
+        file.write(f"{stem}\n")
+
+
+def write_yolo(root: Path, images: str, labels: str) -> None:
+    write_picture(root / images / "a.png")
+    (root / labels).mkdir(parents=True, exist_ok=True)
+    # x 4..24 of 40, y 6..16 of 30
+    (root / labels / "a.txt").write_text(f"0 {14 / 40} {11 / 30} {20 / 40} {10 / 30}\n")
+
+
+def make_records(
+    folder: Path | None, count: int, crowds: tuple[int, ...] = (), negatives: tuple[int, ...] = ()
+) -> Records:
+    """Pictures of different sizes with a box each (two where there is a crowd beside it)."""
+    images = []
+    for i in range(count):
+        width, height = 40 + 3 * i, 30 + 5 * i
+        path = Path(f"{i}.png") if folder is None else folder / f"{i}.png"
+        if folder is not None:
+            write_picture(path, width, height, seed=i)
+        boxes = np.array([] if i in negatives else [[4, 6, 24, 16]], dtype=np.float32).reshape(-1, 4)
+        n = len(boxes)
+        images.append(
+            ImageRecord(
+                i, path, width, height, boxes, np.full(n, i % 2, dtype=np.int64), np.full(n, i in crowds),
+                np.full(n, 200, dtype=np.float32), list(range(n)),
+            )  # fmt: skip
+        )
+    return Records(images, ("cat", "dog"), (1, 2), folder or Path("nowhere"))
+
+
+# ---- layouts
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize(
+    ("annotations", "pictures"),
+    [
+        ("{s}.json", "images"),
+        ("{s}.json", "{s}"),
+        ("annotations/{s}.json", "images"),
+        ("annotations/instances_{s}.json", "{s}"),
+        ("annotations/instances_{s}2017.json", "{s}2017"),
+        ("{s}/_annotations.coco.json", "{s}"),
+        ("{s}/annotations.json", "{s}/images"),
+    ],
+)
+def test_every_coco_layout_is_found(tmp_path: Path, split: str, annotations: str, pictures: str) -> None:
+    write_picture(tmp_path / pictures.format(s=split) / "a.png")
+    write_coco(tmp_path / annotations.format(s=split), "a.png")
+    records = read_split(tmp_path, split)
+    assert records.source == tmp_path / annotations.format(s=split)
+    assert records.class_names == ("cat",) and records.category_ids == (5,)
+    np.testing.assert_array_equal(records.images[0].boxes_xyxy, [[4, 6, 24, 16]])
+
+
+def test_val_is_found_where_a_tool_calls_it_valid_and_the_right_split_is_taken(tmp_path: Path) -> None:
+    for folder, name in (("train", "cat"), ("valid", "dog"), ("test", "emu")):
+        write_picture(tmp_path / folder / "a.png")
+        write_coco(tmp_path / folder / "_annotations.coco.json", "a.png", name)
+    found = {split: read_split(str(tmp_path), split).class_names for split in ("train", "val", "valid", "test")}
+    assert found == {"train": ("cat",), "val": ("dog",), "valid": ("dog",), "test": ("emu",)}
+
+
+def test_one_annotation_file_is_the_split(tmp_path: Path) -> None:
+    write_picture(tmp_path / "images" / "a.png")
+    write_coco(tmp_path / "whatever.json", "a.png")
+    assert len(read_split(tmp_path / "whatever.json", "train")) == 1
+
+
+def test_voc_splits_share_the_classes_of_the_whole_data_set(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", "a", ["dog", "cat"])
+    write_voc(tmp_path, "val", "b", ["dog"])
+    write_voc(tmp_path, "test", "c", [])
+    train, val, test = (read_split(tmp_path, split) for split in ("train", "val", "test"))
+    assert train.class_names == val.class_names == test.class_names == ("cat", "dog")
+    np.testing.assert_array_equal(val.images[0].labels, [1])
+    np.testing.assert_array_equal(val.images[0].boxes_xyxy, [[4, 6, 24, 16]])
+    assert [len(records) for records in (train, val, test)] == [1, 1, 1]
+    assert test.images[0].is_negative
+
+
+@pytest.mark.parametrize(
+    ("config", "images", "labels"),
+    [
+        ("data.yaml", "images/val", "labels/val"),
+        ("data.yml", "images/val", "labels/val"),
+        ("data.yaml", "val/images", "val/labels"),
+        ("data.yaml", "valid/images", "valid/labels"),
+        ("data.yaml", "elsewhere/images", "elsewhere/labels"),
+        ("dataset.yml", "elsewhere/images", "elsewhere/labels"),
+        ("classes.txt", "images/val", "labels/val"),
+    ],
+)
+def test_every_yolo_layout_is_found(tmp_path: Path, config: str, images: str, labels: str) -> None:
+    write_yolo(tmp_path, images, labels)
+    yaml = f"val: {images}\nnames: [cat]\n" if "else" in images else "names: [cat]\n"
+    (tmp_path / config).write_text("cat\n" if config == "classes.txt" else yaml)
+    records = read_split(tmp_path, "val")
+    assert records.class_names == ("cat",)
+    np.testing.assert_allclose(records.images[0].boxes_xyxy, [[4, 6, 24, 16]], atol=1e-4)
+    if config != "classes.txt":
+        assert len(read_split(tmp_path / config, "val")) == 1
+
+
+@pytest.mark.parametrize(("split", "also"), [("train", []), ("val", ["'valid'", "'validation'"]), ("extra", [])])
+def test_the_error_says_where_was_sought(tmp_path: Path, split: str, also: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        read_split(tmp_path, split)
+    message = str(caught.value)
+    places = [f"{split}.json", f"annotations/instances_{split}2017.json", f"ImageSets/Main/{split}.txt"]
+    for part in [str(tmp_path), f"'{split}'", "data.yaml", f"images/{split}", *places, *also]:
+        assert part in message
+    assert ("valid" in message) == bool(also)
+
+
+def test_no_data_set_at_all(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: no such data set"):
+        read_split(tmp_path / "nowhere", "train")
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc"])
+def test_missing_pictures_are_an_error_or_skipped_and_counted(tmp_path: Path, layout: str) -> None:
+    if layout == "voc":
+        write_voc(tmp_path, "train", "a", ["cat"])
+        write_voc(tmp_path, "train", "b", ["cat"])
+        (tmp_path / "JPEGImages" / "b.png").unlink()
+    else:
+        write_picture(tmp_path / "images" / "a.png")
+        write_coco(tmp_path / "train.json", "a.png")
+        content = json.loads((tmp_path / "train.json").read_text())
+        content["images"].append({"id": 2, "file_name": "b.png"})
+        (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"b\.png"):
+        read_split(tmp_path, "train")
+    records = read_split(tmp_path, "train", skip_missing=True)
+    assert len(records) == 1 and records.counts["images skipped: file missing"] == 1
+
+
+# ---- samples
+def test_letterboxed_boxes_are_the_originals_times_the_scale(tmp_path: Path) -> None:
+    records = make_records(tmp_path, 4)
+    dataset = DetectionDataset(records, (48, 64), IMAGENET, cache=False)
+    assert len(dataset) == 4
+    for i, record in enumerate(records.images):
+        sample = dataset[i]
+        assert sample.place == i
+        assert sample.scale == pytest.approx(min(48 / record.height, 64 / record.width))
+        assert sample.image.shape == (3, 48, 64) and sample.image.dtype == torch.float32
+        np.testing.assert_allclose(sample.boxes_xyxy, record.boxes_xyxy * sample.scale, rtol=1e-6)
+        assert sample.boxes_xyxy.dtype == torch.float32 and sample.labels.dtype == torch.int64
+        assert sample.labels.tolist() == record.labels.tolist()
+
+
+def test_crowds_are_not_in_samples(tmp_path: Path) -> None:
+    records = make_records(tmp_path, 1)
+    record = records.images[0]
+    record.boxes_xyxy = np.array([[0, 0, 9, 9], [4, 6, 24, 16]], dtype=np.float32)
+    record.labels, record.is_crowd = np.array([1, 0]), np.array([True, False])
+    dataset = DetectionDataset(records, (32, 32), IMAGENET, Augmentation((1.0, 1.0), 0.0), cache=False)
+    for sample in (dataset[0], dataset[0, 3]):
+        assert sample.boxes_xyxy.shape == (1, 4) and sample.labels.tolist() == [0]
+
+
+def test_boxes_of_a_picture_with_orientation_lie_where_it_is_seen(tmp_path: Path) -> None:
+    # Upright 40 wide, 60 high, white at x 5..15, y 30..55; on disk lying on its side, with EXIF to turn it.
+    upright = np.zeros((60, 40, 3), dtype=np.uint8)
+    upright[30:55, 5:15] = 255
+    exif = Image.Exif()
+    exif[274] = 6  # turn by 90 degrees clockwise to see it
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "a.png", exif=exif)
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 60}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 30, 10, 25]}],
+        "categories": [{"id": 1, "name": "patch"}],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    dataset = DetectionDataset(
+        read_coco(tmp_path / "train.json"), (120, 120), RAW, Augmentation((0.5, 1.0), 1.0), cache=True
+    )
+    for sample in (dataset[0], dataset[0], dataset[0, 1]):  # decoded, from the cache, augmented
+        rows, columns = np.nonzero(sample.image[0].numpy() >= 127.5)
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(sample.boxes_xyxy[0], found, atol=1.5)
+
+
+def test_augmented_samples_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
+    records = make_records(tmp_path, 3)
+
+    def dataset(seed: int) -> DetectionDataset:
+        return DetectionDataset(records, (48, 48), IMAGENET, Augmentation(), seed, cache=False)
+
+    first = dataset(0)
+    first[1, 5]  # what came before does not matter
+    torch.testing.assert_close(first[2, 4].image, dataset(0)[2, 4].image, rtol=0, atol=0)
+    for other in (first[2, 5], dataset(1)[2, 4]):
+        assert not torch.equal(first[2, 4].image, other.image)
+    plain = DetectionDataset(records, (48, 48), IMAGENET, None, cache=False)
+    torch.testing.assert_close(plain[2, 4].image, plain[2].image, rtol=0, atol=0)
+
+
+def test_labels_of_boxes_that_the_crop_drops_go_with_them(tmp_path: Path) -> None:
+    records = make_records(tmp_path, 1)
+    records.images[0].boxes_xyxy = np.array([[0, 0, 4, 4], [10, 10, 30, 20], [36, 26, 40, 30]], dtype=np.float32)
+    records.images[0].labels = np.array([0, 1, 0])
+    records.images[0].is_crowd = np.zeros(3, dtype=np.bool_)
+    dataset = DetectionDataset(records, (30, 40), IMAGENET, Augmentation((2.0, 2.0), 0.0), cache=False)
+    counts = set()
+    for epoch in range(20):
+        sample = dataset[0, epoch]
+        assert len(sample.labels) == len(sample.boxes_xyxy)
+        counts.add(len(sample.labels))
+        is_middle = (sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2]).amin(1) > 8
+        assert bool((sample.labels[is_middle] == 1).all())
+    assert min(counts) < 3
+
+
+# ---- the cache
+def drain(loader: Any) -> list[Batch]:
+    return list(loader)
+
+
+@FORKS
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_cache_gives_identical_pixels_in_every_process(tmp_path: Path, workers: int) -> None:
+    records = make_records(tmp_path, 6)
+    plain = DetectionDataset(records, (48, 48), IMAGENET, Augmentation(), cache=False)
+    cached = DetectionDataset(records, (48, 48), IMAGENET, Augmentation(), cache=True)
+
+    def augmented(dataset: DetectionDataset, epoch: int, workers: int) -> torch.Tensor:
+        batches = EpochBatches(records, 2, seed=0)
+        batches.set_epoch(epoch)
+        loader = TrainLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+        return torch.cat([batch.images for batch in loader])
+
+    assert cached.cache is not None
+    assert torch.equal(augmented(cached, 0, workers), augmented(plain, 0, 0))
+    assert cached.cache.filled.all()  # also by the workers: they share it
+    for i in range(6):
+        (tmp_path / f"{i}.png").unlink()
+        assert cached[i].image.shape == (3, 48, 48)
+    again = drain(eval_loader(cached, 4, workers))
+    for i in range(6):
+        write_picture(tmp_path / f"{i}.png", 40 + 3 * i, 30 + 5 * i, seed=i)
+    expected = drain(eval_loader(plain, 4, 0))
+    assert torch.equal(torch.cat([b.images for b in again]), torch.cat([b.images for b in expected]))
+
+
+def test_pictures_that_take_too_much_memory_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = make_records(None, 2)
+    records.images[0].width = 10**9
+    assert not DecodedCache.fits(records)
+    assert DetectionDataset(records, (32, 32), IMAGENET).cache is None
+
+    def unknown(_: str) -> Any:
+        raise OSError("no such folder")
+
+    monkeypatch.setattr(os, "statvfs", unknown)
+    assert not DecodedCache.fits(make_records(None, 2))
+
+
+# ---- batches
+def test_a_batch_holds_its_samples(tmp_path: Path) -> None:
+    records = make_records(tmp_path, 5, negatives=(3,))
+    loader = eval_loader(DetectionDataset(records, (32, 48), IMAGENET, cache=False), 2, 0)
+    batches = drain(loader)
+    assert [batch.indices.tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
+    second = batches[1]
+    assert second.images.shape == (2, 3, 32, 48)
+    assert [tuple(boxes.shape) for boxes in second.boxes_xyxy] == [(1, 4), (0, 4)]
+    assert [labels.tolist() for labels in second.labels] == [[0], []]
+    assert second.scales.dtype == torch.float32
+    assert second.scales.tolist() == pytest.approx([min(32 / 40, 48 / 46), min(32 / 45, 48 / 49)])
+
+
+def indices(batches: EpochBatches) -> list[list[int]]:
+    return [[index for index, _ in batch] for batch in batches]
+
+
+def test_pictures_of_crowds_alone_are_left_out_and_negatives_are_in() -> None:
+    batches = EpochBatches(make_records(None, 6, crowds=(1, 4), negatives=(2,)), 1, seed=0)
+    assert sorted(sum(indices(batches), [])) == [0, 2, 3, 5]
+    assert len(batches) == 4
+
+
+def test_the_order_follows_seed_and_epoch_and_is_told_with_each_picture() -> None:
+    records = make_records(None, 20)
+
+    def order(seed: int, epoch: int) -> list[list[tuple[int, int]]]:
+        batches = EpochBatches(records, 4, seed)
+        batches.set_epoch(epoch)
+        return list(batches)
+
+    assert order(0, 0) == order(0, 0)
+    assert len({str([[i for i, _ in batch] for batch in order(*key)]) for key in ((0, 0), (0, 1), (1, 0))}) == 3
+    assert {epoch for batch in order(0, 7) for _, epoch in batch} == {7}
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 5])
+def test_a_start_in_the_middle_gives_the_rest_once(start: int) -> None:
+    batches = EpochBatches(make_records(None, 21), 4, seed=3)
+    whole = list(batches)
+    batches.start = start
+    assert list(batches) == whole[start:]
+    assert list(batches) == whole
+    assert len(batches) == len(whole) == 5
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 4), st.integers(0, 3))
+def test_ranks_share_an_epoch_without_overlap(pictures: int, batch_size: int, world: int, epoch: int) -> None:
+    records = make_records(None, pictures)
+    if pictures < world:
+        with pytest.raises(DataError, match=f"{pictures} pictures .* {world} devices"):
+            EpochBatches(records, batch_size, 0, 0, world)
+        return
+    ranks = [EpochBatches(records, batch_size, 0, rank, world) for rank in range(world)]
+    for rank in ranks:
+        rank.set_epoch(epoch)
+    shares = [indices(rank) for rank in ranks]
+    everything = [index for share in shares for batch in share for index in batch]
+    assert len(set(everything)) == len(everything)
+    assert all(len(share) == len(ranks[0]) for share in shares)  # each makes the same number of steps
+    assert all(batch for share in shares for batch in share)
+    if pictures >= batch_size * world:
+        assert len(everything) == pictures // (batch_size * world) * batch_size * world
+        assert all(len(batch) == batch_size for share in shares for batch in share)
+    else:
+        assert len(everything) == pictures
+
+
+def test_nothing_but_crowds_is_an_error() -> None:
+    with pytest.raises(DataError, match="nowhere: no picture to train on; all 2 hold only crowds"):
+        EpochBatches(make_records(None, 2, crowds=(0, 1)), 1, seed=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_gives_every_epoch_its_own_order_and_augmentation(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+    records = make_records(tmp_path, 6)
+    dataset = DetectionDataset(records, (32, 32), IMAGENET, Augmentation(), cache=False)
+    seen: list[tuple[int, Batch]] = []
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def train_dataloader(self) -> DataLoader[Any]:
+            return TrainLoader(dataset, batch_sampler=EpochBatches(records, 2, seed=0), collate_fn=collate)
+
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+            seen.append((self.current_epoch, batch))
+            return self.weight.sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    lightning.Trainer(
+        accelerator="cpu", max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False,
+    ).fit(Module())  # fmt: skip
+
+    epochs = [[batch for epoch, batch in seen if epoch == number] for number in range(3)]
+    orders = [torch.cat([batch.indices for batch in epoch]).tolist() for epoch in epochs]
+    assert [sorted(order) for order in orders] == [list(range(6))] * 3
+    assert len(set(map(tuple, orders))) > 1
+    pictures = [
+        torch.cat([batch.images for batch in epoch])[order.index(0)]
+        for epoch, order in zip(epochs, orders, strict=True)
+    ]
+    assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])

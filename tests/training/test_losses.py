@@ -1,0 +1,185 @@
+"""Losses beyond the goldens: formulas, precision, extremes, and pictures without boxes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from efficientdet.family import MODELS
+from efficientdet.network.anchors import level_sizes, make_anchors
+from efficientdet.training.losses import Losses, LossSettings, detection_loss, focal_loss
+from efficientdet.training.matching import match_anchors
+
+SIZE = (64, 96)
+ANCHORS = make_anchors(MODELS["d0"], SIZE)
+COUNTS = [9 * height * width for height, width in level_sizes(SIZE, (3, 7))]
+CLASSES = 3
+BOXES = [
+    torch.tensor([[4.0, 4.0, 40.0, 44.0], [50.0, 10.0, 90.0, 60.0]]),
+    torch.tensor([[10.0, 20.0, 30.0, 36.0]]),
+]
+LABELS = [torch.tensor([0, 2]), torch.tensor([1])]
+NOTHING = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+
+
+def _outputs(batch: int = 2, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def make(last: int, shift: float) -> list[Tensor]:
+        return [
+            (torch.randn(batch, n, last, generator=generator) * scale + shift).to(dtype).requires_grad_()
+            for n in COUNTS
+        ]
+
+    return make(CLASSES, -3.0), make(4, 0.0)
+
+
+def _loss(
+    outputs: tuple[list[Tensor], list[Tensor]], boxes: list[Tensor] | None = None,
+    labels: list[Tensor] | None = None, settings: LossSettings | None = None,
+) -> Losses:  # fmt: skip
+    return detection_loss(*outputs, ANCHORS, boxes or BOXES, labels or LABELS, settings)
+
+
+def literal(outputs: tuple[list[Tensor], list[Tensor]], settings: LossSettings) -> tuple[float, float, float]:
+    """The losses from their formulas, element by element in numpy."""
+    logits = torch.cat(outputs[0], 1).detach().double().numpy()
+    deltas = torch.cat(outputs[1], 1).detach().double().numpy()
+    classes = boxes = 0.0
+    positives = 0
+    for i in range(len(BOXES)):
+        match = match_anchors(ANCHORS, BOXES[i], LABELS[i])
+        positives += int((match.labels >= 0).sum())
+        y = np.zeros(logits[i].shape)
+        for anchor in (match.labels >= 0).nonzero()[:, 0].tolist():
+            y[anchor, int(match.labels[anchor])] = 1.0
+        p = 1 / (1 + np.exp(-logits[i]))
+        p_t = y * p + (1 - y) * (1 - p)
+        alpha_t = y * settings.alpha + (1 - y) * (1 - settings.alpha)
+        smooth = y * (1 - settings.label_smoothing) + 0.5 * settings.label_smoothing
+        entropy = -smooth * np.log(p) - (1 - smooth) * np.log(1 - p)
+        classes += float((alpha_t * (1 - p_t) ** settings.gamma * entropy).sum())
+        target = match.deltas.double().numpy()
+        error = np.abs(deltas[i] - target)
+        huber = np.where(error <= settings.delta, error**2 / 2, settings.delta * (error - settings.delta / 2))
+        counted = target != 0 if settings.skips_zero_targets else (match.labels >= 0).numpy()[:, None]
+        boxes += float((huber * counted).sum())
+    classes, boxes = classes / (positives + 1), boxes / (4 * (positives + 1))
+    return classes + settings.box_weight * boxes, classes, boxes
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LossSettings(),
+        LossSettings(alpha=0.4, gamma=2.0, label_smoothing=0.2, delta=1.0, box_weight=7.0),
+        LossSettings(gamma=0.0, skips_zero_targets=False),
+    ],
+)
+def test_formulas(settings: LossSettings) -> None:
+    outputs = _outputs(dtype=torch.float64)
+    found = _loss(outputs, settings=settings)
+    assert [x.item() for x in found] == pytest.approx(literal(outputs, settings), rel=1e-6)
+    assert all(x.dtype == torch.float64 for x in found)
+
+
+def test_boxes_without_zero_targets_lose_the_same_either_way() -> None:
+    """An anchor that is the box has four zero targets; leaving them out matters there and nowhere else."""
+    outputs = _outputs(1)
+    every = LossSettings(skips_zero_targets=False)
+    odd = [torch.tensor([[3.3, 5.1, 41.7, 39.9]])], [torch.tensor([1])]
+    assert _loss(outputs, *odd).boxes.item() == pytest.approx(_loss(outputs, *odd, every).boxes.item(), rel=1e-6)
+    exact = [ANCHORS[1000:1001].clone()], [torch.tensor([1])]
+    assert _loss(outputs, *exact).boxes < _loss(outputs, *exact, every).boxes
+
+
+def test_the_total_is_the_weighted_sum() -> None:
+    found = _loss(_outputs(), settings=LossSettings(box_weight=3.0))
+    assert found.total.item() == pytest.approx(found.classes.item() + 3 * found.boxes.item())
+
+
+def test_perfect_outputs_lose_next_to_nothing() -> None:
+    matches = [match_anchors(ANCHORS, b, c) for b, c in zip(BOXES, LABELS, strict=True)]
+    targets = torch.stack([m.labels for m in matches])
+    logits = torch.full((2, len(ANCHORS), CLASSES), -40.0)
+    logits.scatter_(2, targets.clamp(min=0)[..., None], torch.where(targets >= 0, 40.0, -40.0)[..., None])
+    deltas = torch.stack([m.deltas for m in matches])
+    found = _loss((list(logits.split(COUNTS, 1)), list(deltas.split(COUNTS, 1))))
+    assert found.total.item() == pytest.approx(0.0, abs=1e-6)
+    assert _loss(_outputs()).total > 1
+
+
+def test_a_batch_of_negatives() -> None:
+    outputs = _outputs()
+    found = _loss(outputs, [NOTHING[0]] * 2, [NOTHING[1]] * 2)
+    assert found.boxes.item() == 0.0
+    logits = torch.cat(outputs[0], 1).double().sigmoid()
+    expected = (0.75 * logits**1.5 * -(1 - logits).log()).sum()  # divided by 0 + 1
+    assert found.classes.item() == pytest.approx(expected.item(), rel=1e-4)
+    gradients = torch.autograd.grad(found.total, [*outputs[0], *outputs[1]])
+    assert all(g.isfinite().all() for g in gradients)
+    assert all((g > 0).all() for g in gradients[:5]) and all((g == 0).all() for g in gradients[5:])
+
+
+def test_a_picture_without_boxes_in_a_batch() -> None:
+    """The losses of two pictures add up before the division by the batch's positives."""
+    together = _loss(_outputs(), [BOXES[0], NOTHING[0]], [LABELS[0], NOTHING[1]])
+    positives = int((match_anchors(ANCHORS, BOXES[0], LABELS[0]).labels >= 0).sum())
+    logits, deltas = _outputs()
+    one = _loss(([x[:1] for x in logits], [x[:1] for x in deltas]), BOXES[:1], LABELS[:1])
+    other = _loss(([x[1:] for x in logits], [x[1:] for x in deltas]), [NOTHING[0]], [NOTHING[1]])
+    expected = one.classes.item() + other.classes.item() / (positives + 1)
+    assert together.classes.item() == pytest.approx(expected, rel=1e-5)
+    assert together.boxes.item() == pytest.approx(one.boxes.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e30])
+@pytest.mark.parametrize("settings", [LossSettings(), LossSettings(label_smoothing=0.1)])
+def test_huge_outputs_give_no_nan(scale: float, settings: LossSettings) -> None:
+    outputs = _outputs(scale=scale)
+    found = _loss(outputs, settings=settings)
+    assert all(x.isfinite() for x in found)
+    gradients = torch.autograd.grad(found.total, [*outputs[0], *outputs[1]])
+    assert all(g.isfinite().all() for g in gradients)
+
+
+@given(st.floats(-60, 60), st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0, 1.5, 2.0]))
+def test_focal_loss_of_one_logit(logit: float, target: float, gamma: float) -> None:
+    found = focal_loss(torch.tensor([logit]).double(), torch.tensor([target]).double(), 0.25, gamma, 0.0)
+    sign = 1 if target else -1
+    # log1p(exp(-z)) is the cross-entropy, 1 - p_t the sigmoid of the other side
+    entropy, miss = math.log1p(math.exp(-sign * logit)), 1 / (1 + math.exp(sign * logit))
+    expected = (0.25 if target else 0.75) * miss**gamma * entropy
+    assert found.item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_outputs_are_summed_in_float32(dtype: torch.dtype) -> None:
+    outputs = _outputs(dtype=dtype)
+    raised = tuple([x.detach().float().requires_grad_() for x in part] for part in outputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _loss(outputs)
+    expected = _loss(raised)  # type: ignore[arg-type]
+    for x, y in zip(found, expected, strict=True):
+        assert x.dtype == torch.float32
+        assert x.item() == y.item()
+    found.total.backward()
+    assert all(x.grad is not None and x.grad.dtype == dtype for x in outputs[0])
+
+
+def test_autocast_changes_nothing() -> None:
+    outputs = _outputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = _loss(outputs)
+    assert [x.item() for x in inside] == [x.item() for x in _loss(outputs)]
+
+
+def test_lists_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        _loss(_outputs(), BOXES, LABELS[:1])
