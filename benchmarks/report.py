@@ -44,6 +44,7 @@ class Result:
 
     task: str
     title: str
+    notes: list[str]
     pictures: int
     sides: list[SideResult]
 
@@ -204,6 +205,7 @@ def sections(results: list[Result], machine: Machine, command: str) -> dict[str,
         parts = [f"`{command}`, {date.today().isoformat()}, on {machine.describe()}. {_versions(own)}."]
         for result in own:
             parts += [f"### {result.title}", _times_table(result), _ratios_table(result)]
+            parts += [f"The race that chose effdet's variant: {'; '.join(result.notes)}."] if result.notes else []
             same = "\n".join(f"- {check.text}" for check in checks(result))
             parts += [f"The same work on both sides:\n\n{same}"] if same else []
         texts[task] = "\n\n".join(parts)

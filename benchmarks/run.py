@@ -219,38 +219,44 @@ def make_weights(case: Case, picture: Path) -> Path:
 
 
 @contextmanager
-def started(case: Case, files: dict[str, str], with_peer: bool) -> Iterator[list[Worker]]:
-    """Start a case's sides, ours first; of each group of peers only the fastest stays. Each has run once when it comes.
+def started(case: Case, files: dict[str, str], with_peer: bool) -> Iterator[tuple[list[Worker], list[str]]]:
+    """Start a case's sides, ours first; of each group of peers only the fastest stays. Each has run when it comes.
 
-    A peer's variant that fails is left out and named.
+    Gives the sides, and what is to be said of the peers that are not among them.
     """
     with ExitStack() as stack:
-        workers = []
+        workers: list[Worker] = []
+        notes: list[str] = []
         for side in case.sides:
             if not side.is_peer:
                 say(f"  starting {side.label}")
                 workers.append(Worker(side, case, files))
                 stack.callback(workers[-1].close)
-        groups = dict.fromkeys(side.group for side in case.sides if side.is_peer and with_peer)
-        for group in groups:
-            best = _race([side for side in case.sides if side.is_peer and side.group == group], case, files)
+        peers = [side for side in case.sides if side.is_peer and with_peer]
+        for group in dict.fromkeys(side.group for side in peers):
+            best = _race([side for side in peers if side.group == group], case, files, notes)
             if best is not None:
                 workers.append(best)
                 stack.callback(best.close)
-        yield workers
+        if peers and not any(worker.side.is_peer for worker in workers):
+            raise WorkerError("no variant of effdet runs; to measure without it: --no-peer")
+        yield workers, notes
 
 
-def _race(sides: list[Side], case: Case, files: dict[str, str]) -> Worker | None:
-    """The fastest of some variants of the peer; the others are ended."""
+def _race(sides: list[Side], case: Case, files: dict[str, str], notes: list[str]) -> Worker | None:
+    """The fastest of some variants of the peer; the others are ended. One that fails is left out and noted."""
     best: Worker | None = None
     for side in sides:
         try:
             worker = Worker(side, case, files)
         except WorkerError as error:
             say(f"  left out: {error}")
+            notes.append(f"{side.label}: fails")
             continue
         worker.measure(case.iterations)
-        say(f"  race: {side.label} {worker.measure(case.iterations):.0f} ms")
+        worker.measure(case.iterations)
+        notes.append(f"{side.label}: {min(worker.round_totals()):.0f} ms")
+        say(f"  race: {notes[-1]}")
         slower = worker
         if best is None or min(worker.round_totals()) < min(best.round_totals()):
             slower, best = best or worker, worker
@@ -264,7 +270,7 @@ def _race(sides: list[Side], case: Case, files: dict[str, str]) -> Worker | None
 def run_case(case: Case, files: dict[str, str], with_peer: bool) -> report.Result:
     """Measure a case: all sides in turn, round after round."""
     say(f"{case.title}")
-    with started(case, files, with_peer) as workers:
+    with started(case, files, with_peer) as (workers, notes):
         start, rounds = time.perf_counter(), 0
         while rounds < case.rounds:
             if rounds >= FEWEST_ROUNDS and time.perf_counter() - start > CASE_SECONDS:
@@ -275,6 +281,7 @@ def run_case(case: Case, files: dict[str, str], with_peer: bool) -> report.Resul
         return report.Result(
             task=case.task,
             title=case.title,
+            notes=notes,
             pictures=case.settings.get("batch", 1),
             sides=[
                 report.SideResult(

@@ -37,7 +37,10 @@ class ModelSpec:
         head_depth: convolutions in the class and box heads before the last (D_box = D_class, eq. 2).
         levels: finest and coarsest pyramid level; level l has stride 2**l.
         feature_network: name of the topology.
+        nodes: rows (name, level, inputs, combine) of a topology of one's own; None for the named one.
+        separable: whether the feature network's convolutions are depthwise separable, or full.
         fusion: `fast`, `softmax`, `unbounded` or `none`: how a node weighs its inputs (section 3.3).
+        fusion_per_channel: whether a fusion weight is a vector over channels instead of one number.
         activation: `swish` or `relu6`.
         padding: `same` as TensorFlow pads (more at bottom and right), or `symmetric`.
         redundant_bias: whether convolutions right before a batch norm carry a bias (the released weights do).
@@ -56,7 +59,10 @@ class ModelSpec:
     head_depth: int
     levels: tuple[int, int] = (3, 7)
     feature_network: str = "bifpn"
+    nodes: tuple[tuple[str, int, tuple[str, ...], str], ...] | None = None
+    separable: bool = True
     fusion: str = "fast"
+    fusion_per_channel: bool = False
     activation: str = "swish"
     padding: str = "same"
     redundant_bias: bool = True
@@ -98,6 +104,8 @@ class ModelSpec:
             values["levels"] = tuple(values["levels"])
         if "aspects" in values:
             values["aspects"] = tuple((float(w), float(h)) for w, h in values["aspects"])
+        if values.get("nodes") is not None:
+            values["nodes"] = tuple((name, level, tuple(reads), how) for name, level, reads, how in values["nodes"])
         return cls(**values)
 
 

@@ -70,7 +70,8 @@ def test_epsilon_reaches_every_batch_norm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "multiplier", "expected"), [(32, 1.0, 32), (320, 1.1, 352), (112, 1.1, 120), (16, 0.1, 8), (12, 1.0, 16)]
+    ("channels", "multiplier", "expected"),
+    [(32, 1.0, 32), (320, 1.1, 352), (112, 1.1, 120), (16, 0.1, 8), (12, 1.0, 16)],
 )
 def test_channel_rounding(channels: int, multiplier: float, expected: int) -> None:
     assert scale_channels(channels, multiplier) == expected

@@ -28,7 +28,9 @@ LABELS = [torch.tensor([0, 2]), torch.tensor([1])]
 NOTHING = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 
 
-def _outputs(batch: int = 2, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
+def _outputs(
+    batch: int = 2, scale: float = 1.0, dtype: torch.dtype = torch.float32
+) -> tuple[list[Tensor], list[Tensor]]:
     generator = torch.Generator().manual_seed(0)
 
     def make(last: int, shift: float) -> list[Tensor]:

@@ -7,8 +7,10 @@ import hashlib
 import multiprocessing
 import re
 import socket
+import ssl
 import threading
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -327,6 +329,18 @@ def test_without_network_the_error_says_which_file_to_put_where(
     message = str(caught.value)
     assert "https://example.invalid/d0.pth cannot be downloaded: no connection" in message
     assert f"put the file at {target}" in message
+    assert naps == []
+
+
+def test_a_wrong_certificate_is_not_tried_again(
+    target: Path, monkeypatch: pytest.MonkeyPatch, naps: list[float]
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise urllib.error.URLError(ssl.SSLCertVerificationError(1, "certificate verify failed"))
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    with pytest.raises(WeightsError, match=r"no connection \(certificate verify failed\)"):
+        download("https://example.invalid/d0.pth", target)
     assert naps == []
 
 

@@ -236,6 +236,14 @@ def test_every_mismatch_is_listed_and_nothing_changes() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("target", ["effdet", "zylo"])
+def test_two_tensors_of_one_name_are_refused(target: str) -> None:
+    state = to_foreign(make_model(seed=1), target)
+    first = next(iter(state))
+    with pytest.raises(WeightsError, match=f"1 tensors .*\n  unexpected: module.{re.escape(first)}"):
+        load_foreign(make_model(), state | {f"module.{first}": state[first]}, source=target)
+
+
 def test_weights_of_another_model_are_refused() -> None:
     with pytest.raises(WeightsError, match="do not fit lite0"):
         load_foreign(make_model("lite0"), to_foreign(make_model(seed=1)))

@@ -37,7 +37,7 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     random = np.random.RandomState(zlib.crc32(name.encode()))
     if "kernel" in name:
         fan_in = np.prod(shape[:2] if "depthwise" in name else shape[:3])
-        return np.asarray(random.standard_normal(shape) * 1.4 / np.sqrt(fan_in), np.float32)
+        return np.asarray(random.standard_normal(shape) / np.sqrt(fan_in), np.float32)
     ranges = {"moving_variance": (0.5, 1.5), "gamma": (0.8, 1.2), "WSM": (-0.2, 1.5)}
     low, high = next((bounds for part, bounds in ranges.items() if part in name), (-0.1, 0.1))
     return np.asarray(random.uniform(low, high, shape), np.float32)

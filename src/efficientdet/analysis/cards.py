@@ -100,7 +100,7 @@ def model_card(name: str, info: CheckpointInfo) -> str:
     if source:
         lines += [f"**Recipe:** `{source}`", ""]
     if per_class:
-        cells = ", ".join(f"{label} {value:.3f}" if value is not None else f"{label} -" for label, value in per_class.items())
+        cells = ", ".join(f"{label} {'-' if value is None else round(value, 3)}" for label, value in per_class.items())
         where = f" ({info.metrics['data']})" if "data" in info.metrics else ""
         lines += [f"**AP by class**{where}: {cells}", ""]
     if about[2]:

@@ -39,8 +39,8 @@ def fuse_boxes(
 ) -> Tensor:
     """Boxes that hard NMS kept, each moved to the mean of its cluster, weighed by score (Solovyev et al. 2021).
 
-    A cluster is the candidates of the kept box's class that overlap it by more than the threshold, and no other kept box
-    more. Scores stay those of the kept boxes (the paper's `max` variant), since one model has no votes to average.
+    A cluster is the candidates of the kept box's class that overlap it by more than the threshold, and no other kept
+    box more. Scores stay those of the kept boxes (the paper's `max` variant), since one model has no votes to average.
 
     Args:
         kept_xyxy: (B, D, 4) float32.

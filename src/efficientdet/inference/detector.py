@@ -20,7 +20,7 @@ from efficientdet.pixels import RgbImage
 from efficientdet.weights.checkpoint import CheckpointInfo, load_checkpoint
 from efficientdet.weights.names import find_weights
 
-# Below this the coarser levels have but one cell.
+# The stride of P5: a smaller picture would be one cell to the deepest features of the backbone.
 SMALLEST_SIDE = 32
 # Predictions are for looking at; evaluation asks for everything down to 0.001.
 SHOWN_SCORE = 0.3

@@ -257,25 +257,28 @@ def postprocess(
         The detections, boxes in original pixels. Where network outputs are not finite there is no detection.
     """
     settings = settings or PostprocessSettings()
-    logits = torch.cat(class_logits, 1).float().nan_to_num(nan=float("-inf"))
+    never = float("-inf")
+    logits = torch.cat(class_logits, 1).float().nan_to_num(nan=never, posinf=never, neginf=never)
     deltas = torch.cat(box_deltas, 1)
     found = select_candidates(logits, settings.max_candidates, settings.score_threshold, settings.candidates)
     batch, count = found.logits.shape
     rows = found.anchor_indices
-    chosen = _pick(deltas, rows).float().nan_to_num()
-    boxes = decode_deltas(chosen, anchors_xyxy[rows])  # (B, N, 4)
+    boxes = decode_deltas(_pick(deltas, rows).float(), anchors_xyxy[rows])  # (B, N, 4)
+    usable = boxes.isfinite().all(-1)  # (B, N)
+    boxes = boxes.masked_fill(~usable[..., None], 0.0)
     factors = scales.float() if scales is not None else boxes.new_ones(batch)
     if image_sizes is not None:
         boxes = clip_boxes(boxes, image_sizes * factors[:, None])
-    scores = found.logits.sigmoid()
+    scores = found.logits.sigmoid() * usable
     if count == 0:
         empty = boxes.new_zeros(batch, 0)
         return BatchDetections(boxes, empty, found.labels, found.labels.new_zeros(batch))
-    best, order = _best(boxes, scores, found.labels, settings)
-    keep = (best > 0) & (best >= settings.score_threshold)
-    labels, kept = found.labels.gather(1, order), _pick(boxes, order)
-    if settings.nms == "wbf":
-        owners = labels.masked_fill(~keep, -1)  # places that hold no detection own nothing
-        kept = fuse_boxes(kept, owners, boxes, scores, found.labels, settings.iou_threshold)
+    with torch.autocast(boxes.device.type, enabled=False):  # its half-precision products would round the decays
+        best, order = _best(boxes, scores, found.labels, settings)
+        keep = (best > 0) & (best >= settings.score_threshold)
+        labels, kept = found.labels.gather(1, order), _pick(boxes, order)
+        if settings.nms == "wbf":
+            owners = labels.masked_fill(~keep, -1)  # places that hold no detection own nothing
+            kept = fuse_boxes(kept, owners, boxes, scores, found.labels, settings.iou_threshold)
     boxes = kept / factors[:, None, None]
     return BatchDetections(boxes * keep[..., None], best * keep, labels * keep, keep.sum(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -10,9 +11,10 @@ from efficientdet.errors import SettingError
 from efficientdet.family import ModelSpec, find_spec
 from efficientdet.network.anchors import make_anchors
 from efficientdet.network.efficientnet import EfficientNet
+from efficientdet.network.graph_file import GRAPH_SUFFIXES, read_graph
 from efficientdet.network.heads import PRIOR_PROBABILITY, Head
 from efficientdet.network.pyramid import FeatureNetwork
-from efficientdet.network.topology import build_topology
+from efficientdet.network.topology import Topology, spec_topology
 
 # COCO's category ids run to 90, with gaps; the released weights have a class for each id.
 COCO_SLOTS = 90
@@ -35,10 +37,9 @@ class EfficientDet(nn.Module):
         self.spec = spec
         self.num_classes = num_classes
         self.backbone = EfficientNet(spec.backbone, spec.padding, drop_path, spec.backbone_epsilon)
-        topology = build_topology(spec.feature_network, spec.levels)
         self.feature_network = FeatureNetwork(
-            self.backbone.channels, topology, spec.width, spec.depth,
-            spec.fusion, spec.activation, spec.padding, spec.redundant_bias,
+            self.backbone.channels, spec_topology(spec), spec.width, spec.depth, spec.fusion, spec.activation,
+            spec.padding, spec.redundant_bias, separable=spec.separable, per_channel=spec.fusion_per_channel,
         )  # fmt: skip
         levels = spec.levels[1] - spec.levels[0] + 1
         shape = (spec.width, spec.head_depth, levels, spec.anchors_per_cell)
@@ -69,8 +70,10 @@ def create_model(
     name_or_spec: str | ModelSpec = "d0",
     num_classes: int = COCO_SLOTS,
     *,
-    feature_network: str | None = None,
+    feature_network: str | Path | Topology | None = None,
     fusion: str | None = None,
+    fusion_per_channel: bool | None = None,
+    separable: bool | None = None,
     drop_path: float = 0.0,
 ) -> EfficientDet:
     """Build a network with fresh weights.
@@ -78,9 +81,11 @@ def create_model(
     Args:
         name_or_spec: `d0`-`d7x`, `lite0`-`lite4`, an alias, or a spec such as `compound_scaling` gives.
         num_classes: K, at least 1. Classes are 0-based; there is no background class.
-        feature_network: `bifpn`, `fpn`, `panet`, `simplified-panet`, `nas-fpn` or `fully-connected`; None for
-            the spec's.
+        feature_network: `bifpn`, `fpn`, `panet`, `simplified-panet`, `nas-fpn` or `fully-connected`; a
+            `.yaml` file (see `graph_file`) or a `Topology` of one's own; None for the spec's.
         fusion: `fast`, `softmax`, `unbounded` or `none`; None for the spec's.
+        fusion_per_channel: one fusion weight a channel; None for the spec's.
+        separable: depthwise separable convolutions in the feature network; None for the spec's.
         drop_path: stochastic depth of the backbone in training.
 
     Returns:
@@ -88,13 +93,25 @@ def create_model(
 
     Raises:
         UnknownNameError: the model, feature network, fusion or backbone is not known.
-        SettingError: num_classes is below 1.
+        SettingError: num_classes is below 1, or the graph file is at fault; names line and node.
     """
     spec = find_spec(name_or_spec) if isinstance(name_or_spec, str) else name_or_spec
     if num_classes < 1:
         raise SettingError(f"num_classes is {num_classes}; a detector needs at least one class")
     if feature_network is not None:
-        spec = dataclasses.replace(spec, feature_network=feature_network)
-    if fusion is not None:
-        spec = dataclasses.replace(spec, fusion=fusion)
+        spec = _with_feature_network(spec, feature_network)
+    changes = {"fusion": fusion, "fusion_per_channel": fusion_per_channel, "separable": separable}
+    spec = dataclasses.replace(spec, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
     return EfficientDet(spec, num_classes, drop_path)
+
+
+def _with_feature_network(spec: ModelSpec, choice: str | Path | Topology) -> ModelSpec:
+    if not isinstance(choice, Topology) and Path(choice).suffix not in GRAPH_SUFFIXES:
+        return dataclasses.replace(spec, feature_network=str(choice), nodes=None)
+    topology = choice if isinstance(choice, Topology) else read_graph(choice, spec.levels)
+    if topology.levels != spec.levels:
+        raise SettingError(
+            f"feature network '{topology.name}' is for levels {topology.levels}, {spec.name} has {spec.levels}"
+        )
+    nodes = tuple((node.name, node.level, node.inputs, node.combine) for node in topology.nodes)
+    return dataclasses.replace(spec, feature_network=topology.name, nodes=nodes)

@@ -12,32 +12,34 @@ EPSILON = 1e-4
 
 
 class Fusion(nn.Module):
-    """Weighted sum of maps of one shape, one learnable scalar a map.
+    """Weighted sum of maps of one shape, one learnable weight a map: a scalar, or a vector over channels.
 
     Args:
         kind: `fast`: sum of relu(w_i) x_i / (epsilon + sum of relu(w_j)); `softmax`: softmax(w)_i x_i; `unbounded`:
             w_i x_i; `none`: a plain sum without weights.
         inputs: how many maps.
+        channels: C for weights of each channel's own; None for scalars.
 
     Raises:
         UnknownNameError: the kind is not one of `FUSIONS`.
     """
 
-    def __init__(self, kind: str, inputs: int) -> None:
+    def __init__(self, kind: str, inputs: int, channels: int | None = None) -> None:
         super().__init__()
         if kind not in FUSIONS:
             raise unknown_name("fusion", kind, FUSIONS)
         self.kind = kind
-        self.weights = None if kind == "none" else nn.Parameter(torch.ones(inputs))
+        shape = (inputs,) if channels is None else (inputs, channels, 1, 1)
+        self.weights = None if kind == "none" else nn.Parameter(torch.ones(shape))
 
     def normalised_weights(self) -> Tensor | None:
-        """(inputs,) the factors that the maps are multiplied with, or None for a plain sum."""
+        """(inputs,) or (inputs, C, 1, 1): the factors of the maps, or None for a plain sum."""
         if self.weights is None or self.kind == "unbounded":
             return self.weights
         if self.kind == "softmax":
             return self.weights.softmax(0)
         positive = self.weights.relu()
-        return positive / (positive.sum() + EPSILON)
+        return positive / (positive.sum(0) + EPSILON)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """List of (B, C, h, w) to their weighted sum, (B, C, h, w)."""
@@ -55,10 +57,11 @@ class GlobalAttention(Fusion):
     Args:
         kind: how the pooled map is added to the others; see `Fusion`. Two inputs alone need no weights.
         inputs: how many maps, at least two.
+        channels: see `Fusion`.
     """
 
-    def __init__(self, kind: str, inputs: int) -> None:
-        super().__init__(kind if inputs > 2 else "none", inputs - 1)
+    def __init__(self, kind: str, inputs: int, channels: int | None = None) -> None:
+        super().__init__(kind if inputs > 2 else "none", inputs - 1, channels)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """(B, C, h, w) maps, x and y the last, to the fusion of the others and y + sigmoid(mean(x)) * x."""

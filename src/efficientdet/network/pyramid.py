@@ -24,8 +24,9 @@ class NodeModule(nn.Module):
     """One node: bring the inputs to its level, fuse, activate, separable convolution, batch norm."""
 
     def __init__(
-        self, node: Node, input_channels: list[int], width: int, fusion: str, act: str, padding: str, bias: bool
-    ) -> None:
+        self, node: Node, input_channels: list[int], width: int, fusion: str, act: str, padding: str, bias: bool,
+        separable: bool = True, per_channel: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.node = node
         self.padding = padding
@@ -37,9 +38,10 @@ class NodeModule(nn.Module):
             }
         )
         fuse = GlobalAttention if node.combine == "attention" else Fusion
-        self.fuse = fuse(fusion, len(node.inputs))
+        self.fuse = fuse(fusion, len(node.inputs), width if per_channel else None)
         self.act = activation(act)
-        self.conv = SeparableConv2d(width, width, bias=bias, padding=padding)
+        conv = SeparableConv2d(width, width, bias, padding) if separable else Conv2d(width, width, 3, bias=bias)
+        self.conv: nn.Module = conv
         self.bn = batch_norm(width)
 
     def forward(self, maps: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
@@ -69,11 +71,13 @@ class FeatureNetwork(nn.Module):
         act: activation before each node's convolution.
         padding: `same` or `symmetric`.
         bias: whether convolutions before a batch norm carry a bias.
+        separable: depthwise separable convolutions, or full ones.
+        per_channel: fusion weights of each channel's own, or scalars.
     """
 
     def __init__(
         self, backbone_channels: tuple[int, ...], topology: Topology, width: int, depth: int,
-        fusion: str, act: str, padding: str, bias: bool,
+        fusion: str, act: str, padding: str, bias: bool, *, separable: bool = True, per_channel: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         low, high = topology.levels
@@ -89,7 +93,9 @@ class FeatureNetwork(nn.Module):
             cell = nn.ModuleDict()
             for node in topology.nodes:
                 input_channels = [channels.get(name, width) for name in node.inputs]
-                cell[node.name] = NodeModule(node, input_channels, width, fusion, act, padding, bias)
+                cell[node.name] = NodeModule(
+                    node, input_channels, width, fusion, act, padding, bias, separable, per_channel
+                )
             self.cells.append(cell)
             channels = {}
         self._initialise()

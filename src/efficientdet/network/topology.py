@@ -7,11 +7,12 @@ called `out<level>` (or, where there is none, the last node of that level) is th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, cast
 
 from efficientdet.errors import SettingError, unknown_name
+from efficientdet.family import ModelSpec
 
 Combine = Literal["sum", "attention"]
 
@@ -49,40 +50,61 @@ class Topology:
             SettingError: a repeated name, an unknown or later input, a level outside the range, a wrong number of
                 inputs, a node that nothing reads, or a level without an output; names the node.
         """
-        low, high = self.levels
-        known = {f"in{level}" for level in range(low, high + 1)}
-        where = f"feature network '{self.name}'"
-        names = [node.name for node in self.nodes]
-        for node in self.nodes:
-            if node.name in known:
-                raise SettingError(f"{where}: two nodes are called '{node.name}'")
-            if not low <= node.level <= high:
-                raise SettingError(f"{where}, node '{node.name}': level {node.level} is outside {low}-{high}")
-            if not node.inputs or (node.combine == "attention" and len(node.inputs) < 2):
-                raise SettingError(f"{where}, node '{node.name}': has {len(node.inputs)} inputs")
-            for name in node.inputs:
-                if name not in known:
-                    why = "comes later, or the graph has a cycle" if name in names else "does not exist"
-                    raise SettingError(f"{where}, node '{node.name}': its input '{name}' {why}")
-            known.add(node.name)
-        outputs = set(self.outputs())
-        read = {name for node in self.nodes for name in node.inputs}
-        for node in self.nodes:
-            if node.name not in read | outputs:
-                raise SettingError(f"{where}, node '{node.name}': nothing reads it and it is no output")
+        fault = find_fault(self.name, self.levels, self.nodes)
+        if fault is not None:
+            raise SettingError(fault.message)
 
     def outputs(self) -> tuple[str, ...]:
-        """Names of the cell's outputs, finest level first.
+        """Names of the cell's outputs, finest level first."""
+        by_level = _outputs(self.nodes)
+        return tuple(by_level[level] for level in range(self.levels[0], self.levels[1] + 1))
 
-        Raises:
-            SettingError: a level has no node.
-        """
-        last = {node.level: node.name for node in self.nodes}
-        last |= {node.level: node.name for node in self.nodes if node.name == f"out{node.level}"}
-        for level in range(self.levels[0], self.levels[1] + 1):
-            if level not in last:
-                raise SettingError(f"feature network '{self.name}': no node gives level {level}")
-        return tuple(last[level] for level in range(self.levels[0], self.levels[1] + 1))
+
+class Fault(NamedTuple):
+    """What is wrong with a graph, and the place in its list of nodes where; None if it is no single node's fault."""
+
+    message: str
+    place: int | None
+
+
+def _outputs(nodes: Iterable[Node]) -> dict[int, str]:
+    last = {node.level: node.name for node in nodes}
+    return last | {node.level: node.name for node in nodes if node.name == f"out{node.level}"}
+
+
+def find_fault(name: str, levels: tuple[int, int], nodes: tuple[Node, ...]) -> Fault | None:
+    """Find the first thing that keeps a graph of nodes from running; None where there is nothing."""
+    where = f"feature network '{name}'"
+    known = {f"in{level}" for level in range(levels[0], levels[1] + 1)}
+    names = [node.name for node in nodes]
+    for place, node in enumerate(nodes):
+        fault = _node_fault(node, levels, known, names)
+        if fault:
+            return Fault(f"{where}, node '{node.name}': {fault}", place)
+        known.add(node.name)
+    outputs = _outputs(nodes)
+    for level in range(levels[0], levels[1] + 1):
+        if level not in outputs:
+            return Fault(f"{where}: no node gives level {level}", None)
+    used = {read for node in nodes for read in node.inputs} | set(outputs.values())
+    for place, node in enumerate(nodes):
+        if node.name not in used:
+            return Fault(f"{where}, node '{node.name}': nothing reads it and it is no output", place)
+    return None
+
+
+def _node_fault(node: Node, levels: tuple[int, int], known: set[str], names: list[str]) -> str:
+    if node.name in known:
+        return f"two nodes are called '{node.name}'"
+    if not levels[0] <= node.level <= levels[1]:
+        return f"level {node.level} is outside {levels[0]}-{levels[1]}"
+    if not node.inputs or (node.combine == "attention" and len(node.inputs) < 2):
+        return f"has {len(node.inputs)} inputs"
+    for read in node.inputs:
+        if read not in known:
+            why = "comes later, or the graph has a cycle" if read in names else "does not exist"
+            return f"its input '{read}' {why}"
+    return ""
 
 
 def fpn(low: int, high: int) -> list[Node]:
@@ -153,6 +175,19 @@ TOPOLOGIES: dict[str, Callable[[int, int], list[Node]]] = {
     "nas-fpn": nas_fpn,
     "fully-connected": fully_connected,
 }
+
+
+def spec_topology(spec: ModelSpec) -> Topology:
+    """Build the cell that a spec asks for: its own nodes, or the named feature network's.
+
+    Raises:
+        UnknownNameError: the name is not one of `TOPOLOGIES`.
+        SettingError: the nodes make no graph that runs.
+    """
+    if spec.nodes is None:
+        return build_topology(spec.feature_network, spec.levels)
+    nodes = tuple(Node(name, level, inputs, cast(Combine, combine)) for name, level, inputs, combine in spec.nodes)
+    return Topology(spec.feature_network, spec.levels, nodes)
 
 
 def build_topology(name: str, levels: tuple[int, int]) -> Topology:

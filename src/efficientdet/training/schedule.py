@@ -44,11 +44,12 @@ def rate_scale(name: str, config: TrainConfig) -> float:
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Learning parameters grouped by learning rate, and by whether they decay: kernels do, norms, biases, fusion not."""
+    """Learning parameters by learning rate, and by whether they decay: kernels do; norms, biases and fusion do not."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((rate_scale(name, config), parameter.ndim > 1), []).append(parameter)
+            is_kernel = parameter.ndim > 1 and not name.endswith("fuse.weights")
+            groups.setdefault((rate_scale(name, config), is_kernel), []).append(parameter)
     rate, decay = config.peak_learning_rate(), config.decay()
     return [
         {

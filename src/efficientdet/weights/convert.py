@@ -37,7 +37,7 @@ def convert_file(
         The network, and what a checkpoint of it shall say.
 
     Raises:
-        WeightsError: the file cannot be read, fits no member of the family or several, or the names are too few or many.
+        WeightsError: the file cannot be read, fits no member of the family or several, or the number of names is wrong.
         UnknownNameError: the model or the source is not known.
     """
     state = read_state(path)

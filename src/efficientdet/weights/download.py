@@ -9,6 +9,7 @@ import http.client
 import os
 import re
 import socket
+import ssl
 import sys
 import time
 import urllib.error
@@ -194,8 +195,9 @@ class _Task:
                 raise self._refusal(error) from error
         except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", error)
-            if isinstance(cause, socket.gaierror):  # waiting a few seconds brings no network
-                raise WeightsError(self._advice(f"no connection ({cause.strerror})")) from error
+            # Waiting a few seconds brings neither a network nor another certificate.
+            if isinstance(cause, (socket.gaierror, ssl.SSLCertVerificationError)):
+                raise WeightsError(self._advice(self._network_reason(cause))) from error
             raise _TryAgain(self._network_reason(cause)) from error
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:

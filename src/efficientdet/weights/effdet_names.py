@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.weights.places import Dialect, Found, locate, without_wrapper
+from efficientdet.weights.places import Dialect, Found, locate, unwrapped
 
 _HEAD_NORM = re.compile(r"(class|box)_net\.bn_rep\.(\d+)\.(\d+)\.(bn\.)?(\w+)")
 
@@ -47,11 +47,7 @@ def names(ours: str, model: EfficientDet) -> tuple[str, ...]:
 
 def clean(state: Mapping[str, Tensor], model: EfficientDet) -> dict[str, Found]:
     """Take off wrappers' prefixes and the stored anchors; put the heads' batch norms in the order repeat, level."""
-    plain = {}
-    for name, tensor in state.items():
-        bare = without_wrapper(name)
-        if not bare.startswith("anchors."):
-            plain[bare] = Found(name, tensor)
+    plain = {bare: found for bare, found in unwrapped(state).items() if not bare.startswith("anchors.")}
     if not _is_level_first(plain, model):
         return {_HEAD_NORM.sub(r"\1_net.bn_rep.\2.\3.bn.\5", bare): found for bare, found in plain.items()}
     return {_HEAD_NORM.sub(r"\1_net.bn_rep.\3.\2.bn.\5", bare): found for bare, found in plain.items()}

@@ -57,11 +57,11 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, NpzFile):
-            raise ValueError("one array, without names")
-        with file:
-            return {name: np.asarray(file[name], dtype=np.float32) for name in file.files}
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, NpzFile):
+                raise ValueError("one array, without names")
+            return {name: np.asarray(arrays[name], dtype=np.float32) for name in arrays.files}
     except (OSError, EOFError, TypeError, ValueError, RuntimeError, BadZipFile, zlib.error) as error:
         raise WeightsError(f"{path}: not a readable .npz file ({error})") from error
 

@@ -27,7 +27,6 @@ class Place:
         part: `stem` and `block` of the backbone; `extra`, the lateral of the levels that the backbone lacks; `lateral`,
             `fusion` and `node` of the feature network; `tower`, `tower_norm` and `predict` of a head.
         leaf: the rest of the name within its part, such as `conv_pw.weight` or `bn.running_mean`.
-        stage, index: of a block: its stage, and its number within that.
         block: of a block: its number counted through all stages.
         expands: of a block: whether it begins with an expanding convolution.
         cell, node, node_name: of the feature network: the cell, and the node by number and by name.
@@ -39,8 +38,6 @@ class Place:
 
     part: Part
     leaf: str
-    stage: int = 0
-    index: int = 0
     block: int = 0
     expands: bool = True
     cell: int = 0
@@ -112,7 +109,7 @@ def _in_backbone(name: str, model: EfficientDet) -> Place | None:
     if not isinstance(block, MBConv):
         return None
     before = sum(len(stages[i]) for i in range(stage))
-    return Place("block", match.group(3), stage, index, before + index, block.expands)
+    return Place("block", match.group(3), before + index, block.expands)
 
 
 def _in_feature_network(name: str, model: EfficientDet) -> Place | None:
@@ -173,3 +170,12 @@ def redundant_biases(model: EfficientDet) -> dict[str, list[str]]:
 def without_wrapper(name: str) -> str:
     """A tensor's name without the prefixes of benches, DataParallel and torch.compile."""
     return _WRAPPERS.sub("", name)
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Found]:
+    """A state by its names without wrappers' prefixes; the second of two that then share a name keeps its own."""
+    plain: dict[str, Found] = {}
+    for name, tensor in state.items():
+        bare = without_wrapper(name)
+        plain[name if bare in plain else bare] = Found(name, tensor)
+    return plain

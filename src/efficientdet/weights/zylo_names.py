@@ -13,7 +13,7 @@ from torch import Tensor
 
 from efficientdet.errors import WeightsError
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.weights.places import Dialect, Found, Place, locate, without_wrapper
+from efficientdet.weights.places import Dialect, Found, Place, locate, unwrapped, without_wrapper
 
 _HEADS = {"class": "classifier", "box": "regressor"}
 # Within a block: ours to theirs; a block that does not expand lacks the first convolution and counts norms from 1.
@@ -90,7 +90,7 @@ def _in_cell(place: Place) -> str:
 
 def clean(state: Mapping[str, Tensor], model: EfficientDet) -> dict[str, Found]:
     """Take off wrappers' prefixes."""
-    return {without_wrapper(name): Found(name, tensor) for name, tensor in state.items()}
+    return unwrapped(state)
 
 
 def unused(model: EfficientDet) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,119 @@
+"""A feature network drawn as SVG: levels as rows, the order of computation as columns, learned weights as edge width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+
+from efficientdet.network.fusion import Fusion
+from efficientdet.network.pyramid import FeatureNetwork, NodeModule
+from efficientdet.network.topology import Topology
+
+COLUMN, ROW, MARGIN, RADIUS = 120, 78, 56, 17
+# One colour a level, fine to coarse.
+COLOURS = ("#2f6fb7", "#2a9d8f", "#8ab17d", "#e9a23b", "#d1603d", "#8d5a97")
+EDGE = "#8a94a3"
+
+
+def draw_topology(topology: Topology, weights: Mapping[tuple[str, int], float] | None = None) -> str:
+    """Draw one cell.
+
+    Args:
+        topology: the cell.
+        weights: share of each edge, by (node, number of the input), 0 to 1: the edge's width, written beside it.
+
+    Returns:
+        An SVG document.
+    """
+    low, high = topology.levels
+    columns = _columns(topology)
+    outputs = set(topology.outputs())
+    places = {f"in{level}": (0, level) for level in range(low, high + 1)}
+    places |= {node.name: (columns[node.name], node.level) for node in topology.nodes}
+    width = 2 * MARGIN + COLUMN * (max(columns.values()) + 1)
+    height = 2 * MARGIN + ROW * (high - low) + 30
+
+    def at(name: str) -> tuple[float, float]:
+        column, level = places[name]
+        return MARGIN + 30 + COLUMN * column, MARGIN + 24 + ROW * (high - level)
+
+    parts = [
+        f'<text x="{MARGIN}" y="30" font-size="17" font-weight="600" fill="#222">{escape(topology.name)}</text>',
+        *(
+            f'<text x="14" y="{MARGIN + 29 + ROW * (high - level)}" font-size="13" fill="#667">P{level}</text>'
+            for level in range(low, high + 1)
+        ),
+    ]
+    for node in topology.nodes:
+        for number, name in enumerate(node.inputs):
+            share = None if weights is None else weights.get((node.name, number))
+            parts.append(_edge(at(name), at(node.name), share))
+    for name, (_, level) in places.items():
+        parts.append(_circle(at(name), name, COLOURS[(level - low) % len(COLOURS)], name in outputs))
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="Helvetica, Arial, sans-serif">\n'
+        f'<rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
+    )
+
+
+def _columns(topology: Topology) -> dict[str, int]:
+    """The column of each node: right of all that it reads, and right of what stands on its row already."""
+    low, high = topology.levels
+    columns = {f"in{level}": 0 for level in range(low, high + 1)}
+    last = dict.fromkeys(range(low, high + 1), 0)
+    for node in topology.nodes:
+        column = max(columns[name] for name in node.inputs) + (any(_level(topology, n) == node.level for n in node.inputs))
+        columns[node.name] = last[node.level] = max(column, last[node.level] + 1)
+    for output in topology.outputs():  # the outputs stand in one column at the right
+        columns[output] = max(columns.values())
+    return columns
+
+
+def _level(topology: Topology, name: str) -> int:
+    by_name = {node.name: node.level for node in topology.nodes}
+    return by_name[name] if name in by_name else int(name.removeprefix("in"))
+
+
+def _edge(start: tuple[float, float], end: tuple[float, float], share: float | None) -> str:
+    thickness = 1.6 if share is None else 0.6 + 7 * share
+    middle = (start[0] + end[0]) / 2
+    bend = -34 if start[1] == end[1] and end[0] - start[0] > COLUMN * 1.4 else 0
+    path = (
+        f"M {start[0]} {start[1]} C {middle} {start[1] + bend * 1.6}, {middle} {end[1] + bend * 1.6}, {end[0]} {end[1]}"
+    )
+    label = ""
+    if share is not None:
+        x, y = start[0] + 0.62 * (end[0] - start[0]), start[1] + 0.62 * (end[1] - start[1]) + bend - 5
+        label = f'<text x="{x:.0f}" y="{y:.0f}" font-size="11" fill="#334">{share:.2f}</text>'
+    return f'<path d="{path}" fill="none" stroke="{EDGE}" stroke-width="{thickness:.2f}" opacity="0.8"/>{label}'
+
+
+def _circle(centre: tuple[float, float], name: str, colour: str, is_output: bool) -> str:
+    x, y = centre
+    ring = ' stroke="#222" stroke-width="2"' if is_output else ""
+    return (
+        f'<circle cx="{x}" cy="{y}" r="{RADIUS}" fill="{colour}"{ring}/>'
+        f'<text x="{x}" y="{y + 4}" font-size="11" fill="#fff" text-anchor="middle">{escape(name)}</text>'
+    )
+
+
+def learned_weights(network: FeatureNetwork, cell: int) -> dict[tuple[str, int], float]:
+    """Share of each edge in its node's fusion, by (node, number of the input), in one cell of a trained network.
+
+    Vectors over channels are averaged. A node without weights gives each of its inputs the same share.
+    """
+    shares: dict[tuple[str, int], float] = {}
+    for name, module in network.cells[cell].named_children():
+        if not isinstance(module, NodeModule) or not isinstance(module.fuse, Fusion):
+            continue
+        weights = module.fuse.normalised_weights()
+        count = len(module.node.inputs)
+        if weights is None or len(weights) != count:
+            shares |= {(name, number): 1 / count for number in range(count)}
+            continue
+        sizes = weights.detach().abs().reshape(count, -1).mean(1)
+        total = float(sizes.sum()) or 1.0
+        shares |= {(name, number): float(size) / total for number, size in enumerate(sizes)}
+    return shares

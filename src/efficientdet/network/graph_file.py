@@ -1,0 +1,93 @@
+"""A feature network of one's own, from a small YAML file.
+
+    name: my-pyramid
+    nodes:
+      - {name: td6, level: 6, inputs: [in6, in7]}
+      - {name: out6, level: 6, inputs: [in6, td6], combine: sum}
+
+Inputs are the cell's own (`in3` ... `in7`) or earlier nodes; see `topology`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from efficientdet.errors import SettingError, require
+from efficientdet.network.topology import Node, Topology, find_fault
+
+NODE_FIELDS = {"name", "level", "inputs", "combine"}
+COMBINES = ("sum", "attention")
+GRAPH_SUFFIXES = (".yaml", ".yml")
+
+
+def read_graph(path: str | Path, levels: tuple[int, int]) -> Topology:
+    """Read a feature network's cell from a YAML file.
+
+    Args:
+        path: the file.
+        levels: finest and coarsest level of the model that it is for.
+
+    Returns:
+        The topology.
+
+    Raises:
+        SettingError: the file is missing or is no such graph; names file, line and node.
+        MissingExtraError: PyYAML is not installed.
+    """
+    yaml = require("yaml", "train")
+    path = Path(path)
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        content = _plain(root, yaml)
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read ({error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("nodes"), list):
+        raise SettingError(f"{path}: a graph file has 'name' and 'nodes', a list of name, level and inputs")
+    unknown = sorted(set(content) - {"name", "nodes"})
+    if unknown:
+        raise SettingError(f"{path}: unknown keys {unknown}; known are name and nodes")
+    (entries,) = (value for key, value in root.value if key.value == "nodes")
+    lines = [entry.start_mark.line + 1 for entry in entries.value]
+    nodes = [_node(row, f"{path}: line {line}") for row, line in zip(content["nodes"], lines, strict=True)]
+    name = str(content.get("name", path.stem))
+    fault = find_fault(name, levels, tuple(nodes))
+    if fault is not None:
+        message, place = fault
+        where = f": line {lines[place]}" if place is not None else ""
+        raise SettingError(f"{path}{where}: {message}")
+    return Topology(name, levels, tuple(nodes))
+
+
+def _plain(root: Any, yaml: Any) -> Any:
+    """Python values of a composed document, built by YAML's safe constructor."""
+    if root is None:
+        return None
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _node(row: Any, where: str) -> Node:
+    if not isinstance(row, dict):
+        raise SettingError(f"{where}: a node is a mapping of name, level and inputs, not {row!r}")
+    name = row.get("name")
+    label = f"{where}, node '{name}'"
+    unknown, missing = sorted(set(map(str, row)) - NODE_FIELDS), sorted({"name", "level", "inputs"} - set(row))
+    if unknown or missing:
+        raise SettingError(f"{label}: unknown fields {unknown}, missing fields {missing}")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise SettingError(f"{label}: a name is letters, digits and _, and begins with no digit")
+    if not isinstance(row["level"], int) or isinstance(row["level"], bool):
+        raise SettingError(f"{label}: level is {row['level']!r}; it must be a whole number")
+    inputs = row["inputs"]
+    if not isinstance(inputs, list) or not all(isinstance(item, str) for item in inputs):
+        raise SettingError(f"{label}: inputs is {inputs!r}; it must be a list of names")
+    combine = row.get("combine", "sum")
+    if combine not in COMBINES:
+        raise SettingError(f"{label}: combine is {combine!r}; known are {', '.join(COMBINES)}")
+    return Node(name, row["level"], tuple(inputs), combine)

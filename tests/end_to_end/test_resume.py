@@ -1,0 +1,102 @@
+"""A killed run that is resumed ends with the weights, to the bit, of a run that was left in peace."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from efficientdet.training.run import TrainingRun, train
+
+if not hasattr(os, "fork"):
+    pytest.skip("processes are forked to be killed, which this system does not know", allow_module_level=True)
+
+# Five batches an epoch, three epochs.
+PICTURES = {"train": 10, "val": 2}
+STEP = ("DetectionModule", "training_step")
+ANYWHERE = random.SystemRandom().randrange(1, 15)
+# Name of the case: settings, and where the process is killed: owner, method, number of the call.
+CASES: dict[str, tuple[dict[str, Any], list[Any]]] = {
+    "before anything was saved": ({}, [*STEP, 1]),
+    "in the middle of an epoch": ({}, [*STEP, 8]),
+    "before a step drawn by chance": ({}, [*STEP, ANYWHERE]),
+    "at the end of an epoch": ({}, [*STEP, 10]),
+    "in the last step": ({}, [*STEP, 14]),
+    "in an evaluation": ({}, ["DetectionModule", "validation_step", 1]),
+    "between the network and the state": ({}, ["SaveCheckpoints", "_save_network", 1]),
+    "accumulating, between the two batches": ({"accumulate": 2}, [*STEP, 8]),
+    "accumulating, at the end of an epoch": ({"accumulate": 2}, [*STEP, 5]),
+    "with a loader process": ({"workers": 1}, [*STEP, 8]),
+    "with a loader process, at the end of an epoch": ({"workers": 1}, [*STEP, 10]),
+    "without evaluation": ({"split": "train.json"}, [*STEP, 7]),
+    "without evaluation, at the end of an epoch": ({"split": "train.json"}, [*STEP, 10]),
+    "with rare evaluations, at the end of an epoch": ({"evaluate_every": 2}, [*STEP, 5]),
+}
+COMMON = {"save_every": 1, "drop_path": 0.3, "ema_decay": 0.9, "seed": 5}
+
+
+def _settings(settings: dict[str, Any]) -> dict[str, Any]:
+    return {**COMMON, **{name: value for name, value in settings.items() if name != "split"}}
+
+
+@pytest.fixture(scope="module")
+def pictures(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = shapes.write_shapes(tmp_path_factory.mktemp("set") / "shapes", PICTURES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folder of the killed run by case."""
+    folder = tmp_path_factory.mktemp("killed")
+    folders = {name: folder / str(number) for number, name in enumerate(CASES)}
+    cases = [
+        {"data": str(pictures / settings.get("split", "")), "out": str(folders[name]), "kill": kill,
+         "settings": _settings(settings)}
+        for name, (settings, kill) in CASES.items()
+    ]  # fmt: skip
+    (folder / "cases.json").write_text(json.dumps(cases))
+    script = Path(__file__).parent / "train_and_die.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder / "cases.json")], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folders
+
+
+@pytest.fixture(scope="module")
+def in_peace(shapes: ModuleType, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingRun]:
+    """A run that is not disturbed, by its settings; loader processes change nothing, so they share one."""
+    folder, runs = tmp_path_factory.mktemp("peace"), {}
+    for number, settings in enumerate(({}, {"accumulate": 2}, {"split": "train.json"}, {"evaluate_every": 2})):
+        data = pictures / str(settings.get("split", ""))
+        chosen = {**shapes.SETTINGS, **_settings(settings)}
+        runs[str(settings)] = train(shapes.TINY, data, out=folder / str(number), **chosen)
+    return runs
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_killed_run_ends_with_the_same_weights(
+    name: str, shapes: ModuleType, pictures: Path, killed: dict[str, Path], in_peace: dict[str, TrainingRun]
+) -> None:
+    settings, place = CASES[name]
+    data = pictures / settings.get("split", "")
+    chosen = {**shapes.SETTINGS, **_settings(settings)}
+    resumed = train(shapes.TINY, data, out=killed[name], resume=True, **chosen)
+    expected = in_peace["{}" if "workers" in settings else str(settings)]
+    assert _tensors(resumed.last) == _tensors(expected.last), f"killed in {place}"
+    assert _tensors(resumed.best) == _tensors(expected.best)
+    assert resumed.report == expected.report
+
+
+def _tensors(checkpoint: Path) -> bytes:
+    """The bytes of the weights: the header before them tells the settings, of which `workers` may differ."""
+    content = checkpoint.read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]

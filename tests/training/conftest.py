@@ -1,0 +1,45 @@
+"""The maker of tiny data sets, and two tiny runs that several tests look at."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from efficientdet.training.run import TrainingRun, train
+
+
+@pytest.fixture(scope="session")
+def shapes() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("shapes", Path(__file__).parent / "shapes.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def data(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures to train on, four to evaluate on."""
+    folder: Path = shapes.write_shapes(tmp_path_factory.mktemp("set") / "shapes", {"train": 6, "val": 4})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(shapes: ModuleType, data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
+    """Three epochs with a short average; frozen stem and two stages, frozen batch norms."""
+    return train(
+        shapes.TINY, data, out=tmp_path_factory.mktemp("run") / "frozen", ema_decay=0.5, frozen_stages=2,
+        batch_norm="frozen", evaluate_every=2, **shapes.SETTINGS,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def same_again(shapes: ModuleType, data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
+    """The same as `trained`, into another folder."""
+    return train(
+        shapes.TINY, data, out=tmp_path_factory.mktemp("run") / "frozen", ema_decay=0.5, frozen_stages=2,
+        batch_norm="frozen", evaluate_every=2, **shapes.SETTINGS,
+    )  # fmt: skip

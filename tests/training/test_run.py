@@ -1,0 +1,625 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from efficientdet.data.dataset import DetectionDataset, Sample
+from efficientdet.errors import DataError, ImageError, SettingError, WeightsError
+from efficientdet.inference.detector import load
+from efficientdet.network.efficientdet import create_model
+from efficientdet.training import module as training_module
+from efficientdet.training.callbacks import Ema, SaveCheckpoints
+from efficientdet.training.losses import Losses, detection_loss
+from efficientdet.training.module import DetectionModule
+from efficientdet.training.run import TrainingRun, train
+from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
+
+STATISTICS = ("running_mean", "running_var")
+
+
+@pytest.fixture
+def run(shapes: ModuleType, data: Path, tmp_path: Path) -> Callable[..., TrainingRun]:
+    """Trains the tiny network on the tiny data set, unless told otherwise."""
+
+    def start(**settings: Any) -> TrainingRun:
+        chosen = {"out": tmp_path / "run", "data": data, **shapes.SETTINGS, **settings}
+        return train(chosen.pop("model", shapes.TINY), **chosen)
+
+    return start
+
+
+def _is_finite(checkpoint: Path) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in load_file(checkpoint).values())
+
+
+def _log(run: TrainingRun) -> list[dict[str, str]]:
+    with (run.folder / "log" / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "images/s" and v} for row in csv.DictReader(file)]
+
+
+def _fresh_state(shapes: ModuleType, seed: int = 0) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return create_model(shapes.TINY, 2).state_dict()
+
+
+# The same again
+
+
+def test_the_same_seed_gives_the_same_run(trained: TrainingRun, same_again: TrainingRun) -> None:
+    assert trained.last.read_bytes() == same_again.last.read_bytes()
+    assert trained.best.read_bytes() == same_again.best.read_bytes()
+    assert trained.report == same_again.report
+
+
+def test_the_same_seed_gives_the_same_loss_curve(
+    run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves: list[list[float]] = []
+    step = DetectionModule.training_step
+
+    def recorded(self: DetectionModule, batch: Any, batch_idx: int) -> Tensor | None:
+        loss = step(self, batch, batch_idx)
+        curves[-1].append(float("nan") if loss is None else loss.item())
+        return loss
+
+    monkeypatch.setattr(DetectionModule, "training_step", recorded)
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        curves.append([])
+        run(out=tmp_path / name, seed=seed, epochs=4, drop_path=0.2)
+    assert len(curves[0]) == 12
+    assert all(map(math.isfinite, curves[0]))
+    assert curves[0] == curves[1]
+    assert curves[0] != curves[2]
+
+
+def test_every_epoch_has_its_own_order_and_pictures(
+    run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[int], float]] = []
+    step = DetectionModule.training_step
+
+    def recorded(self: DetectionModule, batch: Any, batch_idx: int) -> Tensor | None:
+        seen.append((batch.indices.tolist(), batch.images.double().sum().item()))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DetectionModule, "training_step", recorded)
+    run()
+    epochs = [seen[i : i + 3] for i in (0, 3, 6)]
+    for epoch in epochs:
+        assert sorted(place for batch, _ in epoch for place in batch) == list(range(6))
+    assert len({str(epoch) for epoch in epochs}) == 3
+    assert len({total for _, total in seen}) == 9
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_what_it_says(trained: TrainingRun) -> None:
+    for name in ("best.safetensors", "last.safetensors", "metrics.json", "report.json", "config.json", "resume.ckpt"):
+        assert (trained.folder / name).is_file(), name
+    assert list((trained.folder / "log").glob("events.out.tfevents*"))
+    assert not list(trained.folder.rglob("*.part"))
+    assert json.loads((trained.folder / "report.json").read_text()) == trained.report
+    assert trained.report["train"]["pictures"] == 6
+    assert trained.report["val"]["pictures"] == 4
+    assert trained.report["skipped_steps"] == []
+    assert trained.metrics is not None
+    assert trained.metrics.images == 4
+
+
+def test_the_last_epoch_is_evaluated_whatever_the_interval(trained: TrainingRun) -> None:
+    steps = [int(row["step"]) for row in _log(trained) if "val/ap" in row]
+    assert steps == [5, 8]  # after the second epoch, as asked for, and after the third and last
+
+
+def test_the_best_checkpoint_needs_nothing_else(trained: TrainingRun, data: Path) -> None:
+    detector = load(trained.best, device="cpu")
+    assert detector.class_names == ("disc", "square")
+    assert detector.info.category_ids == (3, 7)
+    assert detector.image_size == (64, 64)
+    assert detector.info.training["epochs"] == 3
+    assert detector.info.training["data"] == data.name
+    assert detector.info.metrics["ap"] == pytest.approx(trained.report["best_ap"])
+    found = detector.predict(data / "images" / "val1.png", score_threshold=0.0)
+    assert 0 < len(found) <= 100
+    assert found.category_ids == (3, 7)
+
+
+def test_the_averaged_weights_are_saved(trained: TrainingRun) -> None:
+    state = torch.load(trained.folder / "resume.ckpt", weights_only=True)
+    saved = load_file(trained.last)
+    differ = 0
+    for name, tensor in saved.items():
+        assert torch.equal(tensor, state["state_dict"][f"model.{name}"]), name
+        differ += not torch.equal(tensor, state["current_model_state"][f"model.{name}"])
+    assert differ > 20
+
+
+def test_without_an_average_the_weights_themselves_are_saved(run: Callable[..., TrainingRun]) -> None:
+    done = run(ema_decay=0.0, epochs=1)
+    state = torch.load(done.folder / "resume.ckpt", weights_only=True)
+    assert "current_model_state" not in state
+    for name, tensor in load_file(done.last).items():
+        assert torch.equal(tensor, state["state_dict"][f"model.{name}"]), name
+
+
+def test_the_average_does_not_copy_the_pictures(
+    run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = []
+    setup = Ema.setup
+
+    def looked_at(self: Ema, trainer: Any, pl_module: Any, stage: str) -> None:
+        setup(self, trainer, pl_module, stage)
+        assert self._average_model is not None
+        sets.append((self._average_model.module.train_set, pl_module.train_set, pl_module.val_set))
+
+    monkeypatch.setattr(Ema, "setup", looked_at)
+    run(epochs=1, cache=True)
+    ((copied, train_set, val_set),) = sets
+    assert copied is None
+    assert isinstance(train_set, DetectionDataset)
+    assert isinstance(val_set, DetectionDataset)
+
+
+def test_frozen_stages_do_not_move(shapes: ModuleType, trained: TrainingRun) -> None:
+    fresh, saved = _fresh_state(shapes), load_file(trained.last)
+    frozen = ("backbone.conv_stem.", "backbone.bn1.", "backbone.blocks.0.", "backbone.blocks.1.")
+    for name, tensor in saved.items():
+        if name.startswith(frozen):
+            assert torch.equal(tensor, fresh[name]), name
+    moved = [name for name, tensor in saved.items() if not torch.equal(tensor, fresh[name])]
+    assert "backbone.blocks.2.0.conv_pw.weight" in moved
+    assert "class_head.predict.pointwise.bias" in moved
+
+
+def test_frozen_batch_norms_keep_their_statistics(shapes: ModuleType, trained: TrainingRun) -> None:
+    fresh, saved = _fresh_state(shapes), load_file(trained.last)
+    statistics = {name for name in saved if name.endswith(STATISTICS)}
+    moved = {name for name in statistics if not torch.equal(saved[name], fresh[name])}
+    assert {name for name in statistics if not name.startswith("backbone.")} == moved
+    assert not torch.equal(saved["backbone.blocks.3.0.bn1.weight"], fresh["backbone.blocks.3.0.bn1.weight"])
+
+
+def test_training_batch_norms_follow_the_pictures(shapes: ModuleType, run: Callable[..., TrainingRun]) -> None:
+    fresh, saved = _fresh_state(shapes), load_file(run(epochs=1, batch_norm="train").last)
+    still = [name for name in saved if name.endswith(STATISTICS) and torch.equal(saved[name], fresh[name])]
+    assert not still
+
+
+# Accumulation and the schedule
+
+
+def test_two_batches_of_four_move_the_weights_as_one_of_eight(
+    shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_batch_statistics(self: DetectionModule, mode: bool = True) -> DetectionModule:
+        LightningModule.train(self, mode)
+        for part in self.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.eval()
+        return self
+
+    monkeypatch.setattr(DetectionModule, "train", without_batch_statistics)
+    eight = shapes.write_shapes(tmp_path / "eight", {"train": 8})
+    settings = {"data": eight, "ema_decay": 0.0, "learning_rate": 0.01, "epochs": 3}
+    one = load_file(run(out=tmp_path / "one", batch_size=8, **settings).last)
+    two = load_file(run(out=tmp_path / "two", batch_size=4, accumulate=2, **settings).last)
+    fresh = _fresh_state(shapes)
+    assert max((one[name] - fresh[name]).abs().max().item() for name in one if one[name].ndim == 4) > 1e-3
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_the_learning_rate_follows_the_schedule(
+    run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = []
+    step = DetectionModule.training_step
+
+    def recorded(self: DetectionModule, batch: Any, batch_idx: int) -> Tensor | None:
+        rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DetectionModule, "training_step", recorded)
+    run(epochs=4, accumulate=3, warmup_epochs=1)  # one step an epoch: 4 steps, the first of them warms up
+    peak = 0.08 * 6 / 64
+    assert rates[::3] == pytest.approx([0.1 * peak, peak, 0.75 * peak, 0.25 * peak])
+
+
+# What is not finite
+
+
+def _poisoned(place: int) -> Callable[[DetectionDataset, Any], Sample]:
+    """Reads samples, one of which has no finite pixel."""
+    read = DetectionDataset.__getitem__
+
+    def get(self: DetectionDataset, key: Any) -> Sample:
+        sample = read(self, key)
+        is_it = isinstance(key, tuple) and sample.place == place
+        return sample._replace(image=sample.image * float("nan")) if is_it else sample
+
+    return get
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_that_is_not_finite_is_skipped(
+    accumulate: int, run: Callable[..., TrainingRun], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture that makes it comes once an epoch; batch statistics that saw it would be NaN for good."""
+    monkeypatch.setattr(DetectionDataset, "__getitem__", _poisoned(4))
+    done = run(batch_norm="train", accumulate=accumulate)
+    assert len(done.report["skipped_steps"]) == 3
+    identity = json.loads((data / "train.json").read_text())["images"][4]["id"]
+    for epoch, message in enumerate(done.report["skipped_steps"]):
+        assert message.startswith(f"epoch {epoch}, step ")
+        assert "the loss is not finite" in message
+        assert str(identity) in message.partition("image ids ")[2]
+        assert message.partition("image ids ")[2].count(",") == 1  # the two pictures of the batch
+    assert json.loads((done.folder / "report.json").read_text()) == done.report
+    assert _is_finite(done.last)
+    assert _is_finite(done.best)
+
+
+def test_training_goes_on_after_a_loss_that_is_not_finite(
+    shapes: ModuleType, run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def first_is_nan(*args: Any) -> Losses:
+        calls.append(1)
+        losses = detection_loss(*args)
+        return losses._replace(total=losses.total * float("nan")) if len(calls) == 1 else losses
+
+    monkeypatch.setattr(training_module, "detection_loss", first_is_nan)
+    done = run(epochs=1, ema_decay=0.0)
+    assert len(calls) == 3
+    assert len(done.report["skipped_steps"]) == 1
+    saved, fresh = load_file(done.last), _fresh_state(shapes)
+    assert not torch.equal(saved["class_head.predict.pointwise.bias"], fresh["class_head.predict.pointwise.bias"])
+
+
+def test_only_losses_that_are_not_finite_leave_the_weights_alone(
+    shapes: ModuleType, run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_infinite(*args: Any) -> Losses:
+        losses = detection_loss(*args)
+        return losses._replace(total=losses.total + float("inf"))
+
+    monkeypatch.setattr(training_module, "detection_loss", all_infinite)
+    done = run(epochs=1, ema_decay=0.0)
+    fresh = _fresh_state(shapes)
+    assert len(done.report["skipped_steps"]) == 3
+    for name, tensor in load_file(done.last).items():
+        assert torch.equal(tensor, fresh[name]), name
+
+
+def test_a_gradient_that_is_not_finite_is_dropped(
+    run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def second_overflows_backwards(logits: list[Tensor], *args: Any) -> Losses:
+        calls.append(1)
+        if len(calls) == 2:
+            logits[0].register_hook(lambda gradient: gradient * float("inf"))
+        return detection_loss(logits, *args)
+
+    monkeypatch.setattr(training_module, "detection_loss", second_overflows_backwards)
+    done = run(epochs=1)
+    (message,) = done.report["skipped_steps"]
+    assert message.startswith("epoch 0, step 1: the gradient is not finite")
+    assert "image ids [" in message
+    assert _is_finite(done.last)
+
+
+def test_only_negatives_train_if_asked_to(shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path) -> None:
+    negatives = shapes.write_shapes(tmp_path / "negatives", {"train": 4}, with_boxes=())
+    with pytest.raises(DataError, match=r"train\.json: not one box to train on \(4 pictures\).*allow_no_boxes"):
+        run(data=negatives)
+    done = run(data=negatives, allow_no_boxes=True, epochs=1, ema_decay=0.0)
+    assert done.report["skipped_steps"] == []
+    assert _is_finite(done.last)
+
+
+# Data sets
+
+
+def test_without_a_validation_split_the_last_weights_are_the_best(
+    shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shapes.write_shapes(tmp_path / "set")
+    done = run(data=folder, epochs=1, quiet=False)
+    assert done.metrics is None
+    assert done.best.read_bytes() == done.last.read_bytes()
+    assert done.report["best_ap"] is None
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("train: 6 pictures, ")
+    assert lines[1] == "val: none found; the last weights are kept, nothing is evaluated"
+    assert lines[2].startswith("epoch 1/1: loss ")
+    assert len(lines) == 3  # nothing of Lightning's
+
+
+def test_one_annotation_file_is_a_training_split(run: Callable[..., TrainingRun], data: Path) -> None:
+    done = run(data=data / "train.json", epochs=1)
+    assert done.metrics is None
+    assert done.report["val"] is None
+
+
+def test_a_validation_split_with_other_classes_is_refused(
+    shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path
+) -> None:
+    folder = shapes.write_shapes(tmp_path / "set", {"train": 2, "val": 2})
+    content = json.loads((folder / "val.json").read_text())
+    content["categories"][1]["name"] = "triangle"
+    (folder / "val.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"val\.json: its classes .*triangle.* are not those of .*train\.json.*square"):
+        run(data=folder)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_split_at_fault_is_not_taken_for_none(
+    shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path
+) -> None:
+    folder = shapes.write_shapes(tmp_path / "set", {"train": 2, "val": 2})
+    (folder / "val.json").write_text("{")
+    with pytest.raises(DataError, match=r"val\.json"):
+        run(data=folder)
+
+
+def test_a_yaml_file_names_its_validation_split_too(
+    run: Callable[..., TrainingRun], tmp_path: Path, data: Path
+) -> None:
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / "yolo" / kind / split).mkdir(parents=True)
+        shutil.copy(data / "images" / f"{split}1.png", tmp_path / "yolo" / "images" / split / "a.png")
+        (tmp_path / "yolo" / "labels" / split / "a.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    (tmp_path / "yolo" / "data.yaml").write_text("names: [disc]\ntrain: images/train\nval: images/val\n")
+    done = run(data=tmp_path / "yolo" / "data.yaml", epochs=1)
+    assert done.metrics is not None
+    shutil.rmtree(tmp_path / "yolo" / "images" / "val")
+    assert run(data=tmp_path / "yolo" / "data.yaml", epochs=1, out=tmp_path / "again").metrics is None
+
+
+def test_a_validation_split_without_boxes(shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path) -> None:
+    folder = shapes.write_shapes(tmp_path / "set", {"train": 2, "val": 2}, with_boxes=("train",))
+    done = run(data=folder, epochs=2)
+    assert done.metrics is not None
+    assert done.metrics.ap == -1
+    assert done.best.read_bytes() == done.last.read_bytes()
+
+
+def test_fewer_pictures_than_a_batch(shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path) -> None:
+    folder = shapes.write_shapes(tmp_path / "set", {"train": 2})
+    assert _is_finite(run(data=folder, batch_size=16, accumulate=3, epochs=1).last)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_cannot_be_read_is_named_without_a_traceback(
+    workers: int, shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path
+) -> None:
+    folder = shapes.write_shapes(tmp_path / "set", {"train": 2})
+    broken = folder / "images" / "train2.png"
+    broken.write_bytes(broken.read_bytes()[:120])  # the header is whole: only decoding shows it
+    with pytest.raises(ImageError) as caught:
+        run(data=folder, workers=workers, cache=False)
+    assert str(broken) in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+# Where a run starts from
+
+
+def test_weights_with_other_classes_lose_their_last_layer(
+    shapes: ModuleType, run: Callable[..., TrainingRun], trained: TrainingRun, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = shapes.write_shapes(tmp_path / "set", {"train": 2}, classes=("cat", "dog"))
+    done = run(data=folder, weights=trained.best, epochs=1, learning_rate=1e-12, ema_decay=0.0, quiet=False)
+    said = capsys.readouterr().err
+    dropped = ("class_head.predict.pointwise.weight", "class_head.predict.pointwise.bias")
+    assert "its classes differ, so these start afresh: " + ", ".join(dropped) in said
+    before, after, fresh = load_file(trained.best), load_file(done.last), _fresh_state(shapes)
+    assert load(done.best, device="cpu").class_names == ("cat", "dog")
+    for name in before:
+        expected = fresh[name] if name in dropped else before[name]
+        if not name.endswith((*STATISTICS, "num_batches_tracked")):
+            torch.testing.assert_close(after[name], expected, rtol=0, atol=1e-6, msg=name)
+
+
+def test_weights_with_the_same_classes_keep_it(
+    run: Callable[..., TrainingRun], trained: TrainingRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run(weights=trained.best, epochs=1, learning_rate=1e-12, ema_decay=0.0, quiet=False)
+    assert "afresh" not in capsys.readouterr().err
+    name = "class_head.predict.pointwise.weight"
+    torch.testing.assert_close(load_file(done.last)[name], load_file(trained.best)[name], rtol=0, atol=1e-6)
+
+
+def test_weights_of_another_network_are_refused(
+    shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path
+) -> None:
+    wider = dataclasses.replace(shapes.TINY, width=24)
+    model = create_model(wider, 2)
+    info = CheckpointInfo(wider, ("disc", "square"), (3, 7), default_preprocessing(wider))
+    save_checkpoint(tmp_path / "wider.safetensors", model.state_dict(), info)
+    with pytest.raises(WeightsError, match=r"wider\.safetensors: .*class_head\.predict\.pointwise\.weight"):
+        run(weights=tmp_path / "wider.safetensors")
+    assert not (tmp_path / "run").exists()
+
+
+# Settings
+
+
+def test_unknown_settings_are_listed(run: Callable[..., TrainingRun]) -> None:
+    with pytest.raises(SettingError, match=r"unknown training settings \['epoch', 'lr'\]; known: epochs, batch_size"):
+        run(epoch=3, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "cuda", "devices": 99}, "device cuda with devices 99: this machine has "),
+        ({"device": "mps", "devices": 2}, "device mps with devices 2: this machine has "),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(
+    settings: dict[str, Any], message: str, run: Callable[..., TrainingRun], tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        run(**settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_half_floats_without_a_gpu_are_refused(
+    run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingError, match="fp16 needs a GPU, and there is none here"):
+        run(device="auto", precision="fp16")
+
+
+def test_a_folder_in_use_is_refused(run: Callable[..., TrainingRun], trained: TrainingRun) -> None:
+    before = {path: path.read_bytes() for path in trained.folder.iterdir() if path.is_file()}
+    with pytest.raises(SettingError, match="holds a run already; resume it, or choose another folder"):
+        run(out=trained.folder)
+    assert before == {path: path.read_bytes() for path in trained.folder.iterdir() if path.is_file()}
+
+
+def test_the_next_free_number_is_the_folder(
+    run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/1").mkdir(parents=True)
+    assert run(out=None, epochs=1).folder == Path("runs/2")
+
+
+# Resuming; that it ends with the same weights is shown with real kills in tests/end_to_end
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def _stop_before(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Make training stop before the step of this number, counted from 0."""
+    step, seen = DetectionModule.training_step, []
+
+    def stopping(self: DetectionModule, batch: Any, batch_idx: int) -> Tensor | None:
+        if len(seen) == number:
+            raise _StoppedError
+        seen.append(batch_idx)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DetectionModule, "training_step", stopping)
+
+
+def test_nothing_to_resume(run: Callable[..., TrainingRun], tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"no run to resume there \(config\.json is missing\)"):
+        run(resume=True)
+    with pytest.raises(SettingError, match="resume needs out"):
+        run(resume=True, out=None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"learning_rate": 0.5, "epochs": 9}, "epochs was 3, now 9, learning_rate was None, now 0.5"),
+        ({"weights": "best.safetensors"}, "weights was , now best.safetensors"),
+    ],
+)
+def test_a_run_is_resumed_with_its_own_settings(
+    settings: dict[str, Any], message: str, run: Callable[..., TrainingRun], trained: TrainingRun
+) -> None:
+    own = {"ema_decay": 0.5, "frozen_stages": 2, "batch_norm": "frozen", "evaluate_every": 2}
+    with pytest.raises(SettingError) as caught:
+        run(out=trained.folder, resume=True, **{**own, **settings})
+    assert f"{trained.folder}: the run was started with other settings: " in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_run_is_resumed_with_its_own_model_and_classes(
+    shapes: ModuleType, run: Callable[..., TrainingRun], trained: TrainingRun, tmp_path: Path
+) -> None:
+    own = {"ema_decay": 0.5, "frozen_stages": 2, "batch_norm": "frozen", "evaluate_every": 2}
+    with pytest.raises(SettingError, match="spec was "):
+        run(out=trained.folder, resume=True, model=dataclasses.replace(shapes.TINY, head_depth=2), **own)
+    other = shapes.write_shapes(tmp_path / "shapes", {"train": 2}, classes=("cat", "dog"))
+    with pytest.raises(SettingError, match="class_names was "):
+        run(out=trained.folder, resume=True, data=other, **own)
+
+
+def test_a_finished_run_is_resumed_to_its_own_end(
+    shapes: ModuleType, run: Callable[..., TrainingRun], trained: TrainingRun, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained.folder, copy)
+    again = run(out=copy, resume=True, ema_decay=0.5, frozen_stages=2, batch_norm="frozen", evaluate_every=2)
+    assert again.last.read_bytes() == trained.last.read_bytes()
+    assert again.best.read_bytes() == trained.best.read_bytes()
+    assert again.report == trained.report
+    assert again.metrics == trained.metrics
+
+
+def test_a_resumed_run_keeps_its_log_and_what_it_skipped(
+    run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DetectionDataset, "__getitem__", _poisoned(4))
+    settings = {"epochs": 8, "save_every": 1}
+    whole = run(out=tmp_path / "whole", **settings)
+    with monkeypatch.context() as patched, pytest.raises(_StoppedError):
+        _stop_before(patched, 14)
+        run(out=tmp_path / "parts", **settings)
+    parts = run(out=tmp_path / "parts", resume=True, **settings)
+    assert len(_log(whole)) == 8 + 2  # one evaluation an epoch, and the losses of every tenth step
+    assert _log(parts) == _log(whole)
+    assert len(whole.report["skipped_steps"]) == 8
+    assert parts.report == whole.report
+    assert parts.last.read_bytes() == whole.last.read_bytes()
+
+
+def test_a_run_that_saved_nothing_is_begun_again(
+    run: Callable[..., TrainingRun], trained: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"weights": trained.best, "epochs": 1, "save_every": 99}
+    whole = run(out=tmp_path / "whole", **settings)
+    with monkeypatch.context() as patched, pytest.raises(_StoppedError):
+        _stop_before(patched, 1)
+        run(out=tmp_path / "parts", **settings)
+    assert not (tmp_path / "parts" / "resume.ckpt").exists()
+    parts = run(out=tmp_path / "parts", resume=True, **settings)
+    assert parts.last.read_bytes() == whole.last.read_bytes()
+
+
+def test_a_save_that_is_interrupted_leaves_the_one_before(
+    run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(out=tmp_path / "whole")
+    save = SaveCheckpoints._save_state
+
+    def interrupted(self: SaveCheckpoints, trainer: Any) -> None:
+        if trainer.global_step == 4:
+            (self.folder / ".resume.ckpt.part").write_bytes(b"half a file")
+            raise _StoppedError
+        save(self, trainer)
+
+    with monkeypatch.context() as patched, pytest.raises(_StoppedError):
+        patched.setattr(SaveCheckpoints, "_save_state", interrupted)
+        run(out=tmp_path / "parts")
+    parts = run(out=tmp_path / "parts", resume=True)
+    assert parts.last.read_bytes() == whole.last.read_bytes()
