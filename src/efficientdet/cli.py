@@ -140,7 +140,7 @@ def _predict_all(
     if out is not None:
         _spare_originals(found, [out / name for name in names])
         out.mkdir(parents=True, exist_ok=True)
-    with Progress(console=error_console, transient=True, disable=quiet) as progress:
+    with _progress(quiet) as progress:
         for source, name in progress.track(list(zip(found, names, strict=True)), description="predicting"):
             try:
                 picture = read_standard_input() if source == STANDARD_INPUT else source
@@ -244,7 +244,7 @@ def evaluate(
     from efficientdet.inference.detector import load
 
     detector = load(weights, device=device, image_size=image_size)
-    with Progress(console=error_console, transient=True, disable=as_json) as progress:
+    with _progress(as_json) as progress:
         task = progress.add_task("evaluating", total=None)
         metrics = run_evaluation(
             detector, data, split=split, batch_size=batch_size, skip_missing=skip_missing, nms=nms,
@@ -275,6 +275,11 @@ def models(as_json: Json = False) -> None:
         for row in content:
             table.add_row(*("-" if value is None else str(value) for value in row.values()))
         out_console.print(table)
+
+
+def _progress(is_quiet: bool) -> Progress:
+    """A bar on a terminal; nothing where the output goes into a file."""
+    return Progress(console=error_console, transient=True, disable=is_quiet or not error_console.is_terminal)
 
 
 def _say(text: str) -> None:

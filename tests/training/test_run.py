@@ -304,7 +304,7 @@ def test_only_losses_that_are_not_finite_leave_the_weights_alone(
     fresh = _fresh_state(shapes)
     assert len(done.report["skipped_steps"]) == 3
     for name, tensor in load_file(done.last).items():
-        assert torch.equal(tensor, fresh[name]), name
+        assert name.endswith("num_batches_tracked") or torch.equal(tensor, fresh[name]), name
 
 
 def test_a_gradient_that_is_not_finite_is_dropped(
@@ -540,7 +540,7 @@ def test_nothing_to_resume(run: Callable[..., TrainingRun], tmp_path: Path) -> N
     [
         ({"seed": 1}, "seed was 0, now 1"),
         ({"learning_rate": 0.5, "epochs": 9}, "epochs was 3, now 9, learning_rate was None, now 0.5"),
-        ({"weights": "best.safetensors"}, "weights was , now best.safetensors"),
+        ({"weights": "best.safetensors"}, "weights was '', now 'best.safetensors'"),
     ],
 )
 def test_a_run_is_resumed_with_its_own_settings(

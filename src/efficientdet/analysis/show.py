@@ -64,22 +64,16 @@ def _columns(topology: Topology) -> dict[str, int]:
     columns = {f"in{level}": 0 for level in range(low, high + 1)}
     last = dict.fromkeys(range(low, high + 1), 0)
     for node in topology.nodes:
-        column = max(columns[name] for name in node.inputs) + (any(_level(topology, n) == node.level for n in node.inputs))
+        column = 1 + max(columns[name] for name in node.inputs)
         columns[node.name] = last[node.level] = max(column, last[node.level] + 1)
-    for output in topology.outputs():  # the outputs stand in one column at the right
-        columns[output] = max(columns.values())
     return columns
-
-
-def _level(topology: Topology, name: str) -> int:
-    by_name = {node.name: node.level for node in topology.nodes}
-    return by_name[name] if name in by_name else int(name.removeprefix("in"))
 
 
 def _edge(start: tuple[float, float], end: tuple[float, float], share: float | None) -> str:
     thickness = 1.6 if share is None else 0.6 + 7 * share
     middle = (start[0] + end[0]) / 2
-    bend = -34 if start[1] == end[1] and end[0] - start[0] > COLUMN * 1.4 else 0
+    span = (end[0] - start[0]) / COLUMN
+    bend = -20 - 4 * span if start[1] == end[1] and span > 1.4 else 0  # around what stands between
     path = (
         f"M {start[0]} {start[1]} C {middle} {start[1] + bend * 1.6}, {middle} {end[1] + bend * 1.6}, {end[0]} {end[1]}"
     )

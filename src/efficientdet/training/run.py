@@ -264,7 +264,7 @@ def _remember(folder: Path, config: TrainConfig, info: CheckpointInfo, resume: b
         if changed:
             raise SettingError(
                 f"{folder}: the run was started with other settings: "
-                + ", ".join(f"{name} was {before[name]}, now {now[name]}" for name in changed)
+                + ", ".join(f"{name} was {before[name]!r}, now {now[name]!r}" for name in changed)
             )
         return
     folder.mkdir(parents=True, exist_ok=True)

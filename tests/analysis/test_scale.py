@@ -1,0 +1,56 @@
+"""phi is found for a cost, and scaling one dimension alone changes that one."""
+
+from __future__ import annotations
+
+import pytest
+
+from efficientdet.analysis.scale import find_phi, law, multiply_adds, scale_alone, scaling_rows
+from efficientdet.errors import SettingError, UnknownNameError
+from efficientdet.family import ModelSpec, compound_scaling
+
+
+def test_the_model_found_costs_no_more_and_the_next_one_does() -> None:
+    spec = find_phi(4e9)
+    assert multiply_adds(spec) <= 4e9
+    phi = float(spec.name.removeprefix("phi"))
+    assert multiply_adds(compound_scaling(phi + 0.125)) > 4e9
+
+
+def test_any_cost_can_be_given() -> None:
+    assert find_phi(900, lambda spec: spec.image_size).image_size == 896
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, float("nan"), float("inf")])
+def test_targets_must_be_positive(target: float) -> None:
+    with pytest.raises(SettingError, match="target"):
+        find_phi(target)
+
+
+def test_a_target_below_the_smallest_says_what_that_costs() -> None:
+    with pytest.raises(SettingError, match="phi 0, costs 2.492e.09 already"):
+        find_phi(1e9)
+
+
+@pytest.mark.parametrize(
+    ("dimension", "changed"),
+    [("resolution", {"image_size"}), ("width", {"width"}), ("depth", {"depth", "head_depth"})],
+)
+def test_one_dimension_alone_changes(dimension: str, changed: set[str]) -> None:
+    base, larger = compound_scaling(0), scale_alone(dimension, 3)
+    fields = ModelSpec.__dataclass_fields__
+    differing = {name for name in fields if getattr(base, name) != getattr(larger, name)}
+    assert differing == changed | {"name"}
+    assert law(larger) > law(base)
+
+
+def test_unknown_dimensions_list_the_known_ones() -> None:
+    with pytest.raises(UnknownNameError, match="resolution, width, depth, compound"):
+        scale_alone("height", 1)
+
+
+def test_rows_grow_with_phi() -> None:
+    rows = scaling_rows(2)
+    assert [row["phi"] for row in rows] == [0, 1, 2]
+    assert rows[0]["GMAC"] == 2.49
+    assert rows[1]["GMAC"] == 6.0
+    assert rows[2]["times phi 0"] > rows[1]["times phi 0"] > 1
