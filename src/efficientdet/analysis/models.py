@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from efficientdet.family import MODELS, PUBLISHED, PUBLISHED_AP, ModelSpec
 from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
 from efficientdet.weights.checkpoint import read_info
-from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names
+from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names, cached_path
+from efficientdet.weights.registry import RELEASED
 
 
 @lru_cache
@@ -68,6 +69,19 @@ def bundled_rows() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def released_rows() -> list[dict[str, Any]]:
+    """One row for each released file: the AP its publisher states, and whether it lies in the cache."""
+    return [
+        {
+            "name": row.name,
+            "AP val2017 (stated)": row.ap,
+            "licence": row.licence,
+            "cached": "yes" if cached_path(row.name).is_file() else "no",
+        }
+        for row in RELEASED.values()
+    ]
 
 
 def _rounded(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""A feature network drawn as SVG: levels as rows, the order of computation as columns, learned weights as edge width."""
+"""A feature network drawn as SVG: levels as rows, order of computation as columns, learned weights as edge width."""
 
 from __future__ import annotations
 

@@ -17,27 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from efficientdet.data.dataset import DetectionDataset, read_split
 from efficientdet.data.records import Records
-from efficientdet.errors import DataError, EfficientDetError, SettingError, WeightsError, require
+from efficientdet.errors import DataError, EfficientDetError, SettingError, require
 from efficientdet.evaluation.coco_ap import Metrics
 from efficientdet.family import ModelSpec
-from efficientdet.images import prepare, read
 from efficientdet.network.efficientdet import EfficientDet, create_model
+from efficientdet.network.topology import Topology
 from efficientdet.training.config import TrainConfig
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, load_checkpoint
-from efficientdet.weights.folded import load_folded_backbone
-from efficientdet.weights.names import find_weights
+from efficientdet.training.start import start_backbone_from, start_from
+from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import CSVLogger
 
 CONFIG_FILE = "config.json"
 RESUME_FILE = "resume.ckpt"
-# Pictures from which the batch norms of folded weights take their statistics.
-STATISTICS_PICTURES = 256
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,8 @@ def train(
     model: str | ModelSpec,
     data: str | Path,
     *,
+    feature_network: str | Path | Topology | None = None,
+    fusion: str | None = None,
     weights: str | Path | None = None,
     backbone_weights: str | Path | None = None,
     out: str | Path | None = None,
@@ -78,9 +76,12 @@ def train(
     Args:
         model: name of the family (`d0`, `lite0`, ...) or a spec.
         data: folder with a `train` and, if possible, a `val` split (see `data.dataset.read_split`), or one COCO JSON.
+        feature_network: see `create_model`; None for the model's own.
+        fusion: see `create_model`; None for the model's own.
         weights: start from this detector: a bundled name or a checkpoint of the same network. Where its classes differ,
             the last layer of the class head starts afresh.
-        backbone_weights: start the backbone from a `.npz` of folded ImageNet weights.
+        backbone_weights: start the backbone alone: from a detector (what `weights` takes), or from a `.npz` of folded
+            ImageNet weights.
         out: folder of the run; None for the next free `runs/N`.
         resume: go on with the run in `out` from its last saved step, to the weights that it would have had.
         skip_missing: leave out pictures whose file is missing, and count them.
@@ -107,13 +108,20 @@ def train(
     # A run that was stopped before it saved anything is begun again in the same way.
     has_state = resume and (folder / RESUME_FILE).is_file()
     train_records, val_records = _read(Path(data), config, skip_missing, console)
-    network = _build(model, None if has_state else weights, train_records, config, console)
+    torch.manual_seed(config.seed)
+    network = create_model(
+        model, len(train_records.class_names), feature_network=feature_network, fusion=fusion,
+        drop_path=config.drop_path,
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
+    preprocessing = default_preprocessing(network.spec)
+    if weights is not None:
+        preprocessing = start_from(network, weights, train_records.class_names, console)
     size = config.image_size or network.spec.image_size
     info = CheckpointInfo(
         spec=dataclasses.replace(network.spec, image_size=size),
         class_names=train_records.class_names,
         category_ids=train_records.category_ids,
-        preprocessing=default_preprocessing(network.spec),
+        preprocessing=preprocessing,
         training={"data": Path(data).name, "weights": str(weights or backbone_weights or ""), **config.to_dict()},
     )
     sets = [
@@ -126,7 +134,7 @@ def train(
     if train_set is None:
         raise DataError(f"{data}: the training split is empty")
     if backbone_weights is not None and not has_state:
-        _load_backbone(network, backbone_weights, train_records, info, config)
+        start_backbone_from(network, backbone_weights, train_records, size, preprocessing)
     _remember(folder, config, info, resume)
     with _calm_lightning():
         return _fit(
@@ -206,51 +214,6 @@ def _read(
         ours, theirs = (dict(zip(r.category_ids, r.class_names, strict=True)) for r in (train_records, val_records))
         raise DataError(f"{val_records.source}: its classes {theirs} are not those of {train_records.source}: {ours}")
     return train_records, val_records
-
-
-def _build(
-    model: str | ModelSpec, weights: str | Path | None, records: Records, config: TrainConfig, console: Console
-) -> EfficientDet:
-    torch.manual_seed(config.seed)
-    network = create_model(model, len(records.class_names), drop_path=config.drop_path)
-    if weights is not None:
-        source, source_info = load_checkpoint(find_weights(weights))
-        start_from(network, source, source_info.class_names == records.class_names, str(weights), console)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def start_from(
-    network: EfficientDet, source: EfficientDet, same_classes: bool, name: str, console: Console
-) -> None:
-    """Copy a detector's weights into a network of the same kind; new classes get a fresh last layer.
-
-    Raises:
-        WeightsError: the two differ in more than the classes; lists the tensors.
-    """
-    state = source.state_dict()
-    dropped = []
-    if not same_classes:
-        dropped = [key for key in state if key.startswith("class_head.predict.pointwise.")]
-        console.print(f"{name}: its classes differ, so these start afresh: {', '.join(dropped)}")
-    own = network.state_dict()
-    shapes, own_shapes = ({key: value.shape for key, value in part.items()} for part in (state, own))
-    problems = [key for key in {*state, *own} - {*dropped} if shapes.get(key) != own_shapes.get(key)]
-    if problems:
-        raise WeightsError(f"{name}: {source.spec.name} does not fit {network.spec.name}: {sorted(problems)}")
-    network.load_state_dict({key: value for key, value in state.items() if key not in dropped}, strict=False)
-
-
-def _load_backbone(
-    network: EfficientDet, path: str | Path, records: Records, info: CheckpointInfo, config: TrainConfig
-) -> None:
-    size = (info.spec.image_size, info.spec.image_size)
-
-    def batches() -> Iterator[Tensor]:
-        step = max(1, len(records) // STATISTICS_PICTURES)
-        for record in records.images[::step]:
-            yield torch.from_numpy(prepare(read(record.path), size, info.preprocessing)[0])[None]
-
-    load_folded_backbone(network.backbone, path, batches(), str(records.source))
 
 
 def _remember(folder: Path, config: TrainConfig, info: CheckpointInfo, resume: bool) -> None:

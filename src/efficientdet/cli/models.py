@@ -1,0 +1,184 @@
+"""models, info, convert, show, scale: about networks and weights rather than pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from efficientdet.cli.options import Json, app, out_console, print_table, say
+from efficientdet.errors import SettingError
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the family, with parameters counted from the code, and the weights at hand.
+
+    Example: `efficientdet models --json`
+    """
+    from efficientdet.analysis.models import bundled_rows, family_rows, released_rows
+
+    family, bundled, released = family_rows(), bundled_rows(), released_rows()
+    if as_json:
+        print(json.dumps({"family": family, "bundled": bundled, "released": released}))
+        return
+    print_table("the family (90 classes; multiply-adds of convolutions)", family, ("name", "backbone"))
+    print_table("bundled weights", bundled, ("name", "network", "classes"))
+    print_table("released weights (downloaded at the first use)", released, ("name", "cached", "licence"))
+
+
+@app.command()
+def info(
+    name: Annotated[str, typer.Argument(help="A model of the family, bundled or cached weights, or a checkpoint.")],
+    card: Annotated[Path | None, typer.Option(help="Write a model card in markdown here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what a model is: parameters, multiply-adds, anchors, classes, conventions, scores, licence.
+
+    Example: `efficientdet info people`
+    """
+    from efficientdet.analysis.cards import checkpoint_facts, released_facts, write_card
+    from efficientdet.family import MODELS, find_spec
+    from efficientdet.weights.checkpoint import read_info
+    from efficientdet.weights.names import find_weights
+
+    is_family = name in MODELS or name.startswith(("tf_efficientdet", "efficientdet_"))
+    if is_family and card is not None:
+        raise SettingError(f"a model card is of weights; '{name}' names a network")
+    if is_family:
+        facts = released_facts(find_spec(name))
+    else:
+        found = read_info(find_weights(name))
+        facts = checkpoint_facts(found)
+        if card is not None:
+            write_card(card, Path(name).stem, found)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    print_table(name, ({"": key, " ": value} for key, value in facts.items()), ("", " "))
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="Weights of effdet, zylo117 or TensorFlow, or a checkpoint of ours.")],
+    to: Annotated[Path, typer.Option(help="The checkpoint to write, .safetensors.")],
+    model: Annotated[str | None, typer.Option(help="Which network; default by the shapes.")] = None,
+    source: Annotated[str, typer.Option(help="effdet, zylo, tensorflow; auto tells by the names.")] = "auto",
+    classes: Annotated[str | None, typer.Option(help="Class names by label, between commas.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store kernels as float16.")] = False,
+    licence: Annotated[str, typer.Option(help="Licence of the weights, to be kept in the file.")] = "",
+    trained_on: Annotated[str, typer.Option(help="The data, to be kept in the file.")] = "",
+    recipe: Annotated[str, typer.Option(help="Where the weights come from, to be kept in the file.")] = "",
+    note: Annotated[str, typer.Option(help="What users should know, to be kept in the file.")] = "",
+) -> None:
+    """Turn weights of another implementation into a checkpoint of ours; every mismatch is listed.
+
+    Example: `efficientdet convert tf_efficientdet_d0_34-f153e0cf.pth --to d0.safetensors`
+    """
+    from efficientdet.analysis.cards import with_about
+    from efficientdet.weights.checkpoint import load_checkpoint, save_checkpoint
+    from efficientdet.weights.convert import convert_file, is_ours
+
+    if to.suffix != ".safetensors":
+        raise SettingError(f"--to {to}: the name must end in .safetensors")
+    names = [name.strip() for name in classes.split(",")] if classes else None
+    network, found = load_checkpoint(file) if is_ours(file) else convert_file(file, model, source, names)
+    found = with_about(found, licence=licence, data=trained_on, source=recipe, note=note)
+    save_checkpoint(to, network.state_dict(), found, half)
+    say(f"{to}: {found.spec.name}, {len(found.class_names)} classes, {to.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
+def show(
+    feature_network: Annotated[str, typer.Argument(help="Name, YAML file, or a checkpoint (with learned weights).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The SVG to write.")],
+    levels: Annotated[tuple[int, int], typer.Option(help="Finest and coarsest level, where a name is given.")] = (3, 7),
+    cell: Annotated[int, typer.Option(help="Which cell of a checkpoint, from 0.")] = 0,
+) -> None:
+    """Draw a feature network: levels as rows; for a checkpoint, learned fusion weights as the edges' width.
+
+    Example: `efficientdet show bifpn --out bifpn.svg`
+    """
+    from efficientdet.analysis.show import draw_topology, learned_weights
+    from efficientdet.network.graph_file import GRAPH_SUFFIXES, read_graph
+    from efficientdet.network.topology import TOPOLOGIES, build_topology
+
+    if feature_network in TOPOLOGIES:
+        drawing = draw_topology(build_topology(feature_network, levels))
+    elif Path(feature_network).suffix in GRAPH_SUFFIXES:
+        drawing = draw_topology(read_graph(feature_network, levels))
+    elif Path(feature_network).suffix == ".safetensors":
+        from efficientdet.weights.checkpoint import load_checkpoint
+
+        network = load_checkpoint(feature_network)[0].feature_network
+        if not 0 <= cell < len(network.cells):
+            raise SettingError(f"--cell {cell}: the network has cells 0 to {len(network.cells) - 1}")
+        drawing = draw_topology(network.topology, learned_weights(network, cell))
+    else:
+        build_topology(feature_network, levels)  # says what is known
+        return
+    temporary = out.with_name(f".{out.name}.part")
+    temporary.write_text(drawing, encoding="utf-8")
+    temporary.replace(out)
+    say(f"drawn: {out}")
+
+
+@app.command()
+def scale(
+    phi: Annotated[float | None, typer.Option(help="The compound coefficient; fractions are fine.")] = None,
+    target_flops: Annotated[
+        str | None, typer.Option(help="Find phi for so many multiply-adds, such as 10B or 800M.")
+    ] = None,
+    target_latency: Annotated[
+        str | None, typer.Option(help="Find phi for a forward pass of at most so long, such as 20ms.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where latency is measured.")] = "cpu",
+    depth_rule: Annotated[str, typer.Option(help="released or arxiv-v1.")] = "released",
+    as_json: Json = False,
+) -> None:
+    """Show what compound scaling gives for a phi, or find the phi for a cost; without options, the whole law.
+
+    Example: `efficientdet scale --target-flops 10B`
+    """
+    from efficientdet.analysis import scale as scaling
+    from efficientdet.analysis.cards import spec_facts
+    from efficientdet.family import compound_scaling
+
+    given = [option for option in (phi, target_flops, target_latency) if option is not None]
+    if len(given) > 1:
+        raise SettingError("give one of --phi, --target-flops and --target-latency")
+    if not given:
+        rows = scaling.scaling_rows()
+        print(json.dumps(rows)) if as_json else print_table("compound scaling, as the formula has it", rows)
+        return
+    rule: Any = depth_rule
+    if phi is not None:
+        spec = compound_scaling(phi, rule)
+    elif target_flops is not None:
+        spec = scaling.find_phi(_quantity(target_flops, {"M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}), depth_rule=rule)
+    else:
+        target = _quantity(str(target_latency), {"ms": 1.0, "s": 1000.0})
+        spec = scaling.find_phi(target, lambda spec: scaling.latency_ms(spec, device), rule)
+    facts = {"name": spec.name, **spec_facts(spec)}
+    if as_json:
+        print(json.dumps(facts))
+        return
+    print_table(spec.name, ({"": key, " ": value} for key, value in facts.items()), ("", " "))
+    out_console.print(f'in Python: ed.create_model(ed.family.compound_scaling({spec.name.split("-")[0][3:]}))')
+
+
+def _quantity(text: str, units: dict[str, float]) -> float:
+    """A number with a unit: `10B`, `20ms`."""
+    number = text.strip()
+    for unit, factor in sorted(units.items(), key=lambda item: -len(item[0])):
+        if number.lower().endswith(unit.lower()):
+            number, text_factor = number[: -len(unit)], factor
+            break
+    else:
+        text_factor = 1.0
+    try:
+        return float(number) * text_factor
+    except ValueError:
+        raise SettingError(f"'{text}' is no number with a unit ({', '.join(units)})") from None
