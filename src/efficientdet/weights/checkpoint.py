@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import efficientdet
 from efficientdet.errors import EfficientDetError, WeightsError
 from efficientdet.family import ModelSpec
 from efficientdet.images import IMAGENET, LITE, Preprocessing
 from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.version import __version__
 
 FORMAT = "efficientdet-1"
 METADATA_KEY = "efficientdet"
@@ -52,7 +52,7 @@ class CheckpointInfo:
         return json.dumps(
             {
                 "format": FORMAT,
-                "version": efficientdet.__version__,
+                "version": __version__,
                 "spec": self.spec.to_dict(),
                 "class_names": self.class_names,
                 "category_ids": self.category_ids,
