@@ -1,4 +1,4 @@
-"""models, info, convert, show, scale: about networks and weights rather than pictures."""
+"""models, info, convert, push, show, scale: about networks and weights rather than pictures."""
 
 from __future__ import annotations
 
@@ -88,6 +88,24 @@ def convert(
     found = with_about(found, licence=licence, data=trained_on, source=recipe, note=note)
     save_checkpoint(to, network.state_dict(), found, half)
     say(f"{to}: {found.spec.name}, {len(found.class_names)} classes, {to.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
+def push(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of ours.")],
+    repository: Annotated[str, typer.Argument(help="owner/repo on the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Upload a checkpoint with its model card to the Hugging Face Hub; `hf://owner/repo` then loads it anywhere.
+
+    Example: `efficientdet push runs/1/best.safetensors me/my-detector`
+    """
+    from efficientdet.analysis.cards import model_card
+    from efficientdet.weights.checkpoint import read_info
+    from efficientdet.weights.hub import HUB_PREFIX, push_to_hub
+
+    card = model_card(HUB_PREFIX + repository, read_info(checkpoint))
+    say(push_to_hub(checkpoint, repository, card, private=private))
 
 
 @app.command()
