@@ -21,7 +21,7 @@ demo: $(DEMO_STAMP)
 	$(BIN)/efficientdet demo $(if $(PICTURE),"$(PICTURE)")
 
 test: $(TEST_STAMP)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .

@@ -43,7 +43,7 @@ class MissingExtraError(EfficientDetError, ImportError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """Build the error for a name that is not known, with the nearest known name and all of them."""
     choices = list(known)
-    near = difflib.get_close_matches(name, choices, n=1)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     return UnknownNameError(f"unknown {kind} '{name}'{hint} Known: {', '.join(choices)}.")
 

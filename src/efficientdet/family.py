@@ -21,6 +21,9 @@ ASPECTS_EXACT = ((1.0, 1.0), (math.sqrt(2.0), math.sqrt(0.5)), (math.sqrt(0.5), 
 
 ASPECTS = {"rounded": ASPECTS_ROUNDED, "exact": ASPECTS_EXACT}
 
+# The formula goes on for ever; at phi 20 the width is 25,000 channels.
+LARGEST_PHI = 20
+
 DepthRule = Literal["released", "arxiv-v1"]
 
 
@@ -222,13 +225,15 @@ def compound_scaling(phi: float, depth_rule: DepthRule = "released") -> ModelSpe
         The spec, named `phi2.5` and the like.
 
     Raises:
-        SettingError: phi is negative or not finite.
+        SettingError: phi is negative, not finite, or beyond 20.
         UnknownNameError: the depth rule is not known.
     """
     if not math.isfinite(phi) or phi < 0:
         raise SettingError(f"phi is {phi}; it must be a finite number of at least 0")
     if depth_rule not in ("released", "arxiv-v1"):
         raise unknown_name("depth rule", depth_rule, ["released", "arxiv-v1"])
+    if phi > LARGEST_PHI:
+        raise SettingError(f"phi is {phi}; no machine holds a network beyond phi {LARGEST_PHI}")
     first_depth = 3 if depth_rule == "released" else 2
     return ModelSpec(
         name=f"phi{phi:g}" + ("" if depth_rule == "released" else "-arxiv-v1"),

@@ -43,5 +43,6 @@ def test_learned_weights_are_the_shares_of_each_fusion(per_channel: bool) -> Non
     shares = learned_weights(model.feature_network, 0)
     assert [shares["out5", i] for i in range(3)] == pytest.approx([0.75, 0.25, 0.0])
     assert shares["td6", 0] == pytest.approx(0.5)
-    texts = [text.text for text in ET.fromstring(draw_topology(model.feature_network.topology, shares)).iter(f"{SVG}text")]
+    drawing = ET.fromstring(draw_topology(model.feature_network.topology, shares))
+    texts = [text.text for text in drawing.iter(f"{SVG}text")]
     assert {"0.75", "0.25", "0.00"} <= set(texts)

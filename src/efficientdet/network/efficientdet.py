@@ -18,6 +18,8 @@ from efficientdet.network.topology import Topology, spec_topology
 
 # COCO's category ids run to 90, with gaps; the released weights have a class for each id.
 COCO_SLOTS = 90
+# The finest map that the backbone hands over.
+FINEST_LEVEL = 3
 
 
 class EfficientDet(nn.Module):
@@ -34,6 +36,8 @@ class EfficientDet(nn.Module):
 
     def __init__(self, spec: ModelSpec, num_classes: int, drop_path: float = 0.0) -> None:
         super().__init__()
+        if spec.levels[0] != FINEST_LEVEL or spec.levels[1] < spec.levels[0]:
+            raise SettingError(f"levels are {spec.levels}; the backbone's features begin at level {FINEST_LEVEL}")
         self.spec = spec
         self.num_classes = num_classes
         self.backbone = EfficientNet(spec.backbone, spec.padding, drop_path, spec.backbone_epsilon)

@@ -117,6 +117,11 @@ def train(
     if weights is not None:
         preprocessing = start_from(network, weights, train_records.class_names, console)
     size = config.image_size or network.spec.image_size
+    if config.batch_size == 1 and size <= network.spec.strides[-1]:
+        raise SettingError(
+            f"batch_size 1 at image_size {size}: the coarsest level has one place, of which no batch norm can take "
+            f"statistics; choose a batch of 2 or more, or an image_size above {network.spec.strides[-1]}"
+        )
     info = CheckpointInfo(
         spec=dataclasses.replace(network.spec, image_size=size),
         class_names=train_records.class_names,
