@@ -1,0 +1,147 @@
+"""info, convert, push, show and scale, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from efficientdet.network.efficientdet import create_model
+from efficientdet.weights import hub
+from efficientdet.weights.checkpoint import load_checkpoint, read_info
+from efficientdet.weights.foreign import to_foreign
+
+Command = Callable[..., Any]
+
+
+def test_info_of_a_model_counts_from_the_code(command: Command) -> None:
+    facts = json.loads(command("info", "d0", "--json").out)
+    assert facts["parameters"] == "3,880,067"
+    assert facts["strides"] == "8, 16, 32, 64, 128"
+    assert facts["anchors"].startswith("49104 ")
+    assert "80 of them in use" in facts["classes"]
+
+
+def test_info_of_a_checkpoint_writes_a_card(command: Command, checkpoint: Path, tmp_path: Path) -> None:
+    card = tmp_path / "card.md"
+    done = command("info", checkpoint, "--card", card)
+    assert done.code == 0
+    assert "disc, square" in done.out
+    text = card.read_text()
+    assert text.startswith("# tiny\n")
+    assert "**Licence of the weights:** not stated" in text
+
+
+def test_info_of_nothing_known_lists_what_is(command: Command) -> None:
+    done = command("info", "poeple")
+    assert done.code == 2
+    assert "unknown weights 'poeple'" in done.err
+    assert "lite0" in done.err
+
+
+def test_convert_keeps_the_function_and_the_facts(command: Command, tmp_path: Path) -> None:
+    model = create_model("lite0", 2).eval()
+    torch.save(to_foreign(model), tmp_path / "theirs.pth")
+    out = tmp_path / "ours.safetensors"
+    done = command(
+        "convert", tmp_path / "theirs.pth", "--to", out, "--classes", "cat, dog", "--licence", "MIT", "--model", "lite0"
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    converted, info = load_checkpoint(out)
+    assert info.class_names == ("cat", "dog")
+    assert info.about["licence"] == "MIT"
+    assert all(torch.equal(a, b) for a, b in zip(converted.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+def test_convert_of_our_own_file_halves_it(command: Command, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "half.safetensors"
+    assert command("convert", checkpoint, "--to", out, "--half", "--note", "small").code == 0
+    assert out.stat().st_size < 0.8 * checkpoint.stat().st_size
+    assert read_info(out).about == {"note": "small"}
+    assert read_info(out).class_names == read_info(checkpoint).class_names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.pth", "--to", "out.safetensors"], "gone.pth: no such weights file"),
+        (["gone.pth", "--to", "out.pth"], "must end in .safetensors"),
+    ],
+)
+def test_convert_refuses(command: Command, arguments: list[str], message: str) -> None:
+    done = command("convert", *arguments)
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_a_pickle_with_a_program_in_it_is_refused(command: Command, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"state_dict": Trap()}, tmp_path / "trap.pth")
+    done = command("convert", tmp_path / "trap.pth", "--to", tmp_path / "out.safetensors")
+    assert done.code == 2
+    assert "trap.pth: refused" in done.err
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_push_sends_the_card(command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(hub, "push_to_hub", lambda *given, **options: sent.append((*given, options)) or "address")
+    done = command("push", checkpoint, "me/mine", "--private")
+    assert done.out.strip() == "address"
+    path, repository, card, options = sent[0]
+    assert (path, repository, options) == (checkpoint, "me/mine", {"private": True})
+    assert 'ed.load("hf://me/mine")' in card
+
+
+@pytest.mark.parametrize("what", ["bifpn", "file", "checkpoint"])
+def test_show_draws_names_files_and_checkpoints(command: Command, checkpoint: Path, tmp_path: Path, what: str) -> None:
+    graph = tmp_path / "mine.yaml"
+    rows = [f"  - {{name: out{level}, level: {level}, inputs: [in{level}]}}\n" for level in range(3, 8)]
+    graph.write_text("name: mine\nnodes:\n" + "".join(rows))
+    out = tmp_path / "drawing.svg"
+    done = command("show", {"bifpn": "bifpn", "file": graph, "checkpoint": checkpoint}[what], "--out", out)
+    assert done.code == 0, done.err
+    assert ET.parse(out).getroot().tag.endswith("svg")
+
+
+def test_show_of_an_unknown_network_lists_them(command: Command, tmp_path: Path) -> None:
+    done = command("show", "bipfn", "--out", tmp_path / "x.svg")
+    assert done.code == 2
+    assert "did you mean 'bifpn'" in done.err
+    assert not (tmp_path / "x.svg").exists()
+
+
+def test_show_of_a_faulty_file_names_the_line(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("name: bad\nnodes:\n  - {name: out3, level: 3, inputs: [in9]}\n")
+    done = command("show", tmp_path / "bad.yaml", "--out", tmp_path / "x.svg")
+    assert done.code == 2
+    assert "bad.yaml: line 3" in done.err
+
+
+def test_scale_finds_a_phi_for_a_cost(command: Command) -> None:
+    facts = json.loads(command("scale", "--target-flops", "2.6B", "--json").out)
+    assert facts["name"] == "phi0.375"  # a BiFPN of 72 channels; phi 0.5 would take another backbone
+    assert json.loads(command("scale", "--phi", "3", "--json").out)["strides"] == "8, 16, 32, 64, 128"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target-flops", "ten"], "'ten' is no number"),
+        (["--target-flops", "1M"], "the smallest model"),
+        (["--phi", "-1"], "phi is -1"),
+        (["--phi", "1", "--target-flops", "10B"], "give one of"),
+    ],
+)
+def test_scale_refuses(command: Command, arguments: list[str], message: str) -> None:
+    done = command("scale", *arguments)
+    assert done.code == 2
+    assert message in done.err
