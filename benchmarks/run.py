@@ -91,7 +91,7 @@ CASES = (
     ),
     Case(
         "train", "Training step, lite0, 320 px, batch 8",
-        {"model": "lite0", "size": 320, "batch": 8, "learning_rate": 1e-4}, {"size": 128, "batch": 2},
+        {"model": "lite0", "size": 320, "batch": 8, "learning_rate": 1e-4}, {"size": 256, "batch": 2},
         TRAINING_SIDES, rounds=5, iterations=1,
     ),
     Case(

@@ -55,12 +55,13 @@ def training_batch(batch: int, size: int) -> tuple[NDArray[np.float32], NDArray[
     """A made-up batch, the same on both sides.
 
     Returns:
-        Images (B, 3, size, size); boxes_xyxy (B, N, 4) in pixels, sides from a sixteenth to a half of the picture's;
+        Images (B, 3, size, size); boxes_xyxy (B, N, 4) in pixels, sides from an eighth to a half of the picture's;
         labels (B, N), 0-based.
     """
     random = np.random.default_rng(0)
     images = random.standard_normal((batch, 3, size, size), dtype=np.float32)
-    sides = size * 2.0 ** random.uniform(-4, -1, (batch, BOXES_PER_PICTURE, 2))
+    # Smaller boxes would lie inside several anchors, equally well, and rounding would decide which one effdet takes.
+    sides = size * 2.0 ** random.uniform(-3, -1, (batch, BOXES_PER_PICTURE, 2))
     corners = random.uniform(0, 1, sides.shape) * (size - sides)
     boxes = np.concatenate([corners, corners + sides], 2).astype(np.float32)
     labels = random.integers(0, NUM_CLASSES, boxes.shape[:2])

@@ -23,8 +23,8 @@ SMALL = ("d0", "lite0", "lite1")
 def test_parameters_and_multiply_adds_are_the_published(name: str) -> None:
     parameters, multiply_adds = count(MODELS[name])
     assert parameters == PUBLISHED[name][0]
-    # Published with the biases, batch norms and fusions that are not counted here, and rounded for d7x.
-    assert multiply_adds == pytest.approx(PUBLISHED[name][1], rel=0.02)
+    # Published with batch norms, activations and fusions, which are not counted here: a little less, never more.
+    assert 0.96 < multiply_adds / PUBLISHED[name][1] < 1.005
 
 
 def test_fewer_classes_are_counted_as_such() -> None:

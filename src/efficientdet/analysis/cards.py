@@ -19,11 +19,11 @@ SHOWN_METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1
 
 
 def spec_facts(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> dict[str, Any]:
-    """What a network is, counted from the code: sizes, parameters, multiply-adds, anchors; and what was published."""
+    """What a network is, counted from the code: sizes, parameters, multiply-adds, anchors."""
     parameters, multiply_adds = count(spec, num_classes)
     size = (spec.image_size, spec.image_size)
     positions = sum(height * width for height, width in level_sizes(size, spec.levels))
-    facts: dict[str, Any] = {
+    return {
         "network": spec.name,
         "backbone": f"EfficientNet-{spec.backbone.replace('lite', 'Lite').replace('b', 'B')}",
         "feature network": f"{spec.feature_network}, {spec.depth} cells of {spec.width} channels, fusion {spec.fusion}",
@@ -36,12 +36,6 @@ def spec_facts(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> dict[str, Any]
         "multiply-adds": f"{multiply_adds / 1e9:.2f} G at the input above, convolutions only",
         "classes": num_classes,
     }
-    if spec.name in PUBLISHED:
-        published, published_adds = PUBLISHED[spec.name]
-        facts["published (90 classes)"] = (
-            f"{published:,} parameters, {published_adds / 1e9:.2f} G multiply-adds, AP {PUBLISHED_AP[spec.name]}"
-        )
-    return facts
 
 
 def checkpoint_facts(info: CheckpointInfo) -> dict[str, Any]:
@@ -61,10 +55,16 @@ def checkpoint_facts(info: CheckpointInfo) -> dict[str, Any]:
 
 
 def released_facts(spec: ModelSpec) -> dict[str, Any]:
-    """`spec_facts` of a family member as released for COCO."""
+    """`spec_facts` of a family member as released for COCO, and what was published of it."""
     pre = default_preprocessing(spec)
     named = sum(not name.startswith("unused-") for name in COCO_CLASS_NAMES)
-    return spec_facts(spec) | {
+    published = {}
+    if spec.name in PUBLISHED:
+        parameters, multiply_adds = PUBLISHED[spec.name]
+        published["published"] = (
+            f"{parameters:,} parameters, {multiply_adds / 1e9:.2f} G multiply-adds, AP {PUBLISHED_AP[spec.name]}"
+        )
+    return spec_facts(spec) | published | {
         "classes": f"COCO: {COCO_SLOTS} slots, {named} of them in use",
         "preprocessing": f"mean {[round(m, 2) for m in pre.mean]}, std {[round(s, 2) for s in pre.std]}",
     }

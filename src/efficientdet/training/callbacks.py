@@ -86,7 +86,9 @@ class SaveCheckpoints(Callback):
 
     def _save_network(self, module: DetectionModule, evaluated: bool) -> None:
         state = self.ema.network_state() if self.ema is not None else module.model.state_dict()
-        metrics = module.metrics.to_dict() if evaluated and module.metrics is not None else {}
+        metrics: dict[str, Any] = {}
+        if evaluated and module.metrics is not None:
+            metrics = {"data": f"{self.info.training['data']}, val", **module.metrics.to_dict()}
         info = dataclasses.replace(self.info, metrics=metrics)
         save_checkpoint(self.folder / "last.safetensors", state, info)
         if not evaluated and module.val_set is not None:
