@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from efficientdet.inference.detector import Detector, load
     from efficientdet.network.efficientdet import EfficientDet, create_model
     from efficientdet.training.config import TrainConfig
-    from efficientdet.training.run import TrainingRun, train
+    from efficientdet.training.folder import TrainingRun
+    from efficientdet.training.run import train
 
 _SUBMODULES = ("boxes", "errors", "family", "weights")
 
@@ -32,7 +33,7 @@ _HOMES = {
     "EfficientDet": "efficientdet.network.efficientdet",
     "Metrics": "efficientdet.evaluation.coco_ap",
     "TrainConfig": "efficientdet.training.config",
-    "TrainingRun": "efficientdet.training.run",
+    "TrainingRun": "efficientdet.training.folder",
     "create_model": "efficientdet.network.efficientdet",
     "evaluate": "efficientdet.evaluation.evaluate",
     "load": "efficientdet.inference.detector",

@@ -24,6 +24,10 @@ class DataError(EfficientDetError):
     """An annotation file or data set is at fault: the message names file, place and field."""
 
 
+class MissingSplitError(DataError):
+    """A data set has no such split: the message says where it was sought."""
+
+
 class WeightsError(EfficientDetError):
     """A weights file does not fit, is damaged, or cannot be had: the message lists every mismatch."""
 

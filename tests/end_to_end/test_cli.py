@@ -248,7 +248,7 @@ def test_the_odd_pictures_together(shared_data: Path, checkpoint: Path, tmp_path
         (("{empty}",), "no picture in this folder"),
         (("{picture}", "--nms", "medium"), "medium"),
         (("{picture}", "--device", "quantum"), "device 'quantum' cannot be used here"),
-        (("{picture}", "--image-size", "8"), "image_size is (8, 8)"),
+        (("{picture}", "--image-size", "8"), "image_size is 8;"),
         (("{picture}", "--score-threshold", "2"), "score_threshold"),
         (("{picture}", "--weights", "missing.safetensors"), "missing.safetensors: no such weights file"),
         (("{picture}", "--weights", "{picture}"), "not a safetensors file"),

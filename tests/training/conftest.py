@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from efficientdet.training.run import TrainingRun, train
+from efficientdet.training.folder import TrainingRun
+from efficientdet.training.run import train
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,10 @@ from efficientdet.inference.detector import load
 from efficientdet.network.efficientdet import create_model
 from efficientdet.training import module as training_module
 from efficientdet.training.callbacks import Ema, SaveCheckpoints
+from efficientdet.training.folder import TrainingRun
 from efficientdet.training.losses import Losses, detection_loss
 from efficientdet.training.module import DetectionModule
-from efficientdet.training.run import TrainingRun, train
+from efficientdet.training.run import train
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
 
 STATISTICS = ("running_mean", "running_var")
@@ -386,13 +387,19 @@ def test_a_yaml_file_names_its_validation_split_too(
     for split in ("train", "val"):
         for kind in ("images", "labels"):
             (tmp_path / "yolo" / kind / split).mkdir(parents=True)
-        shutil.copy(data / "images" / f"{split}1.png", tmp_path / "yolo" / "images" / split / "a.png")
-        (tmp_path / "yolo" / "labels" / split / "a.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+        for name in "ab":
+            shutil.copy(data / "images" / f"{split}1.png", tmp_path / "yolo" / "images" / split / f"{name}.png")
+            (tmp_path / "yolo" / "labels" / split / f"{name}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
     (tmp_path / "yolo" / "data.yaml").write_text("names: [disc]\ntrain: images/train\nval: images/val\n")
     done = run(data=tmp_path / "yolo" / "data.yaml", epochs=1)
     assert done.metrics is not None
     shutil.rmtree(tmp_path / "yolo" / "images" / "val")
     assert run(data=tmp_path / "yolo" / "data.yaml", epochs=1, out=tmp_path / "again").metrics is None
+
+
+def test_a_batch_of_which_no_norm_can_take_statistics_is_refused(run: Callable[..., TrainingRun]) -> None:
+    with pytest.raises(SettingError, match="a batch of one picture at image_size 64"):
+        run(batch_size=1)
 
 
 def test_a_validation_split_without_boxes(shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path) -> None:
@@ -457,7 +464,7 @@ def test_weights_of_another_network_are_refused(
     model = create_model(wider, 2)
     info = CheckpointInfo(wider, ("disc", "square"), (3, 7), default_preprocessing(wider))
     save_checkpoint(tmp_path / "wider.safetensors", model.state_dict(), info)
-    with pytest.raises(WeightsError, match=r"wider\.safetensors: .*class_head\.predict\.pointwise\.weight"):
+    with pytest.raises(WeightsError, match=r"(?s)wider\.safetensors: .*class_head\.predict\.pointwise\.weight"):
         run(weights=tmp_path / "wider.safetensors")
     assert not (tmp_path / "run").exists()
 

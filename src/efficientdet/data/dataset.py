@@ -18,7 +18,7 @@ from efficientdet.data.coco import read_coco
 from efficientdet.data.records import Records
 from efficientdet.data.voc import read_voc
 from efficientdet.data.yolo import CONFIG_NAMES, read_yolo
-from efficientdet.errors import DataError
+from efficientdet.errors import DataError, MissingSplitError
 from efficientdet.images import Preprocessing, prepare, read
 from efficientdet.pixels import RgbImage
 
@@ -48,7 +48,8 @@ def read_split(data: str | Path, split: str, skip_missing: bool = False) -> Reco
         The records.
 
     Raises:
-        DataError: no annotations are found (says where they were sought), or something in them is wrong.
+        MissingSplitError: no annotations are found; says where they were sought.
+        DataError: something in them is wrong.
     """
     root = Path(data)
     if root.is_file():
@@ -70,7 +71,7 @@ def read_split(data: str | Path, split: str, skip_missing: bool = False) -> Reco
         return read_yolo(root, split, skip_missing=skip_missing)
     sought = ", ".join(place.format(s=split) for place in COCO_PLACES)
     also = "".join(f"; and the same for '{name}'" for name in OTHER_NAMES.get(split, ()))
-    raise DataError(
+    raise MissingSplitError(
         f"{root}: no annotations of the split '{split}'. Sought as COCO JSON: {sought}; as Pascal VOC: "
         f"ImageSets/Main/{split}.txt; as YOLO: data.yaml, images/{split}, {split}/images{also}"
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from efficientdet.data.checks import check_class_names, measure, number_from_text, read_text
 from efficientdet.data.records import RawBox, Records, RecordsBuilder
-from efficientdet.errors import DataError, require
+from efficientdet.errors import DataError, MissingSplitError, require
 
 IMAGES_WITHOUT_LABEL_FILE = "images without label file"
 FIELDS = ("class", "x centre", "y centre", "width", "height")
@@ -212,7 +212,7 @@ def _image_folder(root: Path, split: str, config: dict[str, Any]) -> Path:
         if folder.is_dir() and folder != root:
             return folder
     tried = ", ".join(dict.fromkeys(folder.relative_to(root).as_posix() for folder in candidates))
-    raise DataError(f"{root}: no pictures of the split '{split}'; looked for the folders {tried}")
+    raise MissingSplitError(f"{root}: no pictures of the split '{split}'; looked for the folders {tried}")
 
 
 def _label_folder(image_folder: Path, root: Path) -> Path:

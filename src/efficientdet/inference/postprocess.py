@@ -281,4 +281,6 @@ def postprocess(
             owners = labels.masked_fill(~keep, -1)  # places that hold no detection own nothing
             kept = fuse_boxes(kept, owners, boxes, scores, found.labels, settings.iou_threshold)
     boxes = kept / factors[:, None, None]
+    if image_sizes is not None:  # the way back may round a border outwards
+        boxes = clip_boxes(boxes, image_sizes.float())
     return BatchDetections(boxes * keep[..., None], best * keep, labels * keep, keep.sum(1))

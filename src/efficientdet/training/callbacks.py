@@ -16,8 +16,8 @@ from torch import Tensor
 
 from efficientdet.data.dataset import DetectionDataset
 from efficientdet.training.config import TrainConfig
+from efficientdet.training.folder import RESUME_FILE, TrainingRun
 from efficientdet.training.module import DetectionModule
-from efficientdet.training.run import RESUME_FILE, TrainingRun
 from efficientdet.training.schedule import EmaUpdate
 from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
 

@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,41 +19,18 @@ from rich.console import Console
 
 from efficientdet.data.dataset import DetectionDataset, read_split
 from efficientdet.data.records import Records
-from efficientdet.errors import DataError, EfficientDetError, SettingError, require
-from efficientdet.evaluation.coco_ap import Metrics
+from efficientdet.errors import DataError, EfficientDetError, MissingSplitError, SettingError, require
 from efficientdet.family import ModelSpec
+from efficientdet.images import Preprocessing
 from efficientdet.network.efficientdet import EfficientDet, create_model
 from efficientdet.network.topology import Topology
 from efficientdet.training.config import TrainConfig
+from efficientdet.training.folder import CONFIG_FILE, RESUME_FILE, TrainingRun
 from efficientdet.training.start import start_backbone_from, start_from
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import CSVLogger
-
-CONFIG_FILE = "config.json"
-RESUME_FILE = "resume.ckpt"
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """What a training run leaves behind.
-
-    Attributes:
-        folder: everything lies here: `best.safetensors`, `last.safetensors`, `metrics.json`, `log/metrics.csv`,
-            TensorBoard's events, `config.json`, `resume.ckpt`.
-        best: the checkpoint with the best AP on the validation split, or the last one where there is no such split.
-        last: the checkpoint of the last epoch.
-        metrics: of the last evaluation; None without a validation split.
-        report: what was read, skipped and reached, in plain types.
-    """
-
-    folder: Path
-    best: Path
-    last: Path
-    metrics: Metrics | None
-    report: dict[str, Any]
-
 
 def train(
     model: str | ModelSpec,
@@ -114,14 +90,12 @@ def train(
         drop_path=config.drop_path,
     ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
     preprocessing = default_preprocessing(network.spec)
-    if weights is not None:
+    if has_state:
+        preprocessing = _saved_preprocessing(folder)
+    elif weights is not None:
         preprocessing = start_from(network, weights, train_records.class_names, console)
     size = config.image_size or network.spec.image_size
-    if config.batch_size == 1 and size <= network.spec.strides[-1]:
-        raise SettingError(
-            f"batch_size 1 at image_size {size}: the coarsest level has one place, of which no batch norm can take "
-            f"statistics; choose a batch of 2 or more, or an image_size above {network.spec.strides[-1]}"
-        )
+    _check_batch(min(config.batch_size, len(train_records)), size, network.spec)
     info = CheckpointInfo(
         spec=dataclasses.replace(network.spec, image_size=size),
         class_names=train_records.class_names,
@@ -146,6 +120,20 @@ def train(
             network, config, train_set, val_set, info, folder,
             is_pretrained=bool(weights or backbone_weights), resume=has_state, quiet=quiet, console=console,
         )  # fmt: skip
+
+
+def _saved_preprocessing(folder: Path) -> Preprocessing:
+    saved = json.loads((folder / CONFIG_FILE).read_text())
+    return Preprocessing.from_dict(saved["checkpoint"]["preprocessing"])
+
+
+def _check_batch(batch_size: int, image_size: int, spec: ModelSpec) -> None:
+    coarsest = spec.strides[-1]
+    if batch_size == 1 and image_size <= coarsest:
+        raise SettingError(
+            f"a batch of one picture at image_size {image_size}: the coarsest level has a single place, of which no "
+            f"batch norm can take statistics; train on 2 pictures or more at a time, or at more than {coarsest} pixels"
+        )
 
 
 def _settings(config: TrainConfig | None, settings: dict[str, Any]) -> TrainConfig:
@@ -194,9 +182,7 @@ def _read(
     try:
         is_one_split = data.is_file() and data.suffix not in (".yaml", ".yml")
         val_records = None if is_one_split else read_split(data, "val", skip_missing)
-    except DataError as error:
-        if "of the split 'val'" not in str(error):  # there is one, and it is at fault
-            raise
+    except MissingSplitError:
         val_records = None
     for name, records in (("train", train_records), ("val", val_records)):
         if records is None:
