@@ -55,7 +55,8 @@ def test_convert_keeps_the_function_and_the_facts(command: Command, tmp_path: Pa
     converted, info = load_checkpoint(out)
     assert info.class_names == ("cat", "dog")
     assert info.about["licence"] == "MIT"
-    assert all(torch.equal(a, b) for a, b in zip(converted.state_dict().values(), model.state_dict().values(), strict=True))
+    pairs = zip(converted.state_dict().values(), model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_convert_of_our_own_file_halves_it(command: Command, checkpoint: Path, tmp_path: Path) -> None:
