@@ -30,6 +30,7 @@ lint: $(TEST_STAMP)
 
 bench: $(TEST_STAMP)
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/start.py
 
 docs: $(DOCS_STAMP)
 	$(BIN)/mkdocs build --strict
