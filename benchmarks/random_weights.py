@@ -45,6 +45,7 @@ def scale_outputs(model: EfficientDet, pixels: Tensor) -> None:
     )
     gain = (high - low) / float(logits[high_rank] - logits[low_rank])
     last = model.class_head.predict.pointwise
+    assert last.bias is not None
     last.weight.mul_(gain)
     last.bias.mul_(gain).add_(high - gain * float(logits[high_rank]))
     spread = float(torch.cat(box_deltas, 1).std())
