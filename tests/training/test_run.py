@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from efficientdet.data.dataset import DetectionDataset, Sample
 from efficientdet.errors import DataError, ImageError, SettingError, WeightsError
+from efficientdet.images import IMAGENET
 from efficientdet.inference.detector import load
 from efficientdet.network.efficientdet import create_model
 from efficientdet.training import module as training_module
@@ -611,6 +612,24 @@ def test_a_run_that_saved_nothing_is_begun_again(
     assert not (tmp_path / "parts" / "resume.ckpt").exists()
     parts = run(out=tmp_path / "parts", resume=True, **settings)
     assert parts.last.read_bytes() == whole.last.read_bytes()
+
+
+def test_a_resumed_run_keeps_the_anchors_and_the_preprocessing_of_its_starting_weights(
+    shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = dataclasses.replace(shapes.TINY, aspects=((1.0, 1.0), (1.5, 0.75), (0.75, 1.5)))
+    info = CheckpointInfo(spec, ("disc", "square"), (3, 7), IMAGENET)
+    assert default_preprocessing(spec) != IMAGENET
+    save_checkpoint(tmp_path / "other.safetensors", create_model(spec, 2).state_dict(), info)
+    settings = {"weights": tmp_path / "other.safetensors", "save_every": 1}
+    whole = run(out=tmp_path / "whole", **settings)
+    with monkeypatch.context() as patched, pytest.raises(_StoppedError):
+        _stop_before(patched, 4)
+        run(out=tmp_path / "parts", **settings)
+    parts = run(out=tmp_path / "parts", resume=True, **settings)
+    assert parts.last.read_bytes() == whole.last.read_bytes()
+    assert load(parts.last, device="cpu").info.spec.aspects == spec.aspects
+    assert load(parts.last, device="cpu").info.preprocessing == IMAGENET
 
 
 def test_a_save_that_is_interrupted_leaves_the_one_before(

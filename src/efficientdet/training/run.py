@@ -91,7 +91,7 @@ def train(
     ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
     preprocessing = default_preprocessing(network.spec)
     if has_state:
-        preprocessing = _saved_preprocessing(folder)
+        preprocessing = _take_up(network, folder)
     elif weights is not None:
         preprocessing = start_from(network, weights, train_records.class_names, console)
     size = config.image_size or network.spec.image_size
@@ -122,9 +122,11 @@ def train(
         )  # fmt: skip
 
 
-def _saved_preprocessing(folder: Path) -> Preprocessing:
-    saved = json.loads((folder / CONFIG_FILE).read_text())
-    return Preprocessing.from_dict(saved["checkpoint"]["preprocessing"])
+def _take_up(network: EfficientDet, folder: Path) -> Preprocessing:
+    """What the starting weights brought along when the run began: the shapes of anchors, and the preprocessing."""
+    saved = json.loads((folder / CONFIG_FILE).read_text())["checkpoint"]
+    network.spec = dataclasses.replace(network.spec, aspects=ModelSpec.from_dict(saved["spec"]).aspects)
+    return Preprocessing.from_dict(saved["preprocessing"])
 
 
 def _check_batch(batch_size: int, image_size: int, spec: ModelSpec) -> None:
