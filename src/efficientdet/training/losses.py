@@ -41,25 +41,23 @@ class Losses(NamedTuple):
     boxes: Tensor
 
 
-def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float, smoothing: float) -> Tensor:
-    """Focal loss of each element (Lin et al. 2017, eq. 5), stable at any logit.
+def focal_loss(logits: Tensor, is_object: bool, alpha: float, gamma: float, smoothing: float) -> Tensor:
+    """Focal loss of each logit against one target (Lin et al. 2017, eq. 5), stable at any logit.
 
     Args:
         logits: (...) float.
-        targets: (...) float, 0 or 1.
-        alpha: weight of the ones; the zeros have 1 - alpha.
+        is_object: the target: object or background.
+        alpha: weight of objects; background has 1 - alpha.
         gamma: exponent of the discount (1 - p_t).
         smoothing: label smoothing of the cross-entropy.
 
     Returns:
         (...) losses, not summed.
     """
-    probabilities = logits.sigmoid()
-    p_t = torch.where(targets > 0, probabilities, 1 - probabilities)
-    alpha_t = torch.where(targets > 0, alpha, 1 - alpha)
-    smoothed = targets * (1 - smoothing) + 0.5 * smoothing
-    cross_entropy = functional.binary_cross_entropy_with_logits(logits, smoothed, reduction="none")
-    return alpha_t * (1 - p_t).pow(gamma) * cross_entropy
+    target = (1.0 if is_object else 0.0) * (1 - smoothing) + 0.5 * smoothing
+    cross_entropy = functional.softplus(logits, threshold=50) - (target * logits if target else 0.0)
+    miss = (-logits if is_object else logits).sigmoid()  # 1 - p_t
+    return (alpha if is_object else 1 - alpha) * miss.pow(gamma) * cross_entropy
 
 
 def detection_loss(
@@ -98,10 +96,12 @@ def detection_loss(
         positive = target_labels != BACKGROUND  # (B, A)
         normaliser = positive.sum() + 1.0
 
-        one_hot = torch.zeros_like(logits)  # (B, A, K)
-        one_hot.scatter_(2, target_labels.clamp(min=0)[..., None], positive[..., None].to(logits.dtype))
-        per_logit = focal_loss(logits, one_hot, settings.alpha, settings.gamma, settings.label_smoothing)
-        classes = per_logit.sum() / normaliser
+        # Nearly all logits are background: take all for it, then set the few right at which an object is.
+        shape = (settings.alpha, settings.gamma, settings.label_smoothing)
+        of_object = logits.gather(2, target_labels.clamp(min=0)[..., None])[..., 0]  # (B, A)
+        correction = focal_loss(of_object, True, *shape) - focal_loss(of_object, False, *shape)
+        classes = focal_loss(logits, False, *shape).sum() + (correction * positive).sum()
+        classes = classes / normaliser
 
         counted = target_deltas != 0 if settings.skips_zero_targets else positive[..., None].expand_as(deltas)
         huber = functional.huber_loss(deltas, target_deltas, reduction="none", delta=settings.delta)
