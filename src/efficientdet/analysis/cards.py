@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from efficientdet.analysis.models import count
@@ -110,13 +109,6 @@ def model_card(name: str, info: CheckpointInfo) -> str:
         lines += [f"- {key}: {value}" for key, value in training.items()]
         lines += ["", "</details>", ""]
     return "\n".join(lines)
-
-
-def write_card(path: Path, name: str, info: CheckpointInfo) -> None:
-    """Write `model_card` to a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(model_card(name, info), encoding="utf-8")
-    temporary.replace(path)
 
 
 def with_about(info: CheckpointInfo, **about: str) -> CheckpointInfo:

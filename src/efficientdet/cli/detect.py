@@ -23,9 +23,9 @@ from efficientdet.cli.options import (
     out_console,
     progress_bar,
     say,
-    write_json,
 )
 from efficientdet.errors import ImageError, MissingExtraError, SettingError
+from efficientdet.files import replacing, write_json
 
 if TYPE_CHECKING:
     from efficientdet.detections import Detections
@@ -202,6 +202,5 @@ def _print_detections(detections: Detections, source: Path) -> None:
 
 
 def _save_picture(detections: Detections, target: Path) -> None:
-    temporary = target.with_name(f".{target.stem}.part.jpg")
-    detections.draw().save(temporary, quality=92)
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        detections.draw().save(temporary, quality=92)

@@ -10,6 +10,7 @@ import typer
 
 from efficientdet.cli.options import Json, app, out_console, print_table, say
 from efficientdet.errors import SettingError
+from efficientdet.files import write_text
 
 
 @app.command()
@@ -39,7 +40,7 @@ def info(
 
     Example: `efficientdet info people`
     """
-    from efficientdet.analysis.cards import checkpoint_facts, released_facts, write_card
+    from efficientdet.analysis.cards import checkpoint_facts, model_card, released_facts
     from efficientdet.family import MODELS, find_spec
     from efficientdet.weights.checkpoint import read_info
     from efficientdet.weights.names import find_weights
@@ -53,7 +54,7 @@ def info(
         found = read_info(find_weights(name))
         facts = checkpoint_facts(found)
         if card is not None:
-            write_card(card, Path(name).stem, found)
+            write_text(card, model_card(Path(name).stem, found))
     if as_json:
         print(json.dumps(facts))
         return
@@ -137,9 +138,7 @@ def show(
     else:
         build_topology(feature_network, levels)  # says what is known
         return
-    temporary = out.with_name(f".{out.name}.part")
-    temporary.write_text(drawing, encoding="utf-8")
-    temporary.replace(out)
+    write_text(out, drawing)
     say(f"drawn: {out}")
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -48,13 +46,6 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """Print an error's line, in red, beside the output."""
     error_console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write to a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(path)
 
 
 def print_table(title: str, rows: Iterable[Mapping[str, Any]], left: tuple[str, ...] = ("name",)) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from efficientdet.errors import DataError, require
+from efficientdet.files import write_json
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,7 @@ class Metrics:
 
     def to_json(self, path: str | Path) -> None:
         """Write `to_dict` to a file, which never exists half-written."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_json(path, self.to_dict())
 
     def table(self) -> Table:
         """The numbers for a terminal: a row for all classes, one for each class, the recalls below."""

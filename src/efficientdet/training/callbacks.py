@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from efficientdet.data.dataset import DetectionDataset
+from efficientdet.files import write_json
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.folder import RESUME_FILE, TrainingRun
 from efficientdet.training.module import DetectionModule
@@ -109,9 +109,7 @@ class SaveCheckpoints(Callback):
             "metrics": module.metrics.to_dict() if module.metrics is not None else None,
         }
         if module.global_rank == 0:
-            temporary = self.folder / ".report.part"
-            temporary.write_text(json.dumps(report, indent=2))
-            os.replace(temporary, self.folder / "report.json")
+            write_json(self.folder / "report.json", report)
             if module.metrics is not None:
                 module.metrics.to_json(self.folder / "metrics.json")
         return TrainingRun(self.folder, best if best.exists() else last, last, module.metrics, report)

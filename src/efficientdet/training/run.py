@@ -21,6 +21,7 @@ from efficientdet.data.dataset import DetectionDataset, read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import DataError, EfficientDetError, MissingSplitError, SettingError, require
 from efficientdet.family import ModelSpec
+from efficientdet.files import write_text
 from efficientdet.images import Preprocessing
 from efficientdet.network.efficientdet import EfficientDet, create_model
 from efficientdet.network.topology import Topology
@@ -223,10 +224,7 @@ def _remember(folder: Path, config: TrainConfig, info: CheckpointInfo, resume: b
                 + ", ".join(f"{name} was {before[name]!r}, now {now[name]!r}" for name in changed)
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_text(path, text)
 
 
 def _what_must_stay(fields: dict[str, Any]) -> dict[str, Any]:

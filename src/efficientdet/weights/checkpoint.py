@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from efficientdet.errors import EfficientDetError, WeightsError
 from efficientdet.family import ModelSpec
+from efficientdet.files import replacing
 from efficientdet.images import IMAGENET, LITE, Preprocessing
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.version import __version__
@@ -122,14 +122,9 @@ def save_checkpoint(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if half:
         tensors = {name: _half(tensor) for name, tensor in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as temporary:
             save_file(tensors, temporary, {METADATA_KEY: info.to_json()})
-            os.replace(temporary, path)
-        finally:  # whatever happened, an interrupt too
-            temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be written ({error})") from error
 
