@@ -1,4 +1,4 @@
-"""Ablations: feature networks and fusions trained on one data set under one budget, and the table they give (section 5).
+"""Ablations (section 5): feature networks and fusions trained on one data set under one budget, and their table.
 
 Every trial is a training run of its own in the output folder, so a stopped ablation goes on where it was.
 """
@@ -306,6 +306,6 @@ def _on_noise(rows: Sequence[dict[str, Any]]) -> str:
     above = [f"{row['feature_network']} with {row['fusion']}" for row in rows if abs(row["ap_difference"]) > needed]
     told = f"Only these are further from BiFPN than that: {', '.join(above)}." if above else "No row is that far away."
     return (
-        f"Two runs that differ in the seed alone are {pooled:.3f} AP apart (pooled standard deviation), so with {seeds} "
-        f"seeds two rows must differ by more than {needed:.3f} to mean anything (two standard errors). {told}"
+        f"Two runs that differ in the seed alone are {pooled:.3f} AP apart (pooled standard deviation), so with "
+        f"{seeds} seeds two rows must differ by more than {needed:.3f} to mean anything (two standard errors). {told}"
     )

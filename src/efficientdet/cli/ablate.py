@@ -23,7 +23,7 @@ def ablate(
                            "fusion, and each fusion in BiFPN.")
     ] = False,
     seeds: Annotated[int, typer.Option(help="Runs of each, with seeds 0, 1, ...")] = 3,
-    jobs: Annotated[int, typer.Option(help="Trials at a time, each a process; on a GPU machine each with its own.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Trials at a time, each a process, with a GPU of its own if any.")] = 1,
     backbone_weights: Annotated[str | None, typer.Option(help="What the backbone of every trial starts from.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training pictures.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 8,

@@ -94,9 +94,13 @@ def resize_map(x: Tensor, size: tuple[int, int], padding: str) -> Tensor:
     smaller = (min(height, size[0]), min(width, size[1]))
     if smaller != (height, width):
         x = downsample(x, smaller, padding)
-    if smaller != size:
-        x = functional.interpolate(x, size=size, mode="nearest")
-    return x
+    if smaller == size:
+        return x
+    factors = (size[0] // smaller[0], size[1] // smaller[1])
+    if size == (factors[0] * smaller[0], factors[1] * smaller[1]):
+        # The same, said in a way that holds for other inputs too when the network is exported.
+        return functional.interpolate(x, scale_factor=(float(factors[0]), float(factors[1])), mode="nearest")
+    return functional.interpolate(x, size=size, mode="nearest")
 
 
 def truncated_normal_(weight: Tensor, deviation: float) -> None:
