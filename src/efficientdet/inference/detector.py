@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, overload
@@ -13,8 +14,10 @@ import torch
 from efficientdet.detections import Detections
 from efficientdet.errors import SettingError, unknown_name
 from efficientdet.family import ASPECTS
-from efficientdet.images import ImageSource, ResizeMethod, prepare, read
+from efficientdet.images import ImageSource, ResizeMethod, letterbox_scale, prepare, read
+from efficientdet.inference.engines import Engine, choose_backend, open_engine
 from efficientdet.inference.postprocess import BatchDetections, PostprocessSettings, postprocess
+from efficientdet.network.anchors import make_anchors
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.pixels import RgbImage
 from efficientdet.weights.checkpoint import CheckpointInfo, load_checkpoint
@@ -29,10 +32,13 @@ SHOWN_SCORE = 0.3
 class Detector:
     """A network with all that it takes to go from pictures to boxes.
 
+    Any thread may call it.
+
     Attributes:
         model: the network, in evaluation mode.
         info: classes, preprocessing, and what else the checkpoint says.
         image_size: (height, width) that pictures are letterboxed to.
+        is_rectangular: whether the padding stops at the next multiple of the coarsest stride.
         settings: of the post-processing, for predictions.
     """
 
@@ -42,7 +48,10 @@ class Detector:
         info: CheckpointInfo,
         *,
         device: str | torch.device = "auto",
+        backend: str = "auto",
+        precision: str = "fp32",
         image_size: int | tuple[int, int] | None = None,
+        rectangular: bool = False,
         preprocess: str | None = None,
         anchors: str | None = None,
         **postprocess_settings: Any,
@@ -53,14 +62,18 @@ class Detector:
             model: the network.
             info: its facts.
             device: where to run; `auto` takes a GPU where there is one.
+            backend: what runs the network; see `engines.open_engine`, which builds it at the first prediction.
+            precision: `fp32`, `bf16`, or `fp16` on a GPU: what the network computes in.
             image_size: side of the square input, or (height, width); None for the checkpoint's.
+            rectangular: pad to the next multiple of the coarsest stride instead of the whole of `image_size`: fewer
+                pixels to compute, where a picture is no square.
             preprocess: `official` resizes as TensorFlow does, `effdet` as Pillow does; None for the checkpoint's.
             anchors: `rounded` or `exact` aspects of the anchors; None for the checkpoint's.
             **postprocess_settings: fields of `PostprocessSettings` other than the checkpoint's.
 
         Raises:
             SettingError: a setting is unknown or out of range.
-            UnknownNameError: a convention is not known.
+                UnknownNameError: a convention, backend or precision is not known.
         """
         self.device = _device(device)
         info = _with_conventions(info, preprocess, anchors)
@@ -68,6 +81,10 @@ class Detector:
         self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.info = info
         self.image_size = _height_and_width(info.spec.image_size if image_size is None else image_size)
+        self.is_rectangular = rectangular
+        self._choice = choose_backend(backend, precision, self.device), precision
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
         base = PostprocessSettings(score_threshold=SHOWN_SCORE)
         self.settings = with_changes(with_changes(base, info.postprocess), postprocess_settings)
 
@@ -75,6 +92,25 @@ class Detector:
     def class_names(self) -> tuple[str, ...]:
         """Class names by label."""
         return self.info.class_names
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the network; built at the first use, from the weights as they are then."""
+        if self._engine is None:
+            with self._lock:
+                if self._engine is None:
+                    self._engine = open_engine(self.model, *self._choice, self.device)
+        return self._engine
+
+    def warmup(self) -> Engine:
+        """Build the engine and run it once, so that the first prediction takes no longer than the others.
+
+        Returns:
+            The engine: print it to see which backend was chosen.
+        """
+        height, width = self.image_size
+        self.predict(np.zeros((height, width, 3), np.uint8))
+        return self.engine
 
     @overload
     def predict(self, source: list[Any] | tuple[Any, ...], **settings: Any) -> list[Detections]: ...
@@ -118,9 +154,7 @@ class Detector:
         if batch:
             yield from self._predict_batch(batch, chosen)
 
-    def _predict_batch(
-        self, sources: Sequence[ImageSource], settings: PostprocessSettings
-    ) -> list[Detections]:
+    def _predict_batch(self, sources: Sequence[ImageSource], settings: PostprocessSettings) -> list[Detections]:
         images = [read(source) for source in sources]
         found = self.run(images, settings)
         return [
@@ -140,26 +174,40 @@ class Detector:
     @torch.inference_mode()
     def run(self, images: Sequence[RgbImage], settings: PostprocessSettings) -> BatchDetections:
         """Letterbox, network, post-processing: (H, W, 3) uint8 RGB pictures of any sizes to a batch of detections."""
-        prepared = [prepare(image, self.image_size, self.info.preprocessing) for image in images]
-        pixels = torch.from_numpy(np.stack([canvas for canvas, _ in prepared]))
-        pixels = pixels.to(self.device, memory_format=torch.channels_last)
-        class_logits, box_deltas = self.model(pixels)
+        size = self._input_size(images)
+        prepared = [prepare(image, size, self.info.preprocessing) for image in images]
+        pixels = torch.from_numpy(np.stack([canvas for canvas, _ in prepared])).to(self.device)
+        class_logits, box_deltas = self.engine.run(pixels)
         found = postprocess(
             class_logits,
             box_deltas,
-            self.model.anchors(self.image_size),
+            make_anchors(self.info.spec, size, self.device),
             settings,
             scales=torch.tensor([scale for _, scale in prepared], device=self.device),
             image_sizes=torch.tensor([image.shape[:2] for image in images], device=self.device),
         )
         return BatchDetections(*(part.cpu() for part in found))
 
+    def _input_size(self, images: Sequence[RgbImage]) -> tuple[int, int]:
+        """(height, width) of the network's input for a batch."""
+        if not self.is_rectangular:
+            return self.image_size
+        step = self.info.spec.strides[-1]
+        method = self.info.preprocessing.resize
+        contents = [letterbox_scale(image.shape[:2], self.image_size, method)[1] for image in images]
+        sides = (max(side) for side in zip(*contents, strict=True))
+        height, width = (min(-(-side // step) * step, most) for side, most in zip(sides, self.image_size, strict=True))
+        return height, width
+
 
 def load(
     name_or_path: str | Path,
     *,
     device: str | torch.device = "auto",
+    backend: str = "auto",
+    precision: str = "fp32",
     image_size: int | tuple[int, int] | None = None,
+    rectangular: bool = False,
     preprocess: str | None = None,
     anchors: str | None = None,
     **postprocess_settings: Any,
@@ -170,7 +218,10 @@ def load(
         name_or_path: a bundled model (`people`, `cells`); the path of a `.safetensors` checkpoint; a released model
             (`d0`, `lite0`, ...), downloaded at the first call; or `hf://owner/repo`.
         device: where to run; `auto` takes a GPU where there is one.
+        backend: `eager`, `compile`, `onnxruntime`, `openvino` or `tensorrt`; `auto` takes the best installed.
+        precision: `fp32`, `bf16`, or `fp16` on a GPU.
         image_size: side of the square input, or (height, width); None for the checkpoint's.
+        rectangular: pad to the next multiple of the coarsest stride instead of the whole of `image_size`.
         preprocess: `official` resizes as TensorFlow does, `effdet` as Pillow does; None for the checkpoint's.
         anchors: `rounded` or `exact` aspects of the anchors; None for the checkpoint's.
         **postprocess_settings: fields of `PostprocessSettings`, such as `nms="soft"`.
@@ -185,8 +236,8 @@ def load(
     """
     model, info = load_checkpoint(find_weights(name_or_path))
     return Detector(
-        model, info, device=device, image_size=image_size, preprocess=preprocess, anchors=anchors,
-        **postprocess_settings,
+        model, info, device=device, backend=backend, precision=precision, image_size=image_size,
+        rectangular=rectangular, preprocess=preprocess, anchors=anchors, **postprocess_settings,
     )  # fmt: skip
 
 
