@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# Building another engine for each of many small networks would take most of the tests' time. Tests of the others name
+# them; processes that tests start inherit this.
+os.environ["EFFICIENTDET_BACKEND"] = "eager"
+
 
 def _shared_folder(name: str) -> Path:
     """A folder of shared material beside the checkout or under $EFFICIENTDET_SHARED; skips where absent."""

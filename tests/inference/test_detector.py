@@ -34,6 +34,10 @@ class Planted(EfficientDet):
 
     shapes: list[tuple[int, ...]]
 
+    def __deepcopy__(self, memo: object) -> Planted:
+        """The network that is folded is a copy, whose shapes the test would not see."""
+        return self
+
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         self.shapes = [*getattr(self, "shapes", []), tuple(images.shape)]
         anchors = self.anchors((images.shape[2], images.shape[3]))

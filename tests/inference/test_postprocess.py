@@ -223,7 +223,8 @@ def test_a_batch_is_its_pictures_one_by_one(kind: str) -> None:
 )  # fmt: skip
 def test_candidates_are_the_best_pairs(seed: int, anchors: int, classes: int, limit: int, threshold: float) -> None:
     logits = random_heads(seed, anchors, classes, 50, batch=2)[0]
-    found = select_candidates(logits, limit, threshold)
+    levels = [logits[:, : anchors // 3], logits[:, anchors // 3 :]]
+    found = select_candidates(levels, limit, threshold)
     for i in range(2):
         pairs = sorted(((float(x), a, k) for a, row in enumerate(logits[i]) for k, x in enumerate(row)), reverse=True)
         expected = [pair for pair in pairs if 1 / (1 + math.exp(-pair[0])) >= threshold][:limit]

@@ -68,7 +68,7 @@ def _check(rows: Any, expected: Any, score_tolerance: float = SCORE_TOLERANCE) -
 def test_candidates(scenario: dict[str, Any], filler: ModuleType) -> None:
     logits, deltas, anchors = _heads(scenario, filler)
     expected = scenario["candidates"]
-    found = select_candidates(torch.cat(logits, 1), scenario["max_candidates"], 0.0)
+    found = select_candidates(logits, scenario["max_candidates"], 0.0)
     flat = found.anchor_indices[0] * scenario["num_classes"] + found.labels[0]
     assert flat.shape == (scenario["max_candidates"],)
     assert flat[:8].tolist() == expected["first_flat_indices"]

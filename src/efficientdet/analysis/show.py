@@ -10,6 +10,8 @@ from efficientdet.network.pyramid import FeatureNetwork, NodeModule
 from efficientdet.network.topology import Topology
 
 COLUMN, ROW, MARGIN, RADIUS = 120, 78, 56, 17
+# Where a node reads more than three maps, the numbers on its edges need room beside each other.
+MANY_INPUTS, WIDE_COLUMN = 4, 420
 # One colour a level, fine to coarse.
 COLOURS = ("#2f6fb7", "#2a9d8f", "#8ab17d", "#e9a23b", "#d1603d", "#8d5a97")
 EDGE = "#8a94a3"
@@ -30,12 +32,14 @@ def draw_topology(topology: Topology, weights: Mapping[tuple[str, int], float] |
     outputs = set(topology.outputs())
     places = {f"in{level}": (0, level) for level in range(low, high + 1)}
     places |= {node.name: (columns[node.name], node.level) for node in topology.nodes}
-    width = 2 * MARGIN + COLUMN * (max(columns.values()) + 1)
+    is_crowded = weights is not None and any(len(node.inputs) >= MANY_INPUTS for node in topology.nodes)
+    step = WIDE_COLUMN if is_crowded else COLUMN
+    width = 2 * MARGIN + step * max(columns.values()) + COLUMN
     height = 2 * MARGIN + ROW * (high - low) + 30
 
     def at(name: str) -> tuple[float, float]:
         column, level = places[name]
-        return MARGIN + 30 + COLUMN * column, MARGIN + 24 + ROW * (high - level)
+        return MARGIN + 30 + step * column, MARGIN + 24 + ROW * (high - level)
 
     parts = [
         f'<text x="{MARGIN}" y="30" font-size="17" font-weight="600" fill="#222">{escape(topology.name)}</text>',
@@ -44,10 +48,16 @@ def draw_topology(topology: Topology, weights: Mapping[tuple[str, int], float] |
             for level in range(low, high + 1)
         ),
     ]
+    labels = []
     for node in topology.nodes:
         for number, name in enumerate(node.inputs):
             share = None if weights is None else weights.get((node.name, number))
-            parts.append(_edge(at(name), at(node.name), share))
+            span = columns[node.name] - places[name][0]
+            along = 0.4 + 0.45 * number / (len(node.inputs) - 1) if is_crowded and len(node.inputs) > 1 else 0.62
+            path, label = _edge(at(name), at(node.name), span, share, along)
+            parts.append(path)
+            labels.append(label)
+    parts += labels  # no line crosses a number
     for name, (_, level) in places.items():
         parts.append(_circle(at(name), name, COLOURS[(level - low) % len(COLOURS)], name in outputs))
     body = "\n".join(parts)
@@ -69,19 +79,22 @@ def _columns(topology: Topology) -> dict[str, int]:
     return columns
 
 
-def _edge(start: tuple[float, float], end: tuple[float, float], share: float | None) -> str:
+def _edge(
+    start: tuple[float, float], end: tuple[float, float], span: int, share: float | None, along: float
+) -> tuple[str, str]:
+    """The line over some columns, and, part of the way along it, its number or nothing."""
     thickness = 1.6 if share is None else 0.6 + 7 * share
     middle = (start[0] + end[0]) / 2
-    span = (end[0] - start[0]) / COLUMN
-    bend = -20 - 4 * span if start[1] == end[1] and span > 1.4 else 0  # around what stands between
-    path = (
-        f"M {start[0]} {start[1]} C {middle} {start[1] + bend * 1.6}, {middle} {end[1] + bend * 1.6}, {end[0]} {end[1]}"
-    )
+    bend = -32 - 6.4 * span if start[1] == end[1] and span > 1 else 0  # around what stands between
+    path = f"M {start[0]} {start[1]} C {middle} {start[1] + bend}, {middle} {end[1] + bend}, {end[0]} {end[1]}"
     label = ""
     if share is not None:
-        x, y = start[0] + 0.62 * (end[0] - start[0]), start[1] + 0.62 * (end[1] - start[1]) + bend - 5
-        label = f'<text x="{x:.0f}" y="{y:.0f}" font-size="11" fill="#334">{share:.2f}</text>'
-    return f'<path d="{path}" fill="none" stroke="{EDGE}" stroke-width="{thickness:.2f}" opacity="0.8"/>{label}'
+        rise, bulge = along * along * (3 - 2 * along), 3 * along * (1 - along)  # of the curve, a cubic
+        x = start[0] + (end[0] - start[0]) * (bulge / 2 + along**3) - 11
+        y = start[1] + (end[1] - start[1]) * rise + bend * bulge + 4
+        halo = 'stroke="#fff" stroke-width="3" paint-order="stroke"'
+        label = f'<text x="{x:.0f}" y="{y:.0f}" font-size="11" fill="#334" {halo}>{share:.2f}</text>'
+    return f'<path d="{path}" fill="none" stroke="{EDGE}" stroke-width="{thickness:.2f}" opacity="0.8"/>', label
 
 
 def _circle(centre: tuple[float, float], name: str, colour: str, is_output: bool) -> str:
@@ -102,12 +115,19 @@ def learned_weights(network: FeatureNetwork, cell: int) -> dict[tuple[str, int],
     for name, module in network.cells[cell].named_children():
         if not isinstance(module, NodeModule) or not isinstance(module.fuse, Fusion):
             continue
-        weights = module.fuse.normalised_weights()
         count = len(module.node.inputs)
-        if weights is None or len(weights) != count:
-            shares |= {(name, number): 1 / count for number in range(count)}
-            continue
-        sizes = weights.detach().abs().reshape(count, -1).mean(1)
-        total = float(sizes.sum()) or 1.0
-        shares |= {(name, number): float(size) / total for number, size in enumerate(sizes)}
+        found = input_shares(module.fuse)
+        if found is None or len(found) != count:
+            found = [1 / count] * count
+        shares |= {(name, number): share for number, share in enumerate(found)}
     return shares
+
+
+def input_shares(fuse: Fusion) -> list[float] | None:
+    """Share of each weight among a node's, its vectors over channels averaged; None for a plain sum."""
+    weights = fuse.normalised_weights()
+    if weights is None:
+        return None
+    sizes = weights.detach().abs().reshape(len(weights), -1).mean(1)
+    total = float(sizes.sum()) or 1.0
+    return [float(size) / total for size in sizes]

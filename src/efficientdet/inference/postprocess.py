@@ -7,6 +7,7 @@ this gives exactly what the textbook's loop over boxes gives, in as many rounds 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ CANDIDATE_KINDS = ("pairs", "argmax")
 BLOCK = 256
 # exp of this is 0 in float32: hard NMS written as a decay.
 DEATH = -1e4
+NEVER = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,15 @@ class BatchDetections(NamedTuple):
 
 
 def select_candidates(
-    class_logits: Tensor, max_candidates: int, score_threshold: float, kind: str = "pairs"
+    class_logits: Sequence[Tensor], max_candidates: int, score_threshold: float, kind: str = "pairs"
 ) -> Candidates:
     """Pick the best (anchor, class) pairs.
 
-    The pairs that matter lie in the anchors whose best class matters, so the sort sees those alone.
+    Each anchor's best class is found first, in one pass over the logits; all the rest looks at the few anchors whose
+    best class is good enough alone.
 
     Args:
-        class_logits: (B, A, K) float32.
+        class_logits: list over levels of (B, A_l, K) float32. Pairs that are not finite are left out.
         max_candidates: at most so many pairs a picture.
         score_threshold: pairs below this probability are left out.
         kind: `pairs`, or `argmax` for each anchor's best class alone.
@@ -119,31 +122,53 @@ def select_candidates(
     Returns:
         The candidates; N is the largest count in the batch.
     """
-    batch, anchors, classes = class_logits.shape
-    floor = torch.logit(torch.tensor(score_threshold, dtype=torch.float64)).item()
-    best = class_logits.amax(2)  # (B, A)
-    kept = min(max_candidates, anchors)
-    if score_threshold > 0:
-        kept = min(kept, int((best >= floor).sum(1).max()))
-    best, anchor_indices = best.topk(kept, 1, sorted=False)  # (B, kept)
-    pairs = class_logits.gather(1, anchor_indices[..., None].expand(-1, -1, classes)).flatten(1)  # (B, kept * K)
-    pairs = pairs.masked_fill(pairs < floor, float("-inf"))
-    count = min(max_candidates, pairs.shape[1])
-    if score_threshold > 0 and count:
-        count = min(count, int((pairs >= floor).sum(1).max()))
-    if kind == "argmax":
-        pairs = _best_class_only(pairs, classes)
-    logits, flat = pairs.topk(count, 1)
-    chosen = anchor_indices.gather(1, flat // classes) if count else flat
-    return Candidates(logits, chosen, flat % classes)
+    batch = class_logits[0].shape[0]
+    threshold = torch.logit(torch.tensor(score_threshold, dtype=torch.float64)).item()
+    best = [level.amax(2) for level in class_logits]  # (B, A_l); nan and inf where a class is
+    floors = _floors(torch.cat(best, 1), max_candidates, threshold)  # (B,)
+    found, first = [], 0
+    for level, own in zip(class_logits, best, strict=True):
+        rows, anchors = (~(own < floors[:, None])).nonzero(as_tuple=True)
+        logits = level[rows, anchors]  # (n, K)
+        # -inf is what a class that cannot be says, at threshold 0 too.
+        good = (logits >= floors[rows, None]) & logits.isfinite()
+        if kind == "argmax":
+            only = logits.where(good, NEVER).argmax(1, keepdim=True)
+            good &= torch.zeros_like(good).scatter_(1, only, True)
+        which, labels = good.nonzero(as_tuple=True)
+        found.append((logits[which, labels], anchors[which] + first, labels, rows[which]))
+        first += level.shape[1]
+    values, anchors, labels, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return _best_first(Candidates(values, anchors, labels), rows, batch, max_candidates)
 
 
-def _best_class_only(pairs: Tensor, classes: int) -> Tensor:
-    """(B, N * K) logits with -inf for all but the best class of each of the N anchors."""
-    by_anchor = pairs.reshape(pairs.shape[0], -1, classes)
-    best = by_anchor.argmax(2, keepdim=True)
-    only = torch.full_like(by_anchor, float("-inf")).scatter_(2, best, by_anchor.gather(2, best))
-    return only.flatten(1)
+def _floors(best: Tensor, max_candidates: int, threshold: float) -> Tensor:
+    """(B, A) best logits to (B,): the least logit that may be among a picture's `max_candidates` best pairs."""
+    floors = best.new_full((best.shape[0],), threshold)
+    if best.shape[1] <= max_candidates or int((best >= threshold).sum(1).max()) <= max_candidates:
+        return floors
+    finite = best.nan_to_num(nan=NEVER, posinf=NEVER, neginf=NEVER)
+    return torch.maximum(floors, finite.topk(max_candidates, 1, sorted=False).values.amin(1))
+
+
+def _best_first(pairs: Candidates, rows: Tensor, batch: int, most: int) -> Candidates:
+    """Pairs of all pictures, (n,) each with the number of its picture, to (B, N), best first, at most so many."""
+    counts = rows.bincount(minlength=batch)
+    width = int(counts.max()) if len(rows) else 0
+    order = rows.argsort(stable=True) if batch > 1 else torch.arange(len(rows), device=rows.device)
+    rows = rows[order]
+    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    logits = pairs.logits.new_full((batch, width), NEVER)
+    indices = pairs.anchor_indices.new_zeros(2, batch, width)
+    logits[rows, places] = pairs.logits[order]
+    indices[0, rows, places] = pairs.anchor_indices[order]
+    indices[1, rows, places] = pairs.labels[order]
+    # A stable sort: of equal logits the one of the finer level, then of the earlier anchor, comes first.
+    if width > most:
+        kept = logits.topk(most, 1, sorted=False).indices.sort(1).values
+        logits, indices = logits.gather(1, kept), indices.gather(2, kept.expand(2, -1, -1))
+    logits, order = logits.sort(dim=1, descending=True, stable=True)
+    return Candidates(logits, *indices.gather(2, order.expand(2, -1, -1)))
 
 
 def _log_decay(
@@ -257,8 +282,7 @@ def postprocess(
         The detections, boxes in original pixels. Where network outputs are not finite there is no detection.
     """
     settings = settings or PostprocessSettings()
-    never = float("-inf")
-    logits = torch.cat(class_logits, 1).float().nan_to_num(nan=never, posinf=never, neginf=never)
+    logits = [level.float() for level in class_logits]
     deltas = torch.cat(box_deltas, 1)
     found = select_candidates(logits, settings.max_candidates, settings.score_threshold, settings.candidates)
     batch, count = found.logits.shape
