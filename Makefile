@@ -12,7 +12,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 DOCS_STAMP := $(VENV)/.installed-docs
 $(DEMO_STAMP): EXTRAS := demo
-$(TEST_STAMP): EXTRAS := train,export,demo,dev
+$(TEST_STAMP): EXTRAS := train,export,fast,demo,dev
 $(DOCS_STAMP): EXTRAS := docs
 
 .PHONY: demo test lint bench docs
