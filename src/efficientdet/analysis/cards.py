@@ -8,6 +8,7 @@ from typing import Any
 from efficientdet.analysis.models import count
 from efficientdet.family import PUBLISHED, PUBLISHED_AP, ModelSpec
 from efficientdet.network.anchors import level_sizes
+from efficientdet.network.backbones import backbone_title
 from efficientdet.network.efficientdet import COCO_SLOTS
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
 from efficientdet.weights.coco_classes import COCO_CLASS_NAMES
@@ -24,7 +25,7 @@ def spec_facts(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> dict[str, Any]
     positions = sum(height * width for height, width in level_sizes(size, spec.levels))
     return {
         "network": spec.name,
-        "backbone": f"EfficientNet-{spec.backbone.replace('lite', 'Lite').replace('b', 'B')}",
+        "backbone": backbone_title(spec.backbone),
         "feature network": f"{spec.feature_network}, {spec.depth} cells of {spec.width} channels, fusion {spec.fusion}",
         "heads": f"{spec.head_depth} convolutions before the last",
         "input": f"{spec.image_size} x {spec.image_size} (any other size runs)",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from efficientdet.errors import SettingError
 from efficientdet.family import ModelSpec, find_spec
 from efficientdet.network.anchors import make_anchors
-from efficientdet.network.efficientnet import EfficientNet
+from efficientdet.network.backbones import build_backbone
 from efficientdet.network.graph_file import GRAPH_SUFFIXES, read_graph
 from efficientdet.network.heads import PRIOR_PROBABILITY, Head
 from efficientdet.network.pyramid import FeatureNetwork
@@ -40,7 +40,7 @@ class EfficientDet(nn.Module):
             raise SettingError(f"levels are {spec.levels}; the backbone's features begin at level {FINEST_LEVEL}")
         self.spec = spec
         self.num_classes = num_classes
-        self.backbone = EfficientNet(spec.backbone, spec.padding, drop_path, spec.backbone_epsilon)
+        self.backbone = build_backbone(spec, drop_path)
         self.feature_network = FeatureNetwork(
             self.backbone.channels, spec_topology(spec), spec.width, spec.depth, spec.fusion, spec.activation,
             spec.padding, spec.redundant_bias, separable=spec.separable, per_channel=spec.fusion_per_channel,
@@ -74,6 +74,7 @@ def create_model(
     name_or_spec: str | ModelSpec = "d0",
     num_classes: int = COCO_SLOTS,
     *,
+    backbone: str | None = None,
     feature_network: str | Path | Topology | None = None,
     fusion: str | None = None,
     fusion_per_channel: bool | None = None,
@@ -85,23 +86,31 @@ def create_model(
     Args:
         name_or_spec: `d0`-`d7x`, `lite0`-`lite4`, an alias, or a spec such as `compound_scaling` gives.
         num_classes: K, at least 1. Classes are 0-based; there is no background class.
+        backbone: `b0`-`b7`, `lite0`-`lite4`, `resnet18`, `resnet34`, `resnet50`, `resnet101`, or `timm:NAME`: a model
+            of timm (`pip install timm`) that gives features of strides 8, 16 and 32. None for the spec's. The input's
+            normalisation goes with it: `lite` for `lite0`-`lite4`, else `imagenet`.
         feature_network: `bifpn`, `fpn`, `panet`, `simplified-panet`, `nas-fpn` or `fully-connected`; a
             `.yaml` file (see `graph_file`) or a `Topology` of one's own; None for the spec's.
         fusion: `fast`, `softmax`, `unbounded` or `none`; None for the spec's.
         fusion_per_channel: one fusion weight a channel; None for the spec's.
         separable: depthwise separable convolutions in the feature network; None for the spec's.
-        drop_path: stochastic depth of the backbone in training.
+        drop_path: stochastic depth of the backbone in training; an EfficientNet's only.
 
     Returns:
         The network, in training mode, on the CPU.
 
     Raises:
         UnknownNameError: the model, feature network, fusion or backbone is not known.
-        SettingError: num_classes is below 1, or the graph file is at fault; names line and node.
+        SettingError: num_classes is below 1; the graph file is at fault (names line and node); drop_path is set for a
+            backbone without; or timm's model does not suit.
+        MissingExtraError: the backbone is one of timm's, and timm is not installed.
     """
     spec = find_spec(name_or_spec) if isinstance(name_or_spec, str) else name_or_spec
     if num_classes < 1:
         raise SettingError(f"num_classes is {num_classes}; a detector needs at least one class")
+    if backbone is not None:
+        normalisation = "lite" if backbone.startswith("lite") else "imagenet"
+        spec = dataclasses.replace(spec, backbone=backbone, normalisation=normalisation)
     if feature_network is not None:
         spec = _with_feature_network(spec, feature_network)
     changes = {"fusion": fusion, "fusion_per_channel": fusion_per_channel, "separable": separable}

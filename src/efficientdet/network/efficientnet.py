@@ -182,6 +182,10 @@ class EfficientNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def stages(self) -> list[list[nn.Module]]:
+        """The modules of the stem, then those of each stage."""
+        return [[self.conv_stem, self.bn1], *([stage] for stage in self.blocks)]
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised images to [P3, P4, P5], each (B, channels[i], ceil(H / stride), ceil(W / stride))."""
         x = self.act(self.bn1(self.conv_stem(images)))

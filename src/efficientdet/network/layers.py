@@ -18,6 +18,14 @@ def batch_norm(channels: int, epsilon: float = BATCH_NORM_EPSILON) -> nn.BatchNo
     return nn.BatchNorm2d(channels, eps=epsilon, momentum=BATCH_NORM_MOMENTUM)
 
 
+class Swish(nn.SiLU):
+    """x * sigmoid(x); in place where no gradient is wanted: for a gradient, torch would copy what it overwrites."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) to (...)."""
+        return functional.silu(x, inplace=not torch.is_grad_enabled())
+
+
 def activation(name: str) -> nn.Module:
     """Build the activation `swish` or `relu6`.
 
@@ -25,7 +33,7 @@ def activation(name: str) -> nn.Module:
         UnknownNameError: another name.
     """
     if name == "swish":
-        return nn.SiLU(inplace=True)
+        return Swish()
     if name == "relu6":
         return nn.ReLU6(inplace=True)
     raise unknown_name("activation", name, ["swish", "relu6"])

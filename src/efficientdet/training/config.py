@@ -47,8 +47,8 @@ class TrainConfig:
             a backbone that comes with weights when the batch is under 32.
         backbone_rate: factor on the backbone's learning rate.
         layer_decay: each stage of the backbone learns this much slower than the one above it; 1 for all alike.
-        frozen_stages: the stem and so many stages of the backbone do not learn.
-        drop_path: stochastic depth of the backbone.
+        frozen_stages: the stem and so many stages of the backbone (7 of an EfficientNet, 4 of a ResNet) do not learn.
+        drop_path: stochastic depth of the backbone; an EfficientNet's only.
         seed: of weights, order and augmentation.
         workers: loader processes; None for none on a CPU, else up to 8.
         cache: keep decoded pictures in memory; None decides by the free memory.
@@ -119,7 +119,7 @@ class TrainConfig:
         if not 0 < self.layer_decay <= 1:
             raise SettingError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
         if self.frozen_stages > 7:
-            raise SettingError(f"frozen_stages is {self.frozen_stages}; the backbone has 7 stages")
+            raise SettingError(f"frozen_stages is {self.frozen_stages}; no backbone has more than 7 stages")
         if self.seed >= 2**32:
             raise SettingError(f"seed is {self.seed}; it must be below 2**32")
         for name, known in (

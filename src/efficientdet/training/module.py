@@ -25,9 +25,9 @@ from efficientdet.evaluation.results import batch_results, ground_truth
 from efficientdet.inference.postprocess import PostprocessSettings, postprocess
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.training.config import TrainConfig
-from efficientdet.training.losses import detection_loss
-from efficientdet.training.matching import BACKGROUND, match_anchors
-from efficientdet.training.schedule import batch_norm_momentum, build_optimiser, rate_factor
+from efficientdet.training.losses import matched_loss
+from efficientdet.training.matching import match_batch
+from efficientdet.training.schedule import batch_norm_momentum, build_optimiser, check_stages, rate_factor
 
 
 class DetectionModule(LightningModule):
@@ -60,6 +60,7 @@ class DetectionModule(LightningModule):
         self._image_ids: list[int | str] = []
         self._normalisers: list[Tensor] = []
         self._kept_statistics: list[Tensor] = []
+        check_stages(model.backbone, config)
         self._freeze_stages()
         # Lightning starts in whatever mode it finds: without this, frozen batch norms would not be.
         self.train()
@@ -86,10 +87,10 @@ class DetectionModule(LightningModule):
         return math.ceil(len(self._batches()) / self.config.accumulate) * self.config.epochs
 
     def _frozen_modules(self) -> list[nn.Module]:
-        backbone = self.model.backbone
         if not self.config.frozen_stages:
             return []
-        return [backbone.conv_stem, backbone.bn1, *backbone.blocks[: self.config.frozen_stages]]
+        stem_and_stages = self.model.backbone.stages()[: 1 + self.config.frozen_stages]
+        return [module for modules in stem_and_stages for module in modules]
 
     def _freeze_stages(self) -> None:
         for module in self._frozen_modules():
@@ -150,9 +151,8 @@ class DetectionModule(LightningModule):
         """Loss of a batch; None, which skips the step, where it is not finite."""
         class_logits, box_deltas = self.model(batch.images.contiguous(memory_format=torch.channels_last))
         anchors = self.model.anchors((batch.images.shape[2], batch.images.shape[3]))
-        losses = detection_loss(
-            class_logits, box_deltas, anchors, batch.boxes_xyxy, batch.labels, self.config.loss
-        )
+        targets = match_batch(anchors, batch.boxes_xyxy, batch.labels)
+        losses = matched_loss(class_logits, box_deltas, targets, self.config.loss)
         if not bool(losses.total.isfinite()):
             self._skip("the loss is not finite", self._ids(batch))
             self._restore_statistics()
@@ -166,19 +166,16 @@ class DetectionModule(LightningModule):
         )
         self.log("loss", losses.total.detach(), prog_bar=True, logger=False, batch_size=len(batch.indices))
         self._image_ids += self._ids(batch)
-        return losses.total if self.config.accumulate == 1 else losses.total * self._share(anchors, batch)
+        return losses.total if self.config.accumulate == 1 else losses.total * self._share(targets.normaliser())
 
-    def _share(self, anchors: Tensor, batch: Batch) -> Tensor:
+    def _share(self, normaliser: Tensor) -> Tensor:
         """Weight of a batch among those whose gradients are added, relative to the first of them.
 
         The loss is a sum over anchors divided by (positives + 1) of its batch. Undoing that here and dividing the added
         gradients by (all positives + 1), as `_end_accumulation` does, gives what one large batch would have given.
         """
-        with torch.no_grad():
-            pairs = zip(batch.boxes_xyxy, batch.labels, strict=True)
-            labels = [match_anchors(anchors, boxes, labels).labels for boxes, labels in pairs]
-            self._normalisers.append((torch.stack(labels) != BACKGROUND).sum() + 1.0)
-        return self._normalisers[-1] / self._normalisers[0]
+        self._normalisers.append(normaliser)
+        return normaliser / self._normalisers[0]
 
     def _end_accumulation(self, parameters: list[nn.Parameter]) -> None:
         if self._normalisers:

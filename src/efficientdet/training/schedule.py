@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from efficientdet.network.efficientnet import STAGES
+from efficientdet.errors import SettingError
+from efficientdet.network.backbones import Backbone
+from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.layers import BATCH_NORM_MOMENTUM
 from efficientdet.training.config import TrainConfig
 
@@ -34,22 +35,39 @@ def batch_norm_momentum(total_steps: int) -> float:
     return min(0.1, max(BATCH_NORM_MOMENTUM, 30 / max(1, total_steps)))
 
 
-def rate_scale(name: str, config: TrainConfig) -> float:
-    """Factor on a parameter's learning rate: lower in the backbone, and the lower the further it is from the heads."""
-    if not name.startswith("backbone."):
-        return 1.0
-    stage = re.match(r"backbone\.blocks\.(\d+)\.", name)
-    below_top = len(STAGES) - 1 - int(stage.group(1)) if stage else len(STAGES)
-    return config.backbone_rate * config.layer_decay**below_top
+def check_stages(backbone: Backbone, config: TrainConfig) -> None:
+    """Refuse what a run's settings ask of stages that the backbone does not have.
+
+    Raises:
+        SettingError: frozen_stages or layer_decay; says what the backbone can do.
+    """
+    stages = len(backbone.stages()) - 1  # the stem is none
+    if stages < 0 and (config.frozen_stages or config.layer_decay != 1):
+        raise SettingError(
+            f"frozen_stages is {config.frozen_stages} and layer_decay is {config.layer_decay}; the stages of a timm "
+            "backbone are not known: leave them at 0 and 1, and slow all of it down with backbone_rate"
+        )
+    if config.frozen_stages > max(stages, 0):
+        raise SettingError(f"frozen_stages is {config.frozen_stages}; the backbone has {stages} stages")
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+def backbone_rates(backbone: Backbone, config: TrainConfig) -> dict[nn.Parameter, float]:
+    """Factor on the learning rate of each parameter of the backbone: the further from the heads, the lower."""
+    rates = dict.fromkeys(backbone.parameters(), config.backbone_rate)
+    for below_top, modules in enumerate(reversed(backbone.stages())):
+        scale = config.backbone_rate * config.layer_decay**below_top
+        rates |= {parameter: scale for module in modules for parameter in module.parameters()}
+    return rates
+
+
+def parameter_groups(model: EfficientDet, config: TrainConfig) -> list[dict[str, Any]]:
     """Learning parameters by learning rate, and by whether they decay: kernels do; norms, biases and fusion do not."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    rates = backbone_rates(model.backbone, config)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_kernel = parameter.ndim > 1 and not name.endswith("fuse.weights")
-            groups.setdefault((rate_scale(name, config), is_kernel), []).append(parameter)
+            groups.setdefault((rates.get(parameter, 1.0), is_kernel), []).append(parameter)
     rate, decay = config.peak_learning_rate(), config.decay()
     return [
         {
@@ -61,7 +79,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     ]
 
 
-def build_optimiser(model: nn.Module, config: TrainConfig) -> Optimizer:
+def build_optimiser(model: EfficientDet, config: TrainConfig) -> Optimizer:
     """SGD with momentum 0.9, or AdamW, over `parameter_groups`."""
     groups = parameter_groups(model, config)
     if config.optimiser == "sgd":

@@ -14,13 +14,20 @@ from efficientdet.data.records import Records
 from efficientdet.errors import WeightsError
 from efficientdet.images import Preprocessing, prepare, read
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.weights.checkpoint import load_checkpoint
+from efficientdet.network.efficientnet import EfficientNet
+from efficientdet.network.resnet import ResNet
+from efficientdet.weights.checkpoint import fit_state, load_checkpoint
+from efficientdet.weights.files import read_state
 from efficientdet.weights.folded import load_folded_backbone
+from efficientdet.weights.foreign import unwrap
 from efficientdet.weights.names import find_weights
+from efficientdet.weights.places import unwrapped
 
 # Pictures from which the batch norms of folded weights take their statistics.
 STATISTICS_PICTURES = 256
 CLASS_LAYER = "class_head.predict.pointwise."
+# Kinds of files in which torchvision's weights come.
+TORCHVISION_SUFFIXES = (".pth", ".pt")
 
 
 def start_from(
@@ -60,29 +67,50 @@ def start_from(
 
 def start_backbone_from(
     network: EfficientDet, weights: str | Path, records: Records, size: int, preprocessing: Preprocessing
-) -> None:
-    """Start the backbone alone: from another detector with the same one, or from a `.npz` of folded ImageNet weights.
+) -> list[str]:
+    """Start the backbone alone: from another detector with the same one, or from ImageNet weights.
 
     Args:
         network: changed in place.
-        weights: a `.npz`, or what `find_weights` takes.
+        weights: for an EfficientNet a `.npz` of folded weights, for a ResNet torchvision's `.pth`; or what
+            `find_weights` takes.
         records: pictures for the statistics that folded weights need.
         size: side of the square input.
         preprocessing: of those pictures.
 
+    Returns:
+        Names of the file's tensors for which a detector has no use: the classifier's.
+
     Raises:
         WeightsError: the weights do not fit the backbone; lists what differs.
     """
-    if Path(weights).suffix != ".npz":
+    suffix, backbone = Path(weights).suffix.lower(), network.backbone
+    if suffix in TORCHVISION_SUFFIXES and isinstance(backbone, ResNet):
+        return _load_torchvision(backbone, Path(weights), network.spec.backbone)
+    if suffix != ".npz":
         source, _ = load_checkpoint(find_weights(weights))
         if source.spec.backbone != network.spec.backbone:
             raise WeightsError(f"{weights}: its backbone is {source.spec.backbone}, not {network.spec.backbone}")
-        network.backbone.load_state_dict(source.backbone.state_dict())
-        return
+        backbone.load_state_dict(source.backbone.state_dict())
+        return []
+    if not isinstance(backbone, EfficientNet):
+        raise WeightsError(f"{weights}: folded weights of an EfficientNet; the backbone is {network.spec.backbone}")
 
     def batches() -> Iterator[Tensor]:
         step = max(1, len(records) // STATISTICS_PICTURES)
         for record in records.images[::step]:
             yield torch.from_numpy(prepare(read(record.path), (size, size), preprocessing)[0])[None]
 
-    load_folded_backbone(network.backbone, weights, batches(), str(records.source))
+    load_folded_backbone(backbone, weights, batches(), str(records.source))
+    return []
+
+
+def _load_torchvision(backbone: ResNet, path: Path, name: str) -> list[str]:
+    """Copy torchvision's weights, strictly, and return the names of the classifier's; old files lack the counters."""
+    theirs = {bare: found.tensor for bare, found in unwrapped(unwrap(read_state(path))).items()}
+    dropped = [key for key in theirs if key.startswith("fc.")]
+    counters = {key: tensor for key, tensor in backbone.state_dict().items() if key.endswith("num_batches_tracked")}
+    state = counters | {key: tensor for key, tensor in theirs.items() if key not in dropped}
+    fit_state(backbone, state, str(path), name)
+    backbone.load_state_dict(state)
+    return dropped

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from efficientdet.errors import EfficientDetError, WeightsError
 from efficientdet.family import ModelSpec
@@ -150,15 +150,18 @@ def load_checkpoint(path: str | Path) -> tuple[EfficientDet, CheckpointInfo]:
         with torch.device("meta"):
             model = EfficientDet(info.spec, len(info.class_names))
     # A spec of the wrong kinds or sizes fails wherever it is first used.
-    except (EfficientDetError, TypeError, ValueError, LookupError, RuntimeError) as error:
+    except (EfficientDetError, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise WeightsError(f"{path}: its spec makes no network ({error})") from error
-    fit_state(model, state, str(path))
+    fit_state(model, state, str(path), info.spec.name)
+    if any(buffer.is_meta for name, buffer in model.named_buffers() if name not in state):
+        # Some of timm's models compute constants as they are built, which no file holds.
+        model = EfficientDet(info.spec, len(info.class_names))
     model.load_state_dict(state, assign=True)
     return model.float().eval().requires_grad_(True), info
 
 
-def fit_state(model: EfficientDet, state: dict[str, Tensor], source: str) -> None:
-    """Check that a state dict fits a network, name by name and shape by shape.
+def fit_state(model: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
+    """Check that a state dict fits a network, called `name`, by names, shapes and types of tensors.
 
     Raises:
         WeightsError: it does not; lists every mismatch.
@@ -180,7 +183,7 @@ def fit_state(model: EfficientDet, state: dict[str, Tensor], source: str) -> Non
     ]
     if problems:
         lines = "\n  ".join(problems)
-        raise WeightsError(f"{source}: {len(problems)} tensors do not fit {model.spec.name}:\n  {lines}")
+        raise WeightsError(f"{source}: {len(problems)} tensors do not fit {name}:\n  {lines}")
 
 
 def _open(path: Path, with_tensors: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]:

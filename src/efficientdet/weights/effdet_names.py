@@ -25,7 +25,8 @@ def names(ours: str, model: EfficientDet) -> tuple[str, ...]:
         WeightsError: effdet has no such tensor; names it.
     """
     if ours.startswith("backbone."):
-        return (ours,)  # timm's backbones, whose names ours have whatever the backbone
+        # timm's backbones: an EfficientNet and a ResNet of ours have its names, and the adapter holds it as `net`.
+        return (ours.replace("backbone.net.", "backbone.", 1),)
     place = locate(ours, model)
     levels = model.spec.levels
     if place.part == "extra":

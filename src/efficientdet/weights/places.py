@@ -11,7 +11,7 @@ from torch import Tensor
 
 from efficientdet.errors import WeightsError
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.network.efficientnet import MBConv
+from efficientdet.network.efficientnet import EfficientNet
 
 Part = Literal["stem", "block", "extra", "lateral", "fusion", "node", "tower", "tower_norm", "predict"]
 
@@ -97,6 +97,8 @@ def locate(name: str, model: EfficientDet) -> Place:
 
 
 def _in_backbone(name: str, model: EfficientDet) -> Place | None:
+    if not isinstance(model.backbone, EfficientNet):
+        return None
     stem = re.fullmatch(r"backbone\.((?:conv_stem|bn1)\..+)", name)
     if stem:
         return Place("stem", stem.group(1))
@@ -105,11 +107,8 @@ def _in_backbone(name: str, model: EfficientDet) -> Place | None:
         return None
     stage, index = int(match.group(1)), int(match.group(2))
     stages: Any = model.backbone.blocks
-    block = stages[stage][index]
-    if not isinstance(block, MBConv):
-        return None
     before = sum(len(stages[i]) for i in range(stage))
-    return Place("block", match.group(3), before + index, block.expands)
+    return Place("block", match.group(3), before + index, stages[stage][index].expands)
 
 
 def _in_feature_network(name: str, model: EfficientDet) -> Place | None:
