@@ -43,6 +43,7 @@ LIBRARIES = {
     "openvino": ("onnx", "onnxscript", "openvino"),
     "tensorrt": ("onnx", "onnxscript", "onnxruntime"),
 }
+ANY_BATCH = -1
 # Where the environment names a backend, `auto` means that one.
 BACKEND_VARIABLE = "EFFICIENTDET_BACKEND"
 # Raw outputs, by level: (B, A_l, K) class logits and (B, A_l, 4) box deltas.
@@ -57,7 +58,8 @@ class Engine:
     Attributes:
         backend: one of `BACKENDS`.
         precision: one of `PRECISIONS`: what the arithmetic is done in; inputs and outputs are float32.
-        run: (B, 3, H, W) float32 normalised images, on the engine's device, to the raw outputs. Any thread may call it.
+        run: (B, 3, H, W) float32 normalised images, on the engine's device, to the raw outputs. Any thread may call it;
+            what it gave a thread holds until the thread's next call.
         device: where inputs and outputs lie.
     """
 
@@ -78,8 +80,8 @@ def open_engine(
 
     Args:
         model: the network; not changed.
-        backend: one of `BACKENDS`; `auto` takes what the variable EFFICIENTDET_BACKEND says, else ONNX Runtime on a CPU
-            where it is installed, else torch as it is.
+        backend: one of `BACKENDS`; `auto` takes what the variable EFFICIENTDET_BACKEND says, else on a CPU OpenVINO or
+            ONNX Runtime, whichever is installed, else torch as it is.
         precision: one of `PRECISIONS`.
         device: where to run. ONNX Runtime and OpenVINO run on the CPU here, TensorRT on a GPU.
 
@@ -102,7 +104,7 @@ def choose_backend(backend: str, precision: str, device: torch.device) -> str:
     if backend == "auto":
         backend = os.environ.get(BACKEND_VARIABLE, "auto")
     if backend == "auto":
-        backend = "onnxruntime" if device.type == "cpu" and precision == "fp32" and _has_onnxruntime() else "eager"
+        backend = _fastest(precision, device)
     if backend not in BACKENDS:
         raise unknown_name("backend", backend, ("auto", *BACKENDS))
     if precision not in PRECISIONS:
@@ -121,8 +123,12 @@ def choose_backend(backend: str, precision: str, device: torch.device) -> str:
     return backend
 
 
-def _has_onnxruntime() -> bool:
-    return all(importlib.util.find_spec(name) for name in LIBRARIES["onnxruntime"])
+def _fastest(precision: str, device: torch.device) -> str:
+    """What `auto` means: on a CPU OpenVINO, then ONNX Runtime, where they are installed; else torch as it is."""
+    for backend in ("openvino", "onnxruntime") if device.type == "cpu" else ():
+        if precision in OFFERED[backend] and all(importlib.util.find_spec(name) for name in LIBRARIES[backend]):
+            return backend
+    return "eager"
 
 
 def _torch_run(model: EfficientDet, backend: str, precision: str, device: torch.device) -> Callable[[Tensor], Outputs]:
@@ -151,24 +157,26 @@ def _compiled(network: EfficientDet, device: torch.device) -> Callable[[Tensor],
 
 
 class _BySize:
-    """Runs a network through a session for each size of input: made at the first call, kept as a file."""
+    """Runs a network through a session for each shape of input: made at the first call, its graph kept as a file.
 
-    def __init__(
-        self, model: EfficientDet, open_session: Callable[[Path, tuple[int, int]], Callable[..., Any]]
-    ) -> None:
+    Single images, the common case, get a session of their own, since fixed shapes are faster.
+    """
+
+    def __init__(self, model: EfficientDet, open_session: Callable[[Path, tuple[int, ...]], Session]) -> None:
         self.model = model
         self.open_session = open_session
         self.key = _fingerprint(model)
-        self.sessions: dict[tuple[int, int], Session] = {}
+        self.sessions: dict[tuple[int, ...], Session] = {}
         self.lock = threading.Lock()
 
     def __call__(self, images: Tensor) -> Outputs:
         size = (images.shape[2], images.shape[3])
-        if size not in self.sessions:
+        shape = (1 if len(images) == 1 else ANY_BATCH, 3, *size)
+        if shape not in self.sessions:
             with self.lock:
-                if size not in self.sessions:
-                    self.sessions[size] = self.open_session(self._graph(size), size)
-        outputs = [torch.from_numpy(part) for part in self.sessions[size](images.contiguous().cpu().numpy())]
+                if shape not in self.sessions:
+                    self.sessions[shape] = self.open_session(self._graph(size), shape)
+        outputs = [torch.from_numpy(part) for part in self.sessions[shape](images.contiguous().cpu().numpy())]
         half = len(outputs) // 2
         return outputs[:half], outputs[half:]
 
@@ -195,14 +203,15 @@ def _fingerprint(model: EfficientDet) -> str:
     return digest.hexdigest()[:24]
 
 
-def _onnxruntime(path: Path, size: tuple[int, int], *, precision: str, backend: str) -> Session:
+def _onnxruntime(path: Path, shape: tuple[int, ...], *, precision: str, backend: str) -> Session:
     """A session of ONNX Runtime, on the CPU or in TensorRT."""
     runtime = require("onnxruntime", "export")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    for axis, length in zip(("height", "width"), size, strict=True):
-        options.add_free_dimension_override_by_name(axis, length)
+    for axis, length in zip(("batch", "channels", "height", "width"), shape, strict=True):
+        if length != ANY_BATCH:
+            options.add_free_dimension_override_by_name(axis, length)
     providers: list[Any] = ["CPUExecutionProvider"]
     if backend == "tensorrt":
         providers = [_tensorrt_provider(runtime, precision)]
@@ -221,13 +230,13 @@ def _tensorrt_provider(runtime: Any, precision: str) -> tuple[str, dict[str, Any
     return "TensorrtExecutionProvider", {**choices, "trt_engine_cache_path": str(folder)}
 
 
-def _openvino(path: Path, size: tuple[int, int], *, precision: str, backend: str) -> Session:
+def _openvino(path: Path, shape: tuple[int, ...], *, precision: str, backend: str) -> Session:
     """A compiled model of OpenVINO; each thread has a request of its own."""
     openvino = require("openvino", "export")
     core = openvino.Core()
     core.set_property({"CACHE_DIR": str(cache_dir() / "engines" / "openvino")})
     model = core.read_model(path)
-    model.reshape([-1, 3, *size])
+    model.reshape(list(shape))
     # Its own choice would be bf16 wherever the processor has it.
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
@@ -240,7 +249,7 @@ def _openvino(path: Path, size: tuple[int, int], *, precision: str, backend: str
     def run(images: np.ndarray) -> list[np.ndarray]:
         if not hasattr(own, "request"):
             own.request = compiled.create_infer_request()
-        results = own.request.infer({0: images}, share_inputs=True)
-        return [results[output] for output in compiled.outputs]
+        own.request.infer({0: images}, share_inputs=True, share_outputs=True)
+        return [tensor.data for tensor in own.request.output_tensors]
 
     return run
