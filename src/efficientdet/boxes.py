@@ -20,10 +20,12 @@ def box_areas(boxes_xyxy: Tensor) -> Tensor:
 
 def pairwise_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
     """Intersection over union of every pair: (..., N, 4) and (..., M, 4) to (..., N, M). Two empty boxes give 0."""
-    top_left = torch.maximum(first_xyxy[..., :, None, :2], second_xyxy[..., None, :, :2])
-    bottom_right = torch.minimum(first_xyxy[..., :, None, 2:], second_xyxy[..., None, :, 2:])
-    sides = (bottom_right - top_left).clamp(min=0)
-    shared = sides[..., 0] * sides[..., 1]
+    # A coordinate at a time: whole (N, M) planes are some times faster than pairs of numbers.
+    left, top, right, bottom = first_xyxy[..., :, None, :].unbind(-1)
+    other_left, other_top, other_right, other_bottom = second_xyxy[..., None, :, :].unbind(-1)
+    width = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).clamp(min=0)
+    height = (torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)).clamp(min=0)
+    shared = width * height
     union = box_areas(first_xyxy)[..., :, None] + box_areas(second_xyxy)[..., None, :] - shared
     return torch.where(union > 0, shared / union.clamp(min=torch.finfo(union.dtype).tiny), 0.0)
 

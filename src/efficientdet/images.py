@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from efficientdet.errors import ImageError, SettingError
-from efficientdet.jpegs import decode_jpeg
+from efficientdet.jpegs import decode_jpeg, reduce_while_decoding
 from efficientdet.pixels import FloatImage, RgbImage, from_array, from_tensor, to_rgb
 
 if TYPE_CHECKING:
@@ -132,6 +132,29 @@ def read(source: ImageSource) -> RgbImage:
     if hasattr(source, "permute"):
         return from_tensor(cast("torch.Tensor", source))
     return _with_image(source, _decode)
+
+
+def read_reduced(source: ImageSource, size: tuple[int, int]) -> tuple[RgbImage, tuple[int, int]]:
+    """Read a picture for a network's input of (height, width) `size`, a large JPEG at a part of its size.
+
+    Returns:
+        As `read`, but perhaps at a half, a quarter or an eighth, never below what `letterbox` will make of it; and the
+        (height, width) of the whole picture.
+
+    Raises:
+        ImageError: it cannot be read; names the file and the reason.
+    """
+    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        image = read(source)
+        return image, image.shape[:2]
+
+    def decode(image: Image.Image) -> tuple[RgbImage, tuple[int, int]]:
+        whole = _upright_size(image)
+        _, needed = letterbox_scale(whole, size)
+        reduce_while_decoding(image, needed if whole == (image.height, image.width) else needed[::-1])
+        return _decode(image), whole
+
+    return _with_image(source, decode)
 
 
 def image_size(source: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[int, int]:
@@ -360,7 +383,9 @@ def normalise(image: NDArray[Any], preprocessing: Preprocessing) -> FloatImage:
     return np.asarray((image.astype(np.float32) - mean) / std, dtype=np.float32)
 
 
-def prepare(image: RgbImage, size: tuple[int, int], preprocessing: Preprocessing) -> tuple[FloatImage, float]:
+def prepare(
+    image: RgbImage, size: tuple[int, int], preprocessing: Preprocessing, image_size: tuple[int, int] | None = None
+) -> tuple[FloatImage, float]:
     """Letterbox and normalise: a picture as the network takes it.
 
     The picture is scaled to fit, keeping its shape, and put at the top left; what remains is padded with 0,
@@ -370,6 +395,7 @@ def prepare(image: RgbImage, size: tuple[int, int], preprocessing: Preprocessing
         image: (H, W, 3) uint8 RGB.
         size: (height, width) of the network's input.
         preprocessing: mean, std and the way of resizing.
+        image_size: (height, width) of the whole picture, where `image` was reduced while reading.
 
     Returns:
         (3, height, width) float32, C-contiguous; and the scale: boxes in network pixels / scale = boxes in
@@ -380,7 +406,7 @@ def prepare(image: RgbImage, size: tuple[int, int], preprocessing: Preprocessing
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; see images.read")
-    scale, (height, width) = letterbox_scale(image.shape[:2], size, preprocessing.resize)
+    scale, (height, width) = letterbox_scale(image_size or image.shape[:2], size, preprocessing.resize)
     resized = resize(image, (height, width), preprocessing.resize)
     canvas = np.zeros((3, *size), dtype=np.float32)
     # As `normalise`, a channel at a time into its place, which saves two copies.

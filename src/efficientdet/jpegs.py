@@ -34,7 +34,7 @@ def decode_jpeg(image: Image.Image) -> RgbImage | None:
     """
     library = _simplejpeg()
     file = getattr(image, "fp", None)
-    if library is None or image.format != "JPEG" or image.mode != "RGB" or file is None:
+    if library is None or getattr(image, "decoderconfig", ()) or image.format != "JPEG" or image.mode != "RGB" or file is None:
         return None
     position = file.tell()
     file.seek(0)

@@ -109,8 +109,7 @@ def coco_metrics(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]
         for index, source in enumerate(ground_truth["annotations"], start=1)
     ]
     detections = [
-        _located(source, f"result {index}", image_numbers, category_numbers)
-        | {"score": float(source["score"])}
+        _located(source, f"result {index}", image_numbers, category_numbers) | {"score": float(source["score"])}
         for index, source in enumerate(results, start=1)
     ]
     precision, recall = _accumulate(library, image_numbers, category_numbers, annotations, detections)
@@ -142,9 +141,7 @@ def _accumulate(
     truth = library.COCO(
         {"images": images, "annotations": annotations, "categories": categories}, print_function=_silent
     )
-    evaluation = library.COCOeval_faster(
-        truth, truth.loadRes(detections), iouType="bbox", print_function=_silent
-    )
+    evaluation = library.COCOeval_faster(truth, truth.loadRes(detections), iouType="bbox", print_function=_silent)
     evaluation.evaluate()
     evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])

@@ -6,16 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from efficientdet.data.dataset import read_split
 from efficientdet.data.records import Records
-from efficientdet.errors import DataError, SettingError, require
+from efficientdet.detections import Detections
+from efficientdet.errors import DataError, require
 from efficientdet.evaluation.coco_ap import Metrics, coco_metrics
-from efficientdet.evaluation.results import batch_results, ground_truth
-from efficientdet.images import read
 from efficientdet.inference.detector import Detector, load, with_changes
-from efficientdet.inference.postprocess import BatchDetections, PostprocessSettings
+from efficientdet.inference.postprocess import PostprocessSettings
 
 
 def evaluate(
@@ -51,43 +48,32 @@ def evaluate(
     require("faster_coco_eval", "train")
     records = data if isinstance(data, Records) else read_split(data, split, skip_missing)
     detector = detector if isinstance(detector, Detector) else load(detector)
-    to_records = _label_map(detector.class_names, records)
-    if batch_size < 1:
-        raise SettingError(f"batch_size is {batch_size}; it must be at least 1")
+    categories = _categories(detector.class_names, records)
     # A threshold in the checkpoint is for showing; the whole curve needs the faint detections too.
     own = {name: value for name, value in detector.info.postprocess.items() if name != "score_threshold"}
     chosen = with_changes(with_changes(PostprocessSettings(), own), settings)
+    found = detector.predict_many([record.path for record in records.images], batch_size=batch_size, **chosen.to_dict())
     results = []
-    for start in range(0, len(records), batch_size):
-        indices = list(range(start, min(start + batch_size, len(records))))
-        images = [read(records.images[i].path) for i in indices]
-        found = _relabel(detector.run(images, chosen), to_records)
-        results += batch_results(found, indices, records)
+    for done, (record, detections) in enumerate(zip(records.images, found, strict=True), start=1):
+        results += _results(detections, record.image_id, categories)
         if progress is not None:
-            progress(indices[-1] + 1, len(records))
-    return coco_metrics(ground_truth(records), results)
+            progress(done, len(records))
+    return coco_metrics(records.to_coco(), results)
 
 
-def _label_map(class_names: tuple[str, ...], records: Records) -> torch.Tensor:
-    """(K,) label of the records for each label of the detector, by name; -1 where the records lack the class."""
+def _categories(class_names: tuple[str, ...], records: Records) -> list[Any]:
+    """The records' category id for each label of the detector, by name; None where the records lack the class."""
     unknown = [name for name in records.class_names if name not in class_names]
     if unknown:
         raise DataError(
             f"{records.source}: the detector does not know its classes {unknown}; it knows {list(class_names)}"
         )
-    places = {name: label for label, name in enumerate(records.class_names)}
-    return torch.tensor([places.get(name, -1) for name in class_names])
+    ids = dict(zip(records.class_names, records.category_ids, strict=True))
+    return [ids.get(name) for name in class_names]
 
 
-def _relabel(found: BatchDetections, to_records: torch.Tensor) -> BatchDetections:
-    """Give detections the records' labels; those of classes that the records lack move behind the rest and are cut."""
-    labels = to_records[found.labels]
-    real = torch.arange(labels.shape[1]) < found.counts[:, None]
-    kept = (labels >= 0) & real
-    order = kept.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    return BatchDetections(
-        found.boxes_xyxy.gather(1, order[..., None].expand(-1, -1, 4)),
-        found.scores.gather(1, order),
-        labels.gather(1, order),
-        kept.sum(1),
-    )
+def _results(detections: Detections, image_id: int | str, categories: list[Any]) -> list[dict[str, Any]]:
+    """COCO results of a picture, under the records' categories."""
+    ids = [categories[label] for label in detections.labels.tolist()]
+    rows = detections.to_coco(image_id)
+    return [row | {"category_id": category} for row, category in zip(rows, ids, strict=True) if category is not None]

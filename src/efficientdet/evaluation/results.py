@@ -1,4 +1,4 @@
-"""Between detections and the COCO evaluator: results in its form, and ground truth with ids that it takes."""
+"""Detections of a batch in the form that the COCO evaluator takes."""
 
 from __future__ import annotations
 
@@ -6,26 +6,6 @@ from typing import Any
 
 from efficientdet.data.records import Records
 from efficientdet.inference.postprocess import BatchDetections
-
-
-def evaluator_ids(records: Records) -> list[int]:
-    """An integer id for each picture: the data set's own, or its place where ids are text."""
-    ids = [record.image_id for record in records.images]
-    if all(isinstance(image_id, int) for image_id in ids):
-        return [int(image_id) for image_id in ids]
-    return list(range(1, len(ids) + 1))
-
-
-def ground_truth(records: Records) -> dict[str, Any]:
-    """The records as a COCO dict whose image ids are integers."""
-    coco = records.to_coco()
-    ids = evaluator_ids(records)
-    renamed = {record.image_id: ids[i] for i, record in enumerate(records.images)}
-    for image in coco["images"]:
-        image["id"] = renamed[image["id"]]
-    for annotation in coco["annotations"]:
-        annotation["image_id"] = renamed[annotation["image_id"]]
-    return coco
 
 
 def batch_results(found: BatchDetections, indices: list[int], records: Records) -> list[dict[str, Any]]:
@@ -39,7 +19,6 @@ def batch_results(found: BatchDetections, indices: list[int], records: Records) 
     Returns:
         One dict a detection: image_id, category_id (the data set's own), bbox xywh, score.
     """
-    ids = evaluator_ids(records)
     boxes, scores = found.boxes_xyxy.cpu().tolist(), found.scores.cpu().tolist()
     labels, counts = found.labels.cpu().tolist(), found.counts.cpu().tolist()
     results = []
@@ -48,7 +27,7 @@ def batch_results(found: BatchDetections, indices: list[int], records: Records) 
             x1, y1, x2, y2 = boxes[row][i]
             results.append(
                 {
-                    "image_id": ids[index],
+                    "image_id": records.images[index].image_id,
                     "category_id": records.category_ids[labels[row][i]],
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "score": scores[row][i],

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast, get_args, overload
+from typing import Any, NamedTuple, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -14,17 +16,20 @@ import torch
 from efficientdet.detections import Detections
 from efficientdet.errors import SettingError, unknown_name
 from efficientdet.family import ASPECTS
-from efficientdet.images import ImageSource, ResizeMethod, letterbox_scale, prepare, read
+from efficientdet.images import ImageSource, ResizeMethod, letterbox_scale, prepare, read, read_reduced
 from efficientdet.inference.engines import Engine, choose_backend, open_engine
+from efficientdet.inference.exported import is_exported, open_exported
 from efficientdet.inference.postprocess import BatchDetections, PostprocessSettings, postprocess
 from efficientdet.network.anchors import make_anchors
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.pixels import RgbImage
+from efficientdet.pixels import FloatImage, RgbImage
 from efficientdet.weights.checkpoint import CheckpointInfo, load_checkpoint
 from efficientdet.weights.names import find_weights
 
 # The stride of P5: a smaller picture would be one cell to the deepest features of the backbone.
 SMALLEST_SIDE = 32
+# Threads that read pictures ahead of the network.
+DECODERS = 2
 # Predictions are for looking at; evaluation asks for everything down to 0.001.
 SHOWN_SCORE = 0.3
 
@@ -35,23 +40,25 @@ class Detector:
     Any thread may call it.
 
     Attributes:
-        model: the network, in evaluation mode.
         info: classes, preprocessing, and what else the checkpoint says.
         image_size: (height, width) that pictures are letterboxed to.
         is_rectangular: whether the padding stops at the next multiple of the coarsest stride.
+        reduces_decoding: whether large JPEG files are decoded at a part of their size.
         settings: of the post-processing, for predictions.
     """
 
     def __init__(
         self,
-        model: EfficientDet,
+        model: EfficientDet | None,
         info: CheckpointInfo,
         *,
+        engine: Engine | None = None,
         device: str | torch.device = "auto",
         backend: str = "auto",
         precision: str = "fp32",
         image_size: int | tuple[int, int] | None = None,
         rectangular: bool = False,
+        reduced_decoding: bool = False,
         preprocess: str | None = None,
         anchors: str | None = None,
         **postprocess_settings: Any,
@@ -59,34 +66,53 @@ class Detector:
         """Put a network and its facts together.
 
         Args:
-            model: the network.
+            model: the network; None where `engine` runs an exported file.
             info: its facts.
-            device: where to run; `auto` takes a GPU where there is one.
-            backend: what runs the network; see `engines.open_engine`, which builds it at the first prediction.
+            engine: what runs the network; None to build it by `backend` and `precision` at the first prediction.
+            device: where to run, unless an engine is given; `auto` takes a GPU where there is one.
+            backend: what runs the network; see `engines.open_engine`.
             precision: `fp32`, `bf16`, or `fp16` on a GPU: what the network computes in.
             image_size: side of the square input, or (height, width); None for the checkpoint's.
             rectangular: pad to the next multiple of the coarsest stride instead of the whole of `image_size`: fewer
                 pixels to compute, where a picture is no square.
+            reduced_decoding: let JPEG files that are at least twice as large as the network needs be decoded at a half,
+                a quarter or an eighth: faster, and nearly the same pixels. Such detections keep no `image`.
             preprocess: `official` resizes as TensorFlow does, `effdet` as Pillow does; None for the checkpoint's.
             anchors: `rounded` or `exact` aspects of the anchors; None for the checkpoint's.
             **postprocess_settings: fields of `PostprocessSettings` other than the checkpoint's.
 
         Raises:
-            SettingError: a setting is unknown or out of range.
+            SettingError: a setting is unknown or out of range, or neither a model nor an engine is given.
                 UnknownNameError: a convention, backend or precision is not known.
         """
-        self.device = _device(device)
+        if model is None and engine is None:
+            raise SettingError("a detector needs a model, or an engine that runs one")
+        self.device = _device(device) if engine is None else engine.device
         info = _with_conventions(info, preprocess, anchors)
-        model.spec = info.spec
-        self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        if model is not None:
+            model.spec = info.spec
+            model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._model = model
         self.info = info
         self.image_size = _height_and_width(info.spec.image_size if image_size is None else image_size)
         self.is_rectangular = rectangular
-        self._choice = choose_backend(backend, precision, self.device), precision
+        self.reduces_decoding = reduced_decoding
+        self._choice = ("", "") if engine else (choose_backend(backend, precision, self.device), precision)
         self._lock = threading.Lock()
-        self._engine: Engine | None = None
+        self._engine = engine
         base = PostprocessSettings(score_threshold=SHOWN_SCORE)
         self.settings = with_changes(with_changes(base, info.postprocess), postprocess_settings)
+
+    @property
+    def model(self) -> EfficientDet:
+        """The network, in evaluation mode.
+
+        Raises:
+            SettingError: the detector runs an exported file, which has no network to look into.
+        """
+        if self._model is None:
+            raise SettingError("this detector runs an exported file; for what needs the network, load its checkpoint")
+        return self._model
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -136,68 +162,112 @@ class Detector:
         batch_size = settings.pop("batch_size", 8)
         if isinstance(source, (list, tuple)):
             return list(self.predict_many(source, batch_size=batch_size, **settings))
-        return next(self.predict_many([source], batch_size=1, **settings))
+        return self._finish([self._make_ready(source)], with_changes(self.settings, settings))[0]
 
     def predict_many(
         self, sources: Iterable[ImageSource], *, batch_size: int = 8, **settings: Any
     ) -> Iterator[Detections]:
-        """Find objects in many pictures, a batch at a time: the same as `predict`, without holding all in memory."""
+        """Find objects in many pictures, a batch at a time: the same as `predict`, without holding all in memory.
+
+        Other threads read the next batch while the network is at work on this one.
+        """
         if batch_size < 1:
             raise SettingError(f"batch_size is {batch_size}; it must be at least 1")
         chosen = with_changes(self.settings, settings)
-        batch: list[ImageSource] = []
-        for source in sources:
-            batch.append(source)
-            if len(batch) == batch_size:
-                yield from self._predict_batch(batch, chosen)
-                batch = []
-        if batch:
-            yield from self._predict_batch(batch, chosen)
+        waiting: deque[Future[_Ready]] = deque()
+        with ThreadPoolExecutor(DECODERS) as pool:
+            try:
+                for source in sources:
+                    waiting.append(pool.submit(self._make_ready, source))
+                    if len(waiting) == 2 * batch_size:
+                        yield from self._finish([waiting.popleft().result() for _ in range(batch_size)], chosen)
+                while waiting:
+                    count = min(batch_size, len(waiting))
+                    yield from self._finish([waiting.popleft().result() for _ in range(count)], chosen)
+            finally:  # a picture could not be read, or the caller wants no more
+                for future in waiting:
+                    future.cancel()
 
-    def _predict_batch(self, sources: Sequence[ImageSource], settings: PostprocessSettings) -> list[Detections]:
-        images = [read(source) for source in sources]
-        found = self.run(images, settings)
+    def _make_ready(self, source: ImageSource) -> _Ready:
+        """Read, letterbox and normalise: what can be done ahead of the network, in other threads."""
+        if self.reduces_decoding:
+            image, image_size = read_reduced(source, self.image_size)
+        else:
+            image = read(source)
+            image_size = image.shape[:2]
+        return self._letterbox(image, image_size, source)
+
+    def _letterbox(self, image: RgbImage, image_size: tuple[int, int], source: Any = None) -> _Ready:
+        canvas, scale = prepare(image, self._input_size(image_size), self.info.preprocessing, image_size)
+        return _Ready(canvas, scale, image, image_size, str(source) if isinstance(source, (str, Path)) else None)
+
+    def _finish(self, ready: Sequence[_Ready], settings: PostprocessSettings) -> list[Detections]:
+        found = self._detect(ready, settings)
         return [
             Detections(
                 found.boxes_xyxy[i, :count].numpy(),
                 found.scores[i, :count].numpy(),
                 found.labels[i, :count].numpy(),
                 self.info.class_names,
-                image.shape[:2],
+                picture.image_size,
                 self.info.category_ids,
-                image,
-                str(source) if isinstance(source, (str, Path)) else None,
+                picture.image if picture.image.shape[:2] == picture.image_size else None,
+                picture.source,
             )
-            for i, (source, image, count) in enumerate(zip(sources, images, found.counts.tolist(), strict=True))
+            for i, (picture, count) in enumerate(zip(ready, found.counts.tolist(), strict=True))
         ]
 
-    @torch.inference_mode()
     def run(self, images: Sequence[RgbImage], settings: PostprocessSettings) -> BatchDetections:
         """Letterbox, network, post-processing: (H, W, 3) uint8 RGB pictures of any sizes to a batch of detections."""
-        size = self._input_size(images)
-        prepared = [prepare(image, size, self.info.preprocessing) for image in images]
-        pixels = torch.from_numpy(np.stack([canvas for canvas, _ in prepared])).to(self.device)
+        return self._detect([self._letterbox(image, image.shape[:2]) for image in images], settings)
+
+    @torch.inference_mode()
+    def _detect(self, ready: Sequence[_Ready], settings: PostprocessSettings) -> BatchDetections:
+        pixels = torch.from_numpy(_stack([picture.canvas for picture in ready])).to(self.device)
         class_logits, box_deltas = self.engine.run(pixels)
         found = postprocess(
             class_logits,
             box_deltas,
-            make_anchors(self.info.spec, size, self.device),
+            make_anchors(self.info.spec, (pixels.shape[2], pixels.shape[3]), self.device),
             settings,
-            scales=torch.tensor([scale for _, scale in prepared], device=self.device),
-            image_sizes=torch.tensor([image.shape[:2] for image in images], device=self.device),
+            scales=torch.tensor([picture.scale for picture in ready], device=self.device),
+            image_sizes=torch.tensor([picture.image_size for picture in ready], device=self.device),
         )
         return BatchDetections(*(part.cpu() for part in found))
 
-    def _input_size(self, images: Sequence[RgbImage]) -> tuple[int, int]:
-        """(height, width) of the network's input for a batch."""
+    def _input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the network's input for a picture."""
         if not self.is_rectangular:
             return self.image_size
         step = self.info.spec.strides[-1]
-        method = self.info.preprocessing.resize
-        contents = [letterbox_scale(image.shape[:2], self.image_size, method)[1] for image in images]
-        sides = (max(side) for side in zip(*contents, strict=True))
-        height, width = (min(-(-side // step) * step, most) for side, most in zip(sides, self.image_size, strict=True))
+        _, content = letterbox_scale(image_size, self.image_size, self.info.preprocessing.resize)
+        height, width = (
+            min(-(-side // step) * step, most) for side, most in zip(content, self.image_size, strict=True)
+        )
         return height, width
+
+
+class _Ready(NamedTuple):
+    """A picture on its way: what the network takes, and what its detections will say of it."""
+
+    canvas: FloatImage
+    scale: float
+    image: RgbImage
+    image_size: tuple[int, int]
+    source: str | None
+
+
+def _stack(canvases: Sequence[FloatImage]) -> FloatImage:
+    """(3, h, w) canvases to one batch (B, 3, H, W); smaller ones are filled up at the bottom and right with 0."""
+    if len(canvases) == 1:
+        return canvases[0][None]
+    height, width = (max(canvas.shape[axis] for canvas in canvases) for axis in (1, 2))
+    if all(canvas.shape[1:] == (height, width) for canvas in canvases):
+        return np.stack(canvases)
+    batch = np.zeros((len(canvases), 3, height, width), np.float32)
+    for place, canvas in zip(batch, canvases, strict=True):
+        place[:, : canvas.shape[1], : canvas.shape[2]] = canvas
+    return batch
 
 
 def load(
@@ -208,6 +278,7 @@ def load(
     precision: str = "fp32",
     image_size: int | tuple[int, int] | None = None,
     rectangular: bool = False,
+    reduced_decoding: bool = False,
     preprocess: str | None = None,
     anchors: str | None = None,
     **postprocess_settings: Any,
@@ -215,13 +286,15 @@ def load(
     """Load a detector: weights, classes, preprocessing and anchors come from the one file.
 
     Args:
-        name_or_path: a bundled model (`people`, `cells`); the path of a `.safetensors` checkpoint; a released model
-            (`d0`, `lite0`, ...), downloaded at the first call; or `hf://owner/repo`.
-        device: where to run; `auto` takes a GPU where there is one.
+        name_or_path: a bundled model (`people`, `cells`); the path of a `.safetensors` checkpoint, or of an exported or
+            quantised `.onnx` or OpenVINO `.xml`; a released model (`d0`, `lite0`, ...), downloaded at the first call;
+            or `hf://owner/repo`.
+        device: where to run; `auto` takes a GPU where there is one. Exported files run on the CPU.
         backend: `eager`, `compile`, `onnxruntime`, `openvino` or `tensorrt`; `auto` takes the best installed.
         precision: `fp32`, `bf16`, or `fp16` on a GPU.
         image_size: side of the square input, or (height, width); None for the checkpoint's.
         rectangular: pad to the next multiple of the coarsest stride instead of the whole of `image_size`.
+        reduced_decoding: let large JPEG files be decoded at a part of their size.
         preprocess: `official` resizes as TensorFlow does, `effdet` as Pillow does; None for the checkpoint's.
         anchors: `rounded` or `exact` aspects of the anchors; None for the checkpoint's.
         **postprocess_settings: fields of `PostprocessSettings`, such as `nms="soft"`.
@@ -234,10 +307,20 @@ def load(
         WeightsError: the file is missing, damaged, not one of ours, or cannot be downloaded.
         SettingError: a setting is unknown or out of range.
     """
-    model, info = load_checkpoint(find_weights(name_or_path))
+    path = find_weights(name_or_path)
+    if is_exported(path):
+        file = open_exported(path, backend, precision, str(device))
+        size = file.image_size if image_size is None else _height_and_width(image_size)
+        file.check_size(size, rectangular, path)
+        return Detector(
+            None, file.info, engine=file.engine, image_size=size, rectangular=rectangular,
+            reduced_decoding=reduced_decoding, preprocess=preprocess, anchors=anchors, **postprocess_settings,
+        )  # fmt: skip
+    model, info = load_checkpoint(path)
     return Detector(
         model, info, device=device, backend=backend, precision=precision, image_size=image_size,
-        rectangular=rectangular, preprocess=preprocess, anchors=anchors, **postprocess_settings,
+        rectangular=rectangular, reduced_decoding=reduced_decoding, preprocess=preprocess, anchors=anchors,
+        **postprocess_settings,
     )  # fmt: skip
 
 

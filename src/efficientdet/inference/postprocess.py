@@ -24,7 +24,7 @@ CANDIDATE_KINDS = ("pairs", "argmax")
 BLOCK = 256
 # exp of this is 0 in float32: hard NMS written as a decay.
 DEATH = -1e4
-NEVER = float("-inf")
+NEVER, ALWAYS = float("-inf"), float("inf")
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,15 @@ def select_candidates(
         The candidates; N is the largest count in the batch.
     """
     batch = class_logits[0].shape[0]
-    threshold = torch.logit(torch.tensor(score_threshold, dtype=torch.float64)).item()
+    # At threshold 0 every number is good enough, but -inf is none.
+    threshold = max(torch.logit(torch.tensor(score_threshold, dtype=torch.float64)).item(), torch.finfo().min)
     best = [level.amax(2) for level in class_logits]  # (B, A_l); nan and inf where a class is
     floors = _floors(torch.cat(best, 1), max_candidates, threshold)  # (B,)
     found, first = [], 0
     for level, own in zip(class_logits, best, strict=True):
         rows, anchors = (~(own < floors[:, None])).nonzero(as_tuple=True)
         logits = level[rows, anchors]  # (n, K)
-        # -inf is what a class that cannot be says, at threshold 0 too.
-        good = (logits >= floors[rows, None]) & logits.isfinite()
+        good = (logits >= floors[rows, None]) & (logits < ALWAYS)
         if kind == "argmax":
             only = logits.where(good, NEVER).argmax(1, keepdim=True)
             good &= torch.zeros_like(good).scatter_(1, only, True)
