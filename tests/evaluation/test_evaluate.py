@@ -71,7 +71,7 @@ class Stub(Detector):
         self.answers = answers
         self.asked: list[tuple[int, PostprocessSettings]] = []
 
-    def _detect(self, ready: Sequence[Any], settings: PostprocessSettings) -> BatchDetections:
+    def _detect(self, ready: Sequence[Any], settings: PostprocessSettings, alone: bool = False) -> BatchDetections:
         images = [picture.image for picture in ready]
         self.asked.append((len(images), settings))
         size = max((len(answer) for answer in self.answers), default=0)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args, overload
 
@@ -17,6 +16,7 @@ from efficientdet.detections import Detections
 from efficientdet.errors import SettingError, unknown_name
 from efficientdet.family import ASPECTS
 from efficientdet.images import ImageSource, ResizeMethod, letterbox_scale, prepare, read, read_reduced
+from efficientdet.inference.ahead import ahead
 from efficientdet.inference.engines import Engine, choose_backend, open_engine
 from efficientdet.inference.exported import is_exported, open_exported
 from efficientdet.inference.postprocess import BatchDetections, PostprocessSettings, postprocess
@@ -169,24 +169,33 @@ class Detector:
     ) -> Iterator[Detections]:
         """Find objects in many pictures, a batch at a time: the same as `predict`, without holding all in memory.
 
-        Other threads read the next batch while the network is at work on this one.
+        Other threads read the next batch while the network is at work on this one; or, on a CPU with OpenVINO or ONNX
+        Runtime, each core works on a picture of its own, and `batch_size` does not matter.
         """
         if batch_size < 1:
             raise SettingError(f"batch_size is {batch_size}; it must be at least 1")
         chosen = with_changes(self.settings, settings)
-        waiting: deque[Future[_Ready]] = deque()
-        with ThreadPoolExecutor(DECODERS) as pool:
-            try:
-                for source in sources:
-                    waiting.append(pool.submit(self._make_ready, source))
-                    if len(waiting) == 2 * batch_size:
-                        yield from self._finish([waiting.popleft().result() for _ in range(batch_size)], chosen)
-                while waiting:
-                    count = min(batch_size, len(waiting))
-                    yield from self._finish([waiting.popleft().result() for _ in range(count)], chosen)
-            finally:  # a picture could not be read, or the caller wants no more
-                for future in waiting:
-                    future.cancel()
+        if self.engine.run_alone is not None and torch.get_num_threads() > 1:
+            return self._each_alone(sources, chosen)
+        return self._in_batches(sources, batch_size, chosen)
+
+    def _each_alone(self, sources: Iterable[ImageSource], settings: PostprocessSettings) -> Iterator[Detections]:
+        """Each picture on a core of its own, from file to boxes: no core ever waits for another."""
+        cores = torch.get_num_threads()
+
+        def one(source: ImageSource) -> Detections:
+            return self._finish([self._make_ready(source)], settings, alone=True)[0]
+
+        with ahead(one, sources, cores, 2 * cores) as found:
+            yield from found
+
+    def _in_batches(
+        self, sources: Iterable[ImageSource], batch_size: int, settings: PostprocessSettings
+    ) -> Iterator[Detections]:
+        """Batches through the network, while other threads read the next one."""
+        with ahead(self._make_ready, sources, DECODERS, 2 * batch_size) as ready:
+            while batch := list(itertools.islice(ready, batch_size)):
+                yield from self._finish(batch, settings)
 
     def _make_ready(self, source: ImageSource) -> _Ready:
         """Read, letterbox and normalise: what can be done ahead of the network, in other threads."""
@@ -201,8 +210,8 @@ class Detector:
         canvas, scale = prepare(image, self._input_size(image_size), self.info.preprocessing, image_size)
         return _Ready(canvas, scale, image, image_size, str(source) if isinstance(source, (str, Path)) else None)
 
-    def _finish(self, ready: Sequence[_Ready], settings: PostprocessSettings) -> list[Detections]:
-        found = self._detect(ready, settings)
+    def _finish(self, ready: Sequence[_Ready], settings: PostprocessSettings, alone: bool = False) -> list[Detections]:
+        found = self._detect(ready, settings, alone)
         return [
             Detections(
                 found.boxes_xyxy[i, :count].numpy(),
@@ -222,9 +231,10 @@ class Detector:
         return self._detect([self._letterbox(image, image.shape[:2]) for image in images], settings)
 
     @torch.inference_mode()
-    def _detect(self, ready: Sequence[_Ready], settings: PostprocessSettings) -> BatchDetections:
+    def _detect(self, ready: Sequence[_Ready], settings: PostprocessSettings, alone: bool = False) -> BatchDetections:
         pixels = torch.from_numpy(_stack([picture.canvas for picture in ready])).to(self.device)
-        class_logits, box_deltas = self.engine.run(pixels)
+        run = self.engine.run_alone if alone and self.engine.run_alone is not None else self.engine.run
+        class_logits, box_deltas = run(pixels)
         found = postprocess(
             class_logits,
             box_deltas,

@@ -123,11 +123,7 @@ def _conv_norm_pairs(model: EfficientDet) -> list[tuple[nn.Conv2d, nn.BatchNorm2
 
     handles = [
         module.register_forward_hook(note_output) for module in model.modules() if isinstance(module, nn.Conv2d)
-    ] + [
-        module.register_forward_pre_hook(note_input)
-        for module in model.modules()
-        if type(module) is nn.BatchNorm2d
-    ]
+    ] + [module.register_forward_pre_hook(note_input) for module in model.modules() if type(module) is nn.BatchNorm2d]
     parameter = next(model.parameters())
     try:
         model(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE, device=parameter.device, dtype=parameter.dtype))
