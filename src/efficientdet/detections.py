@@ -191,14 +191,19 @@ class Detections:
         """The picture with boxes and labels on it.
 
         Args:
-            image: (H, W, 3) uint8 RGB to draw on; by default the one that these detections keep.
+            image: (H, W, 3) uint8 RGB to draw on; by default the one that these detections keep, else the file that
+                they come from, read once more.
 
         Raises:
             ValueError: there is no picture to draw on, or it is not of `image_size`.
+            ImageError: the file cannot be read any more.
         """
+        from efficientdet.images import read
         from efficientdet.inference.draw import draw
 
         canvas = self.image if image is None else image
+        if canvas is None and self.source is not None:
+            canvas = read(self.source)
         if canvas is None:
             raise ValueError("these detections keep no image; pass one: detections.draw(image)")
         return draw(canvas, self)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efficientdet.errors import ImageError
-from efficientdet.inference.inputs import find_pictures, output_names, read_standard_input
+from efficientdet.images import read
+from efficientdet.inference.inputs import find_pictures, output_names, standard_input
 
 
 @pytest.fixture
@@ -97,10 +98,10 @@ def test_no_two_copies_share_a_name(sources: list[str]) -> None:
 # ---- the pipe
 def test_standard_input_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"\xff\xd8picture")))
-    assert read_standard_input() == b"\xff\xd8picture"
+    assert standard_input().read() == b"\xff\xd8picture"
 
 
 def test_an_empty_pipe_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
-    with pytest.raises(ImageError, match="standard input: empty"):
-        read_standard_input()
+    with pytest.raises(ImageError, match="standard input is empty"):
+        read(standard_input())

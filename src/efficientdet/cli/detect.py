@@ -12,11 +12,15 @@ from rich.table import Table
 
 from efficientdet.cli.options import (
     Anchors,
+    Backend,
     Candidates,
     Device,
     Json,
     Nms,
+    Precision,
     Preprocess,
+    Rectangular,
+    ReducedDecoding,
     Size,
     app,
     complain,
@@ -85,6 +89,10 @@ def predict(
     anchors: Anchors = None,
     image_size: Size = None,
     device: Device = "auto",
+    backend: Backend = "auto",
+    precision: Precision = "fp32",
+    rectangular: Rectangular = False,
+    reduced_decoding: ReducedDecoding = False,
     pictures: Annotated[bool, typer.Option(help="Write annotated pictures.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -98,19 +106,22 @@ def predict(
     from efficientdet.inference.inputs import find_pictures
 
     detector = load(
-        weights, device=device, image_size=image_size, preprocess=preprocess, anchors=anchors,
-        score_threshold=score_threshold, iou_threshold=iou_threshold, max_detections=max_detections, nms=nms,
-        candidates=candidates,
+        weights, device=device, backend=backend, precision=precision, image_size=image_size, rectangular=rectangular,
+        reduced_decoding=reduced_decoding, preprocess=preprocess, anchors=anchors, score_threshold=score_threshold,
+        iou_threshold=iou_threshold, max_detections=max_detections, nms=nms, candidates=candidates,
     )  # fmt: skip
     found = find_pictures(sources)
     report, failures = _predict_all(detector, found, out if pictures else None, as_json)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "detections.json", {"weights": weights, "pictures": report, "failures": failures})
+    write_json(
+        out / "detections.json",
+        {"weights": weights, "engine": str(detector.engine), "pictures": report, "failures": failures},
+    )
     if as_json:
         print(json.dumps({"pictures": report, "failures": failures}))
     else:
         boxes = sum(len(entry["detections"]) for entry in report)
-        say(f"{len(report)} pictures, {boxes} boxes; written to {out}/")
+        say(f"{len(report)} pictures, {boxes} boxes; written to {out}/ ({detector.engine})")
     if failures:
         complain(f"{len(failures)} of {len(found)} pictures failed")
         raise typer.Exit(1)
@@ -120,7 +131,7 @@ def _predict_all(
     detector: Detector, found: list[Path | str], out: Path | None, quiet: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Predict one picture at a time, past those that fail; write the annotated ones if `out` is given."""
-    from efficientdet.inference.inputs import STANDARD_INPUT, output_names, read_standard_input
+    from efficientdet.inference.inputs import STANDARD_INPUT, output_names, standard_input
 
     report: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
@@ -128,14 +139,13 @@ def _predict_all(
     if out is not None:
         _spare_originals(found, [out / name for name in names])
         out.mkdir(parents=True, exist_ok=True)
+    pictures = (standard_input() if source == STANDARD_INPUT else source for source in found)
     with progress_bar(quiet) as progress:
-        for source, name in progress.track(list(zip(found, names, strict=True)), description="predicting"):
-            try:
-                picture = read_standard_input() if source == STANDARD_INPUT else source
-                detections = detector.predict(picture)
-            except ImageError as error:
-                failures.append({"source": str(source), "error": str(error)})
-                complain(f"error: {error}")
+        answers = zip(found, names, detector.try_many(pictures), strict=True)
+        for source, name, detections in progress.track(answers, total=len(found), description="predicting"):
+            if isinstance(detections, ImageError):
+                failures.append({"source": str(source), "error": str(detections)})
+                complain(f"error: {detections}")
                 continue
             entry = {**detections.to_json(), "source": str(source)}
             if out is not None:
@@ -158,6 +168,10 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
     image_size: Size = None,
     device: Device = "auto",
+    backend: Backend = "auto",
+    precision: Precision = "fp32",
+    rectangular: Rectangular = False,
+    reduced_decoding: ReducedDecoding = False,
     skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out missing pictures.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -168,7 +182,10 @@ def evaluate(
     from efficientdet.evaluation.evaluate import evaluate as run_evaluation
     from efficientdet.inference.detector import load
 
-    detector = load(weights, device=device, image_size=image_size, preprocess=preprocess, anchors=anchors)
+    detector = load(
+        weights, device=device, backend=backend, precision=precision, image_size=image_size, rectangular=rectangular,
+        reduced_decoding=reduced_decoding, preprocess=preprocess, anchors=anchors,
+    )  # fmt: skip
     with progress_bar(as_json) as progress:
         task = progress.add_task("evaluating", total=None)
         metrics = run_evaluation(
@@ -195,9 +212,7 @@ def _print_detections(detections: Detections, source: Path) -> None:
     for column in ("class", "score", "left", "top", "right", "bottom"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for entry in detections.to_json()["detections"]:
-        table.add_row(
-            entry["class_name"], f"{entry['score']:.2f}", *(f"{side:.0f}" for side in entry["box_xyxy"])
-        )
+        table.add_row(entry["class_name"], f"{entry['score']:.2f}", *(f"{side:.0f}" for side in entry["box_xyxy"]))
     out_console.print(table)
 
 

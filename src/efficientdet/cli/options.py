@@ -27,6 +27,14 @@ Nms = Annotated[str, typer.Option(help="hard, soft, matrix or wbf.")]
 Candidates = Annotated[str, typer.Option(help="pairs, or argmax: each anchor for its best class alone.")]
 Preprocess = Annotated[str | None, typer.Option(help="official or effdet; default the checkpoint's.")]
 Anchors = Annotated[str | None, typer.Option(help="Aspects: rounded or exact; default the checkpoint's.")]
+Backend = Annotated[str, typer.Option(help="eager, compile, onnxruntime, openvino, tensorrt; auto: the best here.")]
+Precision = Annotated[str, typer.Option(help="fp32, bf16; fp16 on a GPU.")]
+Rectangular = Annotated[
+    bool, typer.Option("--rectangular", help="Pad to the next multiple of the coarsest stride instead of a square.")
+]
+ReducedDecoding = Annotated[
+    bool, typer.Option("--reduced-decoding", help="Decode large JPEG files at a part of their size.")
+]
 FeatureNetwork = Annotated[
     str | None, typer.Option(help="bifpn, fpn, panet, simplified-panet, nas-fpn, fully-connected, or a YAML file.")
 ]

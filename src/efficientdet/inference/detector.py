@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from efficientdet.detections import Detections
-from efficientdet.errors import SettingError, unknown_name
+from efficientdet.errors import ImageError, SettingError, unknown_name
 from efficientdet.family import ASPECTS
 from efficientdet.images import ImageSource, ResizeMethod, letterbox_scale, prepare, read, read_reduced
 from efficientdet.inference.ahead import ahead
@@ -172,6 +172,15 @@ class Detector:
         Other threads read the next batch while the network is at work on this one; or, on a CPU with OpenVINO or ONNX
         Runtime, each core works on a picture of its own, and `batch_size` does not matter.
         """
+        for found in self.try_many(sources, batch_size=batch_size, **settings):
+            if isinstance(found, ImageError):
+                raise found
+            yield found
+
+    def try_many(
+        self, sources: Iterable[ImageSource], *, batch_size: int = 8, **settings: Any
+    ) -> Iterator[Detections | ImageError]:
+        """As `predict_many`, but a picture that cannot be read gives its error in its place, and the rest goes on."""
         if batch_size < 1:
             raise SettingError(f"batch_size is {batch_size}; it must be at least 1")
         chosen = with_changes(self.settings, settings)
@@ -179,23 +188,33 @@ class Detector:
             return self._each_alone(sources, chosen)
         return self._in_batches(sources, batch_size, chosen)
 
-    def _each_alone(self, sources: Iterable[ImageSource], settings: PostprocessSettings) -> Iterator[Detections]:
+    def _each_alone(
+        self, sources: Iterable[ImageSource], settings: PostprocessSettings
+    ) -> Iterator[Detections | ImageError]:
         """Each picture on a core of its own, from file to boxes: no core ever waits for another."""
         cores = torch.get_num_threads()
 
-        def one(source: ImageSource) -> Detections:
-            return self._finish([self._make_ready(source)], settings, alone=True)[0]
+        def one(source: ImageSource) -> Detections | ImageError:
+            ready = self._try_ready(source)
+            return ready if isinstance(ready, ImageError) else self._finish([ready], settings, alone=True)[0]
 
         with ahead(one, sources, cores, 2 * cores) as found:
             yield from found
 
     def _in_batches(
         self, sources: Iterable[ImageSource], batch_size: int, settings: PostprocessSettings
-    ) -> Iterator[Detections]:
+    ) -> Iterator[Detections | ImageError]:
         """Batches through the network, while other threads read the next one."""
-        with ahead(self._make_ready, sources, DECODERS, 2 * batch_size) as ready:
+        with ahead(self._try_ready, sources, DECODERS, 2 * batch_size) as ready:
             while batch := list(itertools.islice(ready, batch_size)):
-                yield from self._finish(batch, settings)
+                found = iter(self._finish([each for each in batch if isinstance(each, _Ready)], settings))
+                yield from (next(found) if isinstance(each, _Ready) else each for each in batch)
+
+    def _try_ready(self, source: ImageSource) -> _Ready | ImageError:
+        try:
+            return self._make_ready(source)
+        except ImageError as error:
+            return error
 
     def _make_ready(self, source: ImageSource) -> _Ready:
         """Read, letterbox and normalise: what can be done ahead of the network, in other threads."""
@@ -211,6 +230,8 @@ class Detector:
         return _Ready(canvas, scale, image, image_size, str(source) if isinstance(source, (str, Path)) else None)
 
     def _finish(self, ready: Sequence[_Ready], settings: PostprocessSettings, alone: bool = False) -> list[Detections]:
+        if not ready:
+            return []
         found = self._detect(ready, settings, alone)
         return [
             Detections(

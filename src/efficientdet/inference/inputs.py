@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import io
 import itertools
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 from efficientdet.errors import ImageError
 
@@ -13,6 +15,7 @@ PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm",
 )  # fmt: skip
 STANDARD_INPUT = "-"
+EMPTY_INPUT = "standard input is empty (pipe a picture in, such as: efficientdet predict - < photo.jpg)"
 
 
 def find_pictures(sources: list[str]) -> list[Path | str]:
@@ -42,15 +45,10 @@ def find_pictures(sources: list[str]) -> list[Path | str]:
     return list(found)
 
 
-def read_standard_input() -> bytes:
-    """The picture that another program pipes in.
-
-    Raises:
-        ImageError: nothing came.
-    """
-    content = sys.stdin.buffer.read()
-    if not content:
-        raise ImageError("standard input: empty; pipe a picture in, such as: efficientdet predict - < photo.jpg")
+def standard_input() -> BinaryIO:
+    """The picture that another program pipes in, as a file for `images.read`, whose error tells what to do if empty."""
+    content = io.BytesIO(sys.stdin.buffer.read())
+    content.name = "standard input" if content.getbuffer().nbytes else EMPTY_INPUT
     return content
 
 
