@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -31,3 +33,13 @@ def shared_data() -> Path:
 def shared_parity() -> Path:
     """Folder of golden numbers from the reference implementation."""
     return _shared_folder("parity")
+
+
+@pytest.fixture(scope="session")
+def shapes() -> ModuleType:
+    """The maker of tiny data sets, and a network small enough for them."""
+    spec = importlib.util.spec_from_file_location("shapes", Path(__file__).parent / "shapes.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

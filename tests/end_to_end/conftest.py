@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +14,6 @@ import torch
 from efficientdet import cli
 from efficientdet.network.efficientdet import create_model
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
-
-SHAPES = Path(__file__).parents[1] / "training" / "shapes.py"
-
-
-@pytest.fixture(scope="session")
-def shapes() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("shapes", SHAPES)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -10,15 +9,6 @@ import pytest
 
 from efficientdet.training.folder import TrainingRun
 from efficientdet.training.run import train
-
-
-@pytest.fixture(scope="session")
-def shapes() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("shapes", Path(__file__).parent / "shapes.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from efficientdet.family import MODELS
 from efficientdet.network.anchors import level_sizes, make_anchors
+from efficientdet.training import losses as losses_module
 from efficientdet.training.losses import Losses, LossSettings, detection_loss, focal_loss
 from efficientdet.training.matching import match_anchors
 
@@ -112,7 +113,7 @@ def test_perfect_outputs_lose_next_to_nothing() -> None:
     logits = torch.full((2, len(ANCHORS), CLASSES), -40.0)
     logits.scatter_(2, targets.clamp(min=0)[..., None], torch.where(targets >= 0, 40.0, -40.0)[..., None])
     deltas = torch.stack([m.deltas for m in matches])
-    found = _loss((list(logits.split(COUNTS, 1)), list(deltas.split(COUNTS, 1))))
+    found = _loss((list(torch.split(logits, COUNTS, 1)), list(torch.split(deltas, COUNTS, 1))))
     assert found.total.item() == pytest.approx(0.0, abs=1e-6)
     assert _loss(_outputs()).total > 1
 
@@ -153,12 +154,46 @@ def test_huge_outputs_give_no_nan(scale: float, settings: LossSettings) -> None:
 
 @given(st.floats(-60, 60), st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0, 1.5, 2.0]))
 def test_focal_loss_of_one_logit(logit: float, target: float, gamma: float) -> None:
-    found = focal_loss(torch.tensor([logit]).double(), torch.tensor([target]).double(), 0.25, gamma, 0.0)
+    found, _ = focal_loss(torch.tensor([logit]).double(), bool(target), 0.25, gamma, 0.0)
     sign = 1 if target else -1
     # log1p(exp(-z)) is the cross-entropy, 1 - p_t the sigmoid of the other side
     entropy, miss = math.log1p(math.exp(-sign * logit)), 1 / (1 + math.exp(sign * logit))
     expected = (0.25 if target else 0.75) * miss**gamma * entropy
     assert found.item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("is_object", [True, False])
+@pytest.mark.parametrize(("gamma", "smoothing"), [(0.0, 0.0), (1.5, 0.0), (2.0, 0.2)])
+def test_the_slope_of_the_focal_loss(is_object: bool, gamma: float, smoothing: float) -> None:
+    logits, step = torch.linspace(-30, 30, 241).double(), 1e-6
+    ahead, behind = (focal_loss(logits + s, is_object, 0.3, gamma, smoothing)[0] for s in (step, -step))
+    slope = focal_loss(logits, is_object, 0.3, gamma, smoothing)[1]
+    torch.testing.assert_close(slope, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
+
+
+def test_the_gradient_is_that_of_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against autograd through every element's own target; the pieces are small and do not divide the levels."""
+    monkeypatch.setattr(losses_module, "CPU_PIECE", 97)
+    settings = LossSettings(label_smoothing=0.1)
+    outputs = _outputs(dtype=torch.float64)
+    found = torch.autograd.grad(_loss(outputs, settings=settings).classes * 3, outputs[0])
+    matches = [match_anchors(ANCHORS, b, c).labels for b, c in zip(BOXES, LABELS, strict=True)]
+    targets = torch.nn.functional.one_hot(torch.stack(matches) + 1, CLASSES + 1)[..., 1:].double()
+    logits = torch.cat(outputs[0], 1)
+    p = logits.sigmoid()
+    miss = targets * (1 - p) + (1 - targets) * p
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets * 0.9 + 0.05, reduction="none")
+    alpha = targets * 0.25 + (1 - targets) * 0.75
+    total = 3 * (alpha * miss**1.5 * entropy).sum() / (targets.sum() + 1)
+    torch.testing.assert_close(found, torch.autograd.grad(total, outputs[0]))
+
+
+def test_the_gradient_is_given_once() -> None:
+    outputs = _outputs()
+    total = _loss(outputs).classes
+    torch.autograd.grad(total, outputs[0], retain_graph=True)
+    with pytest.raises(RuntimeError, match="gives its gradient once"):
+        torch.autograd.grad(total, outputs[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -171,7 +206,7 @@ def test_half_precision_outputs_are_summed_in_float32(dtype: torch.dtype) -> Non
     for x, y in zip(found, expected, strict=True):
         assert x.dtype == torch.float32
         assert x.item() == y.item()
-    found.total.backward()
+    found.total.backward()  # type: ignore[no-untyped-call]
     assert all(x.grad is not None and x.grad.dtype == dtype for x in outputs[0])
 
 

@@ -24,7 +24,7 @@ from efficientdet.network.efficientdet import create_model
 from efficientdet.training import module as training_module
 from efficientdet.training.callbacks import Ema, SaveCheckpoints
 from efficientdet.training.folder import TrainingRun
-from efficientdet.training.losses import Losses, detection_loss
+from efficientdet.training.losses import Losses, matched_loss
 from efficientdet.training.module import DetectionModule
 from efficientdet.training.run import train
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
@@ -283,10 +283,10 @@ def test_training_goes_on_after_a_loss_that_is_not_finite(
 
     def first_is_nan(*args: Any) -> Losses:
         calls.append(1)
-        losses = detection_loss(*args)
+        losses = matched_loss(*args)
         return losses._replace(total=losses.total * float("nan")) if len(calls) == 1 else losses
 
-    monkeypatch.setattr(training_module, "detection_loss", first_is_nan)
+    monkeypatch.setattr(training_module, "matched_loss", first_is_nan)
     done = run(epochs=1, ema_decay=0.0)
     assert len(calls) == 3
     assert len(done.report["skipped_steps"]) == 1
@@ -298,10 +298,10 @@ def test_only_losses_that_are_not_finite_leave_the_weights_alone(
     shapes: ModuleType, run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def all_infinite(*args: Any) -> Losses:
-        losses = detection_loss(*args)
+        losses = matched_loss(*args)
         return losses._replace(total=losses.total + float("inf"))
 
-    monkeypatch.setattr(training_module, "detection_loss", all_infinite)
+    monkeypatch.setattr(training_module, "matched_loss", all_infinite)
     done = run(epochs=1, ema_decay=0.0)
     fresh = _fresh_state(shapes)
     assert len(done.report["skipped_steps"]) == 3
@@ -318,9 +318,9 @@ def test_a_gradient_that_is_not_finite_is_dropped(
         calls.append(1)
         if len(calls) == 2:
             logits[0].register_hook(lambda gradient: gradient * float("inf"))
-        return detection_loss(logits, *args)
+        return matched_loss(logits, *args)
 
-    monkeypatch.setattr(training_module, "detection_loss", second_overflows_backwards)
+    monkeypatch.setattr(training_module, "matched_loss", second_overflows_backwards)
     done = run(epochs=1)
     (message,) = done.report["skipped_steps"]
     assert message.startswith("epoch 0, step 1: the gradient is not finite")

@@ -21,7 +21,7 @@ import torch
 
 from efficientdet.analysis.models import count
 from efficientdet.errors import EfficientDetError, SettingError, require, unknown_name
-from efficientdet.family import find_spec
+from efficientdet.family import ModelSpec, find_spec
 from efficientdet.files import write_json, write_text
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES
@@ -84,7 +84,7 @@ def ablate(
     data: str | Path,
     out: str | Path,
     *,
-    model: str = "lite0",
+    model: str | ModelSpec = "lite0",
     feature_networks: Sequence[str] = tuple(TOPOLOGIES),
     fusions: Sequence[str] = FUSIONS,
     seeds: int = 3,
@@ -99,7 +99,7 @@ def ablate(
         data: what `train` takes; its validation split gives the AP, measured once, after the last epoch.
         out: folder of the trials and of `ablation.json` and `ablation.md`. What is finished there is not trained
             again; what was stopped goes on.
-        model: of the family: backbone, width, depth and heads of every trial.
+        model: a name of the family, or a spec: backbone, width, depth and heads of every trial.
         feature_networks: see `plan_trials`.
         fusions: see `plan_trials`.
         seeds: see `plan_trials`.
@@ -117,16 +117,16 @@ def ablate(
     """
     require("lightning.pytorch", "train")
     trials = plan_trials(feature_networks, fusions, seeds, every_pair)
-    find_spec(model)
+    spec = find_spec(model) if isinstance(model, str) else model
     if jobs < 1:
         raise SettingError(f"jobs is {jobs}; it must be at least 1")
     folder = Path(out)
-    budget = {"model": model, "data": Path(data).name, **settings}
+    budget = {"model": spec.name, "data": Path(data).name, **settings}
     _keep_budget(folder / "budget.json", budget)
     settings = {"evaluate_every": settings.get("epochs", 50), **settings}
     todo = [trial for trial in trials if not _is_done(folder / trial.name)]
     say(f"{len(trials)} trials, {len(trials) - len(todo)} of them done already; {jobs} at a time")
-    failures = _run_all(todo, model, data, folder, jobs, settings, say)
+    failures = _run_all(todo, spec, data, folder, jobs, settings, say)
     if failures:
         raise EfficientDetError(f"{len(failures)} of {len(trials)} trials failed:\n  " + "\n  ".join(failures))
     rows = compare(folder, trials)
@@ -155,7 +155,7 @@ def _is_done(folder: Path) -> bool:
 
 
 def _run_all(
-    trials: list[Trial], model: str, data: str | Path, folder: Path, jobs: int, settings: dict[str, Any],
+    trials: list[Trial], model: str | ModelSpec, data: str | Path, folder: Path, jobs: int, settings: dict[str, Any],
     say: Callable[[str], None],
 ) -> list[str]:  # fmt: skip
     """Run the trials in processes; gives a line for each that failed."""
@@ -197,7 +197,7 @@ def _take_place(places: Any, threads: int, gpus: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(job % gpus)
 
 
-def _run(trial: Trial, model: str, data: str | Path, folder: Path, settings: dict[str, Any]) -> float:
+def _run(trial: Trial, model: str | ModelSpec, data: str | Path, folder: Path, settings: dict[str, Any]) -> float:
     from efficientdet.training.run import train
 
     own = folder / trial.name
