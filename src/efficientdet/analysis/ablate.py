@@ -121,7 +121,9 @@ def ablate(
     if jobs < 1:
         raise SettingError(f"jobs is {jobs}; it must be at least 1")
     folder = Path(out)
-    budget = {"model": spec.name, "data": Path(data).name, **settings}
+    # Files by their names: a folder may be called from elsewhere.
+    names = {name: Path(value).name for name, value in settings.items() if name.endswith("weights") and value}
+    budget = {"model": spec.name, "data": Path(data).name, **settings, **names}
     _keep_budget(folder / "budget.json", budget)
     settings = {"evaluate_every": settings.get("epochs", 50), **settings}
     todo = [trial for trial in trials if not _is_done(folder / trial.name)]
