@@ -14,20 +14,35 @@ from efficientdet.weights.checkpoint import read_info
 from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names, cached_path
 from efficientdet.weights.registry import RELEASED
 
+PARTS = ("backbone", "feature_network", "class_head", "box_head")
+
 
 @lru_cache
-def count(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> tuple[int, int]:
-    """Learnable parameters, and multiply-adds of the convolutions at the spec's input size, batch 1.
+def count_parts(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> dict[str, tuple[int, int]]:
+    """Count each part of a network at the spec's input size, batch 1.
 
     Nothing is computed: the network lives on torch's meta device. Squeeze-and-excite counts; batch norms, activations,
     pooling, resizing, fusion and biases do not.
+
+    Returns:
+        (learnable parameters, multiply-adds of the convolutions) by the names in `PARTS`.
     """
     with torch.device("meta"), torch.no_grad():
         model = EfficientDet(spec, num_classes).eval()
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, spec.image_size, spec.image_size))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return parameters, counter.get_total_flops() // 2
+    flops = counter.get_flop_counts()
+    counts = {}
+    for part in PARTS:
+        parameters = sum(parameter.numel() for parameter in model.get_submodule(part).parameters())
+        counts[part] = parameters, sum(flops[f"{type(model).__name__}.{part}"].values()) // 2
+    return counts
+
+
+def count(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> tuple[int, int]:
+    """Learnable parameters, and multiply-adds of the convolutions, of the whole network; see `count_parts`."""
+    parts = count_parts(spec, num_classes).values()
+    return sum(parameters for parameters, _ in parts), sum(multiply_adds for _, multiply_adds in parts)
 
 
 def family_rows() -> list[dict[str, Any]]:
