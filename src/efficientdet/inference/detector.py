@@ -134,8 +134,7 @@ class Detector:
         Returns:
             The engine: print it to see which backend was chosen.
         """
-        height, width = self.image_size
-        self.predict(np.zeros((height, width, 3), np.uint8))
+        self.predict(np.zeros((*self.image_size, 3), np.uint8))
         return self.engine
 
     @overload
@@ -339,17 +338,16 @@ def load(
         SettingError: a setting is unknown or out of range.
     """
     path = find_weights(name_or_path)
+    model, engine = None, None
     if is_exported(path):
         file = open_exported(path, backend, precision, str(device))
-        size = file.image_size if image_size is None else _height_and_width(image_size)
-        file.check_size(size, rectangular, path)
-        return Detector(
-            None, file.info, engine=file.engine, image_size=size, rectangular=rectangular,
-            reduced_decoding=reduced_decoding, preprocess=preprocess, anchors=anchors, **postprocess_settings,
-        )  # fmt: skip
-    model, info = load_checkpoint(path)
+        info, engine = file.info, file.engine
+        image_size = file.image_size if image_size is None else _height_and_width(image_size)
+        file.check_size(image_size, rectangular, path)
+    else:
+        model, info = load_checkpoint(path)
     return Detector(
-        model, info, device=device, backend=backend, precision=precision, image_size=image_size,
+        model, info, engine=engine, device=device, backend=backend, precision=precision, image_size=image_size,
         rectangular=rectangular, reduced_decoding=reduced_decoding, preprocess=preprocess, anchors=anchors,
         **postprocess_settings,
     )  # fmt: skip
@@ -375,8 +373,7 @@ def with_changes(settings: PostprocessSettings, changes: Mapping[str, Any]) -> P
         SettingError: a field is unknown or out of range; names it.
     """
     known = [field.name for field in dataclasses.fields(PostprocessSettings)]
-    unknown = sorted(set(changes) - set(known))
-    if unknown:
+    if unknown := sorted(set(changes) - set(known)):
         raise SettingError(f"unknown settings {unknown}; known: {', '.join(known)}")
     return dataclasses.replace(settings, **changes)
 
