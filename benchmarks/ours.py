@@ -1,22 +1,27 @@
-"""This package's side of the benchmark: run.py starts it, see worker.py."""
+"""This package's side of what its own `benchmark` does not measure, training and folders: run.py starts it."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
-from worker import NUM_CLASSES, Measure, Parts, serve, timed_total, training_batch
+from training_batch import NUM_CLASSES, training_batch
 
 import efficientdet
-from efficientdet.inference import detector as detector_module
-from efficientdet.inference.detector import Detector
+from efficientdet.analysis.benchmark.conversation import Measure, Stopwatch, serve, timed_total
+from efficientdet.analysis.benchmark.steps import input_batch, read_all
+from efficientdet.inference.detector import load
 from efficientdet.network.efficientdet import EfficientDet, create_model
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.losses import detection_loss
+from efficientdet.training.memory import kept_memory
 from efficientdet.training.schedule import build_optimiser
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
 from efficientdet.weights.foreign import load_foreign
+
+# Open until the process ends.
+MEMORY = ExitStack()
 
 
 def build(case: dict[str, Any]) -> EfficientDet:
@@ -27,7 +32,8 @@ def build(case: dict[str, Any]) -> EfficientDet:
 
 
 def training(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
-    """Forward, matching and losses, backward, optimiser."""
+    """Forward, matching and losses, backward, optimiser; memory handled as in a run of `train` on a CPU."""
+    MEMORY.enter_context(kept_memory())
     model = build(case).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimiser = build_optimiser(model, TrainConfig(learning_rate=case["learning_rate"]))
     pixels, boxes_xyxy, labels = map(torch.from_numpy, training_batch(case["batch"], case["size"]))
@@ -46,36 +52,44 @@ def training(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
     return timed_total(step), {"loss": step()}
 
 
-def predicting(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
-    """`Detector.predict`, from the file to Detections."""
-    model = build(case)
-    info = CheckpointInfo(
-        spec=model.spec,
-        class_names=tuple(f"class {label}" for label in range(NUM_CLASSES)),
-        category_ids=tuple(range(NUM_CLASSES)),
-        preprocessing=default_preprocessing(model.spec),
+def folder(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
+    """All pictures of a folder by `Detector.predict_many`; and as many ready images through the network alone."""
+    detector = load(
+        case["model"], device="cpu", backend=case["backend"], image_size=case["image_size"], score_threshold=0.05
     )
-    detector = Detector(model, info, device="cpu", image_size=case["size"], score_threshold=case["score_threshold"])
-    found = detector.predict(case["picture"])
-    parts = Parts()
-    parts.watch(detector_module, "read", "decode")
-    parts.watch(detector_module, "prepare", "preprocess")
-    parts.watch(detector.model, "forward", "network")
-    parts.watch(detector_module, "postprocess", "postprocess")
-    rows = [
-        [*box, score, label]
-        for box, score, label in zip(
-            found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-        )
-    ]
-    return parts.timed(lambda: detector.predict(case["picture"])), {
-        "detections": rows, "score_threshold": case["score_threshold"],
-    }  # fmt: skip
+    paths, batch, cores = case["pictures"], case["batch"], torch.get_num_threads()
+    # The network at its best: an image on each core where the engine can, as predict_many has it too; else in batches.
+    run, threads, each = detector.engine.run_alone, cores, 1
+    if run is None or cores == 1:
+        run, threads, each = detector.engine.run, 1, batch
+    pixels = input_batch(detector, read_all(detector, paths[:each]))[0]
+
+    @torch.inference_mode()
+    def once(number: int) -> None:
+        run(pixels)
+
+    def network(images: int) -> float:
+        """Milliseconds an image."""
+        watch = Stopwatch()
+        with ThreadPoolExecutor(threads) as pool, watch.part("network"):
+            list(pool.map(once, range(images // each)))
+        return watch.milliseconds["network"] / images
+
+    def measure() -> dict[str, float]:
+        some = max(len(paths) // 6 // each, 1) * each
+        before = network(some)
+        whole = timed_total(lambda: sum(len(found) for found in detector.predict_many(paths, batch_size=batch)))()
+        # The machine may slow down meanwhile: the network alone is measured on both sides of it.
+        return {**whole, "network": (before + network(some)) / 2 * len(paths)}
+
+    network(2 * each * threads)
+    list(detector.predict_many(paths[: 2 * batch], batch_size=batch))
+    return measure, {"backend": detector.engine.backend}
 
 
 def make(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
-    """Build a case; see `worker.serve`."""
-    measure, facts = (training if case["task"] == "train" else predicting)(case)
+    """Build a case; see `conversation.serve`."""
+    measure, facts = (training if case["task"] == "train" else folder)(case)
     versions = {"efficientdet": efficientdet.__version__, "torch": torch.__version__}
     return measure, {**facts, "versions": versions, "threads": torch.get_num_threads()}
 

@@ -1,21 +1,28 @@
-"""From measured times to the tables of BENCHMARKS.md. Standard library only."""
+"""From measured times to the tables of BENCHMARKS.md."""
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-PARTS = ("decode", "preprocess", "network", "postprocess")
+import claims
+import growth
+from cases import NUM_CLASSES, Side
+
+from efficientdet.analysis.benchmark.hardware import Hardware
+from efficientdet.analysis.benchmark.results import Spread
+from efficientdet.analysis.benchmark.steps import PARTS
+from efficientdet.files import write_text
+
 # How far the two sides may lie apart: float32 along two orders of summation.
 SCORE_TOLERANCE = 1e-3
 PIXEL_TOLERANCE = 0.5
 LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+FROM_FILES = ("predict", "reduced")
+DRAWING = Path("benchmarks") / "growth.svg"
 
 
 @dataclass(frozen=True)
@@ -23,19 +30,33 @@ class SideResult:
     """What one side measured: rounds of iterations, each milliseconds by part."""
 
     label: str
-    is_peer: bool
-    group: str
+    side: Side
     rounds: list[list[dict[str, float]]]
     peak_mib: float | None
     facts: dict[str, Any]
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it is effdet."""
+        return self.side.is_peer
+
+    @property
+    def group(self) -> str:
+        """See `cases.Side`."""
+        return self.side.group
 
     def times(self, part: str = "total") -> list[float]:
         """Every iteration's milliseconds in a part."""
         return [times.get(part, 0.0) for one in self.rounds for times in one]
 
-    def round_totals(self) -> list[float]:
-        """Median total of each round."""
-        return [median(times["total"] for times in one) for one in self.rounds]
+    def round_medians(self, part: str = "total") -> list[float]:
+        """Median milliseconds of each round in a part."""
+        return [median(times.get(part, 0.0) for times in one) for one in self.rounds]
+
+    def other_share(self) -> float:
+        """Of the time, what is not the network's."""
+        parts = {part: median(self.times(part)) for part in PARTS}
+        return 1 - parts["network"] / sum(parts.values())
 
 
 @dataclass(frozen=True)
@@ -44,15 +65,16 @@ class Result:
 
     task: str
     title: str
+    settings: dict[str, Any]
     notes: list[str]
-    pictures: int
     sides: list[SideResult]
+    num_classes: int = NUM_CLASSES
 
     def pairs(self) -> list[tuple[SideResult, SideResult]]:
-        """Ours beside the peer of the same group; and the fastest beside the fastest, where that is another pair."""
+        """Ours beside the peers it is compared to; in training also the fastest beside the fastest."""
         ours, peers = ([s for s in self.sides if s.is_peer is is_peer] for is_peer in (False, True))
-        pairs = [(our, peer) for our in ours for peer in peers if our.group == peer.group]
-        if ours and peers and len({side.group for side in self.sides}) > 1:
+        pairs = [(our, peer) for our in ours for peer in peers if peer.group in (our.group, *our.side.beside)]
+        if self.task == "train" and ours and peers:
             best = tuple(min(part, key=lambda side: median(side.times())) for part in (ours, peers))
             if best not in pairs:
                 pairs.append((best[0], best[1]))
@@ -67,54 +89,15 @@ class Check:
     agrees: bool
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where it ran."""
-
-    cpu: str
-    cores: int
-    features: str
-    memory_gib: float | None
-    system: str
-    load: float
-
-    @classmethod
-    def read(cls) -> Machine:
-        """Ask the system."""
-        cpuinfo = Path("/proc/cpuinfo")
-        text = cpuinfo.read_text() if cpuinfo.exists() else ""
-        name, flags_line = (re.search(rf"^{key}\s*:\s*(.+)", text, re.MULTILINE) for key in ("model name", "flags"))
-        flags = flags_line.group(1).split() if flags_line else []
-        shown = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16") if flag in flags]
-        memory = None
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-        return cls(
-            cpu=name.group(1) if name else platform.processor() or platform.machine(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            features=", ".join(shown),
-            memory_gib=memory,
-            system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-            load=load,
-        )
-
-    def is_busy(self) -> bool:
-        """Whether others were at work when the run began."""
-        return self.load > 0.3 * self.cores
-
-    def describe(self) -> str:
-        """One line."""
-        memory = f", {self.memory_gib:.0f} GiB" if self.memory_gib else ""
-        features = f" ({self.features})" if self.features else ""
-        busy = f"; **the machine was busy, load {self.load:.1f}**" if self.is_busy() else ""
-        return f"{self.cpu}{features}, {self.cores} cores{memory}; {self.system}{busy}"
+def ratios(our: SideResult, peer: SideResult) -> list[float]:
+    """The peer's time over ours, by round."""
+    return [theirs / own for own, theirs in zip(our.round_medians(), peer.round_medians(), strict=True)]
 
 
 def checks(result: Result) -> list[Check]:
     """Compare what the two sides computed before they were measured."""
     compare = _compare_losses if result.task == "train" else _compare_detections
-    return [compare(our, peer) for our, peer in result.pairs() if our.group == peer.group]
+    return [compare(our, peer) for our, peer in result.pairs() if our.group == peer.group and our.side.is_same]
 
 
 def _compare_losses(our: SideResult, peer: SideResult) -> Check:
@@ -150,7 +133,7 @@ def _compare_detections(our: SideResult, peer: SideResult) -> Check:
 
 def spread(values: list[float], digits: int) -> str:
     """Median, least and largest."""
-    return f"{median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+    return Spread.of(values).text(digits)
 
 
 def table(rows: list[list[str]]) -> str:
@@ -160,55 +143,85 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def _memory(side: SideResult) -> str:
+    return f"{side.peak_mib:.0f}" if side.peak_mib else "-"
+
+
 def _times_table(result: Result) -> str:
-    memory = [f"{side.peak_mib:.0f}" if side.peak_mib else "-" for side in result.sides]
-    if result.task == "train":
-        head = ["side", "images/s", "ms a step", "peak memory, MiB"]
+    if result.task in FROM_FILES:
+        return table([["side", "total, ms", *PARTS, "all but the network", "peak memory, MiB"], *_part_rows(result)])
+    if result.task == "growth":
         rows = [
-            [side.label, f"{1000 * result.pictures / median(side.times()):.2f}", spread(side.times(), 0), peak]
-            for side, peak in zip(result.sides, memory, strict=True)
+            [p.name, f"{p.gmac:.2f}", f"{p.milliseconds:.1f}", f"{p.milliseconds / p.gmac:.1f}", spread(p.ratios, 2)]
+            for p in growth.points(result)
         ]
-        return table([head, *rows])
-    head = ["side", "total, ms", *PARTS, "rest", "all but the network", "peak memory, MiB"]
+        memory = [_memory(side) for side in result.sides]
+        head = ["model", "GMAC", "ms", "ms a GMAC", "over the first model's", "peak memory, MiB"]
+        return table([head, *([*row, peak] for row, peak in zip(rows, memory, strict=True))])
+    if result.task == "folder":
+        count = result.settings["pictures"]
+        rows = [
+            [
+                f"{side.label} ({side.facts['backend']})",
+                *(f"{1000 * count / median(side.times(part)):.1f}" for part in ("total", "network")), _memory(side),
+            ]
+            for side in result.sides
+        ]  # fmt: skip
+        return table([["side", "images/s", "the network's own images/s", "peak memory, MiB"], *rows])
+    digits = 0 if result.task == "train" else 2
+    pictures = result.settings["batch"]
+    rows = [
+        [side.label, f"{1000 * pictures / median(side.times()):.2f}", spread(side.times(), digits), _memory(side)]
+        for side in result.sides
+    ]
+    if result.task == "postprocess":
+        return table([["side", "ms", "peak memory, MiB"], *([row[0], *row[2:]] for row in rows)])
+    return table([["side", "images/s", "ms a step", "peak memory, MiB"], *rows])
+
+
+def _part_rows(result: Result) -> list[list[str]]:
     rows = []
-    for side, peak in zip(result.sides, memory, strict=True):
-        parts = [median(side.times(part)) for part in PARTS]
-        share = 1 - median(n / t for n, t in zip(side.times("network"), side.times(), strict=True))
-        columns = zip(side.times(), *(side.times(part) for part in PARTS), strict=True)
-        rest = median(whole - sum(measured) for whole, *measured in columns)
-        numbers = [f"{value:.1f}" for value in (*parts, rest)]
-        rows.append([side.label, spread(side.times(), 1), *numbers, f"{100 * share:.0f} %", peak])
-    return table([head, *rows])
+    for side in result.sides:
+        numbers = [f"{median(side.times(part)):.1f}" for part in PARTS]
+        engine = "" if side.is_peer else f" ({side.facts['backend']} {side.facts['precision']})"
+        share = f"{100 * side.other_share():.0f} %"
+        rows.append([side.label + engine, spread(side.times(), 1), *numbers, share, _memory(side)])
+    return rows
 
 
 def _ratios_table(result: Result) -> str:
     rows = [["this package is faster by", "ratio, median of rounds"]]
-    for our, peer in result.pairs():
-        ratios = [theirs / ours for ours, theirs in zip(our.round_totals(), peer.round_totals(), strict=True)]
-        rows.append([f"{our.label} : {peer.label}", spread(ratios, 2)])
-    return table(rows) if len(rows) > 1 else "The peer was not measured."
+    rows += [[f"{our.label} : {peer.label}", spread(ratios(our, peer), 2)] for our, peer in result.pairs()]
+    return table(rows) if len(rows) > 1 else ""
 
 
 def _versions(results: list[Result]) -> str:
     seen: dict[str, None] = {}
     for side in (side for result in results for side in result.sides):
-        versions = ", ".join(f"{name} {version}" for name, version in side.facts["versions"].items())
+        versions = ", ".join(f"{name} {version}" for name, version in side.facts.get("versions", {}).items())
         seen[f"{versions}, {side.facts['threads']} threads"] = None
     return "; ".join(seen)
 
 
-def sections(results: list[Result], machine: Machine, command: str) -> dict[str, str]:
-    """The report of each task, in Markdown."""
+def sections(results: list[Result], machine: Hardware, command: str, out: Path | None) -> dict[str, str]:
+    """The report of each task, in Markdown; the drawing that it shows is written beside the file `out`."""
     texts = {}
+    engines = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     for task in dict.fromkeys(result.task for result in results):
         own = [result for result in results if result.task == task]
-        parts = [f"`{command}`, {date.today().isoformat()}, on {machine.describe()}. {_versions(own)}."]
+        where = f"`{command}`, {date.today().isoformat()}, on {machine.describe()}. {_versions(own)}; {engines}."
+        parts = [where]
         for result in own:
             parts += [f"### {result.title}", _times_table(result), _ratios_table(result)]
-            parts += [f"The race that chose effdet's variant: {'; '.join(result.notes)}."] if result.notes else []
+            parts += [f"Before the rounds: {'; '.join(result.notes)}."] if result.notes else []
             same = "\n".join(f"- {check.text}" for check in checks(result))
             parts += [f"The same work on both sides:\n\n{same}"] if same else []
-        texts[task] = "\n\n".join(parts)
+            if task == "growth" and out is not None:
+                write_text(out.parent / DRAWING, growth.draw(growth.points(result)))
+                parts.append(f"![Time over multiply-adds; dashed: 30 % off proportional]({DRAWING.as_posix()})")
+            rows = [[claim.text, claim.measured, "yes" if claim.holds else "**no**"] for claim in claims.claims(result)]
+            parts += [table([["what must hold", "measured", "holds"], *rows])] if rows else []
+        texts[task] = "\n\n".join(part for part in parts if part)
     return texts
 
 
@@ -223,4 +236,4 @@ def write(path: Path, texts: dict[str, str]) -> None:
             page = before + block + after
         else:
             page = f"{page.rstrip()}\n\n{block}\n"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)

@@ -18,6 +18,10 @@ from statistics import median
 
 import report
 import run
+from files import Files
+
+from efficientdet.analysis.benchmark.hardware import Hardware
+from efficientdet.analysis.benchmark.processes import SideError
 
 OURS = """
 import sys, torch
@@ -26,16 +30,10 @@ print(len(ed.load(sys.argv[1], device="cpu", score_threshold=0.05).predict(sys.a
 """
 PEER = """
 import sys
-import peer_effdet
-case = {"model": "d0", "size": 512, "weights": sys.argv[1], "layout": "channels_last"}
-print(len(peer_effdet.Predictor(case).predict(sys.argv[2])))
-"""
-CONVERT = """
-import sys
-from efficientdet.weights.checkpoint import save_checkpoint
-from efficientdet.weights.convert import convert_file
-network, info = convert_file(sys.argv[1], "d0", "effdet")
-save_checkpoint(sys.argv[2], network.state_dict(), info)
+import effdet_side
+case = {"model": "d0", "size": 512, "num_classes": 90, "batch": 1, "weights": sys.argv[1], "layout": "channels_last"}
+case |= {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+print(len(effdet_side.Predictor(case).predict([sys.argv[2]])[0]))
 """
 
 
@@ -44,30 +42,28 @@ def measure(python: str, program: str, weights: Path, picture: Path) -> tuple[fl
     start = time.perf_counter()
     process = subprocess.Popen(
         [python, "-c", program, str(weights), str(picture)], cwd=run.HERE, stdout=subprocess.DEVNULL,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(run.HERE)},
+        env={**os.environ, **(run.PEER_ENVIRONMENT if python == str(run.PEER_PYTHON) else run.ENVIRONMENT)},
     )  # fmt: skip
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise run.WorkerError(f"a process ended with code {process.returncode}; its error stands above")
+        raise SideError(f"a process ended with code {process.returncode}; its error stands above")
     return seconds, usage.ru_maxrss / 1024
 
 
 def main() -> int:
     """Measure in turns and write the section `start` of BENCHMARKS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=run.ROOT / "BENCHMARKS.md", help="file to write")
     arguments = parser.parse_args()
     run.install_peer()
-    machine = report.Machine.read()
-    case = next(case for case in run.CASES if case.task == "predict")
+    machine = Hardware.read()
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "picture.jpg"
-        run.make_picture(picture)
-        theirs = run.make_weights(case, picture)
-        ours = Path(folder) / "d0.safetensors"
-        subprocess.run([sys.executable, "-c", CONVERT, str(theirs), str(ours)], check=True)
+        files = Files(Path(folder))
+        picture, theirs = files.picture, Path(files.effdet_weights("d0", 512))
+        ours = Path(files.checkpoint("d0", 512))
         sides = {
             "efficientdet": (sys.executable, OURS, ours),
             "effdet": (str(run.PEER_PYTHON), PEER, theirs),
@@ -86,7 +82,7 @@ def main() -> int:
     pairs = list(zip(found["effdet"], found["efficientdet"], strict=True))
     rows.append(["effdet / efficientdet", *(f"{median(t[i] / o[i] for t, o in pairs):.2f}" for i in (0, 1))])
     text = f"`python benchmarks/start.py`, {arguments.rounds} rounds, on {machine.describe()}.\n\n"
-    report.write(run.ROOT / "BENCHMARKS.md", {"start": text + report.table(rows)})
+    report.write(arguments.out, {"start": text + report.table(rows)})
     return 0
 
 

@@ -29,12 +29,14 @@ def decode_jpeg(image: Image.Image) -> RgbImage | None:
         image: as `Image.open` gives it.
 
     Returns:
-        (H, W, 3) uint8 RGB, before EXIF orientation; None where this is not a plain RGB JPEG, simplejpeg is not
-        installed or finds fault with the file: then Pillow shall say.
+        (H, W, 3) uint8 RGB, before EXIF orientation; None where this is not a plain RGB JPEG or shall be reduced, or
+        simplejpeg is not installed or finds fault with the file: then Pillow shall say.
     """
     library = _simplejpeg()
     file = getattr(image, "fp", None)
-    if library is None or getattr(image, "decoderconfig", ()) or image.format != "JPEG" or image.mode != "RGB" or file is None:
+    is_plain = image.format == "JPEG" and image.mode == "RGB"
+    is_reduced = bool(getattr(image, "decoderconfig", None))  # by `reduce_while_decoding`
+    if library is None or file is None or not is_plain or is_reduced:
         return None
     position = file.tell()
     file.seek(0)

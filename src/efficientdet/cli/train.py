@@ -18,6 +18,9 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run; default runs/N.")] = None,
     feature_network: FeatureNetwork = None,
     fusion: Fusion = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="In place of the model's own: b0-b7, lite0-lite4, resnet18-101, timm:NAME.")
+    ] = None,
     weights: Annotated[
         str | None, typer.Option("--weights", "-w", help="Start from this detector; new classes get a new head.")
     ] = None,
@@ -46,6 +49,9 @@ def train(
     batch_norm: Annotated[str, typer.Option(help="Backbone statistics: auto, train or frozen.")] = "auto",
     backbone_rate: Annotated[float, typer.Option(help="Factor on the backbone's learning rate.")] = 1.0,
     layer_decay: Annotated[float, typer.Option(help="Each stage learns this much slower than the one above.")] = 1.0,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, 40 % more time.")
+    ] = False,
     frozen_stages: Annotated[int, typer.Option(help="Stages of the backbone that do not learn, 0-7.")] = 0,
     evaluate_every: Annotated[int, typer.Option(help="Epochs between evaluations.")] = 1,
     save_every: Annotated[int, typer.Option(help="Steps between saves of the resumable state.")] = 200,
@@ -62,13 +68,13 @@ def train(
     from efficientdet.training.run import train as run_training
 
     run = run_training(
-        model, data, feature_network=feature_network, fusion=fusion, weights=weights,
+        model, data, feature_network=feature_network, fusion=fusion, backbone=backbone, weights=weights,
         backbone_weights=backbone_weights, out=out, resume=resume,
         skip_missing=skip_missing, quiet=as_json, allow_no_boxes=allow_no_boxes, epochs=epochs,
         batch_size=batch_size, accumulate=accumulate, image_size=image_size, learning_rate=learning_rate,
         optimiser=optimiser, warmup_epochs=warmup_epochs, ema_decay=ema_decay, scale_jitter=scale_jitter,
         precision=precision, batch_norm=batch_norm, backbone_rate=backbone_rate, layer_decay=layer_decay,
-        frozen_stages=frozen_stages,
+        frozen_stages=frozen_stages, gradient_checkpointing=gradient_checkpointing,
         evaluate_every=evaluate_every, save_every=save_every, seed=seed, workers=workers, device=device,
         devices=devices,
     )  # fmt: skip

@@ -225,7 +225,7 @@ class Detector:
         return self._letterbox(image, image_size, source)
 
     def _letterbox(self, image: RgbImage, image_size: tuple[int, int], source: Any = None) -> _Ready:
-        canvas, scale = prepare(image, self._input_size(image_size), self.info.preprocessing, image_size)
+        canvas, scale = prepare(image, self.input_size(image_size), self.info.preprocessing, image_size)
         return _Ready(canvas, scale, image, image_size, str(source) if isinstance(source, (str, Path)) else None)
 
     def _finish(self, ready: Sequence[_Ready], settings: PostprocessSettings, alone: bool = False) -> list[Detections]:
@@ -265,7 +265,7 @@ class Detector:
         )
         return BatchDetections(*(part.cpu() for part in found))
 
-    def _input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+    def input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the network's input for a picture."""
         if not self.is_rectangular:
             return self.image_size

@@ -57,7 +57,7 @@ class Engine:
 
     Attributes:
         backend: one of `BACKENDS`.
-        precision: what it computes in: one of `PRECISIONS`, or `int8` (a quantised file); inputs and outputs are float32.
+        precision: what it computes in: one of `PRECISIONS`, or `int8` (a quantised file); inputs and outputs: float32.
         run: (B, 3, H, W) float32 normalised images, on the engine's device, to the raw outputs. Any thread may call it;
             what it gave a thread holds until the thread's next call.
         device: where inputs and outputs lie.
