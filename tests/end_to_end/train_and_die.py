@@ -35,7 +35,7 @@ def kill_in(owner: str, method: str, number: int) -> None:
 
 
 def main() -> None:
-    spec = importlib.util.spec_from_file_location("shapes", Path(__file__).parents[1] / "training" / "shapes.py")
+    spec = importlib.util.spec_from_file_location("shapes", Path(__file__).parents[1] / "shapes.py")
     assert spec is not None and spec.loader is not None
     shapes = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(shapes)

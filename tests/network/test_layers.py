@@ -154,6 +154,22 @@ def test_batch_norm_has_the_references_constants() -> None:
     assert (layer.eps, layer.momentum) == (1e-3, 0.01)
 
 
+@pytest.mark.parametrize("name", ["swish", "relu6"])
+def test_activations_work_in_place_where_no_gradient_is_wanted(name: str) -> None:
+    """For a gradient torch would have to copy what it overwrites."""
+    x = torch.linspace(-8, 8, 33)
+    original = x.clone()
+    act = activation(name)
+    out = act(x.requires_grad_() * 1)
+    before = x * 1
+    act(before)
+    assert torch.equal(before, original)
+    with torch.no_grad():
+        y = original.clone()
+        assert act(y) is y
+    torch.testing.assert_close(y, out)
+
+
 def test_activations() -> None:
     x = torch.tensor([-1.0, 0.0, 3.0, 9.0])
     assert torch.allclose(activation("swish")(x.clone()), x * x.sigmoid())

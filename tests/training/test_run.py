@@ -27,7 +27,7 @@ from efficientdet.training.folder import TrainingRun
 from efficientdet.training.losses import Losses, matched_loss
 from efficientdet.training.module import DetectionModule
 from efficientdet.training.run import train
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
+from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, load_checkpoint, save_checkpoint
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -337,6 +337,23 @@ def test_only_negatives_train_if_asked_to(shapes: ModuleType, run: Callable[...,
     assert _is_finite(done.last)
 
 
+def test_another_backbone_recomputed_in_bfloat16(run: Callable[..., TrainingRun]) -> None:
+    done = run(backbone="lite1", gradient_checkpointing=True, precision="bf16", epochs=1)
+    network, info = load_checkpoint(done.best)
+    assert info.spec.backbone == network.spec.backbone == "lite1"
+    assert done.report["skipped_steps"] == []
+    assert _is_finite(done.last)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_gpu_is_fed_from_pinned_memory(workers: int) -> None:
+    on_cpu, on_gpu = (training_module.loader_settings(workers, torch.device(name)) for name in ("cpu", "cuda:1"))
+    assert on_gpu == {**on_cpu, "pin_memory": True}
+    assert not on_cpu["pin_memory"]
+    assert on_cpu.get("persistent_workers", False) == (workers > 0)
+    assert on_cpu["num_workers"] == workers
+
+
 # Data sets
 
 
@@ -351,8 +368,9 @@ def test_without_a_validation_split_the_last_weights_are_the_best(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("train: 6 pictures, ")
     assert lines[1] == "val: none found; the last weights are kept, nothing is evaluated"
-    assert lines[2].startswith("epoch 1/1: loss ")
-    assert len(lines) == 3  # nothing of Lightning's
+    assert lines[2] == f"training on cpu, {torch.get_num_threads()} threads, in fp32"
+    assert lines[3].startswith("epoch 1/1: loss ")
+    assert len(lines) == 4  # nothing of Lightning's
 
 
 def test_one_annotation_file_is_a_training_split(run: Callable[..., TrainingRun], data: Path) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from efficientdet.errors import unknown_name
+from efficientdet.network.depthwise import DepthwiseBfloat16
 
 # TensorFlow's epsilon and momentum (0.99, which torch writes as 0.01), used in backbone, feature network and heads.
 BATCH_NORM_EPSILON = 1e-3
@@ -26,6 +27,14 @@ class Swish(nn.SiLU):
         return functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
+class Relu6(nn.ReLU6):
+    """x cut to [0, 6]; in place as in `Swish`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) to (...)."""
+        return functional.hardtanh(x, self.min_val, self.max_val, inplace=not torch.is_grad_enabled())
+
+
 def activation(name: str) -> nn.Module:
     """Build the activation `swish` or `relu6`.
 
@@ -35,7 +44,7 @@ def activation(name: str) -> nn.Module:
     if name == "swish":
         return Swish()
     if name == "relu6":
-        return nn.ReLU6(inplace=True)
+        return Relu6()
     raise unknown_name("activation", name, ["swish", "relu6"])
 
 
@@ -59,6 +68,7 @@ class Conv2d(nn.Conv2d):
         own_padding = kernel // 2 if stride == 1 or padding == "symmetric" else 0
         super().__init__(inputs, outputs, kernel, stride, own_padding, groups=groups, bias=bias)
         self.pads_at_call = own_padding == 0 and kernel > 1
+        self.is_hard_depthwise = groups == inputs == outputs > 1 and not bias and (kernel == 5 or stride == 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, h, w) to (B, outputs, ceil(h / stride), ceil(w / stride))."""
@@ -66,7 +76,18 @@ class Conv2d(nn.Conv2d):
             top, bottom = same_padding(x.shape[2], self.kernel_size[0], self.stride[0])
             left, right = same_padding(x.shape[3], self.kernel_size[1], self.stride[1])
             x = functional.pad(x, (left, right, top, bottom))
+        if self.is_hard_depthwise and _is_bfloat16_training(x):
+            weight = self.weight.to(torch.bfloat16)
+            out: Tensor = DepthwiseBfloat16.apply(x.to(torch.bfloat16), weight, self.stride[0], int(self.padding[0]))  # type: ignore[no-untyped-call]
+            return out
         return super().forward(x)
+
+
+def _is_bfloat16_training(x: Tensor) -> bool:
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    autocasts = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return autocasts or x.dtype == torch.bfloat16
 
 
 class SeparableConv2d(nn.Module):

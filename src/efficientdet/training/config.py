@@ -42,13 +42,16 @@ class TrainConfig:
         ema_decay: of the averaged weights that are evaluated and saved; ramps up from the first step. 0 for none.
         scale_jitter: see `Augmentation`; None for 0.1-2.0 in runs of 150 epochs or more, else 0.5-1.5.
         flip: probability of a horizontal flip.
-        precision: `fp32`, `bf16` or `fp16` (GPU only) autocast; `auto` is bf16.
+        precision: `fp32`, `bf16` or `fp16` (GPU only) autocast; `auto` is bf16 where the device
+            has it, else fp16 on NVIDIA's GPUs and fp32 elsewhere.
         batch_norm: `frozen` keeps the backbone's running statistics, `train` uses the batch's; `auto` freezes those of
             a backbone that comes with weights when the batch is under 32.
         backbone_rate: factor on the backbone's learning rate.
         layer_decay: each stage of the backbone learns this much slower than the one above it; 1 for all alike.
         frozen_stages: the stem and so many stages of the backbone (7 of an EfficientNet, 4 of a ResNet) do not learn.
         drop_path: stochastic depth of the backbone; an EfficientNet's only.
+        gradient_checkpointing: keep less of the forward pass and compute it again in the backward pass: less memory,
+            about 40 % more time, the same result.
         seed: of weights, order and augmentation.
         workers: loader processes; None for none on a CPU, else up to 8.
         cache: keep decoded pictures in memory; None decides by the free memory.
@@ -78,6 +81,7 @@ class TrainConfig:
     layer_decay: float = 1.0
     frozen_stages: int = 0
     drop_path: float = 0.0
+    gradient_checkpointing: bool = False
     seed: int = 0
     workers: int | None = None
     cache: bool | None = None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from efficientdet.training.matching import BACKGROUND, match_anchors
+from efficientdet.training.matching import BACKGROUND, Matches, match_batch
+
+# Logits that a CPU takes at a time: with what is computed of them, they stay in the cache of two cores.
+CPU_PIECE = 2**16
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,10 @@ class Losses(NamedTuple):
     boxes: Tensor
 
 
-def focal_loss(logits: Tensor, is_object: bool, alpha: float, gamma: float, smoothing: float) -> Tensor:
-    """Focal loss of each logit against one target (Lin et al. 2017, eq. 5), stable at any logit.
+def focal_loss(
+    logits: Tensor, is_object: bool, alpha: float, gamma: float, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Focal loss of each logit against one target (Lin et al. 2017, eq. 5), stable at any logit, and its slope.
 
     Args:
         logits: (...) float.
@@ -52,12 +57,71 @@ def focal_loss(logits: Tensor, is_object: bool, alpha: float, gamma: float, smoo
         smoothing: label smoothing of the cross-entropy.
 
     Returns:
-        (...) losses, not summed.
+        (...) losses, not summed, and (...) their derivatives by the logits.
     """
-    target = (1.0 if is_object else 0.0) * (1 - smoothing) + 0.5 * smoothing
-    cross_entropy = functional.softplus(logits, threshold=50) - (target * logits if target else 0.0)
-    miss = (-logits if is_object else logits).sigmoid()  # 1 - p_t
-    return (alpha if is_object else 1 - alpha) * miss.pow(gamma) * cross_entropy
+    # An object's loss is that of background at the mirrored logit.
+    z = -logits if is_object else logits
+    weight, shift = (alpha if is_object else 1 - alpha), smoothing / 2
+    entropy = functional.softplus(z, threshold=50)
+    log_miss = z - entropy  # log of 1 - p_t
+    miss = log_miss.exp()
+    discount = log_miss.mul_(gamma).exp_().mul_(weight)
+    if shift:
+        entropy = entropy - shift * z
+        miss_and_shift = miss - shift
+    else:
+        miss_and_shift = miss
+    slope = torch.addcmul(entropy, entropy, miss, value=-1).mul_(gamma).add_(miss_and_shift).mul_(discount)
+    return entropy.mul_(discount), slope.neg_() if is_object else slope
+
+
+class FocalSum(torch.autograd.Function):
+    """Sum of the focal losses of every anchor and class, computed in float32 together with its gradient.
+
+    Autograd would keep half a dozen tensors of the logits' size until the backward pass; this keeps the gradient alone,
+    and on a CPU goes through the logits in pieces that stay in the cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, labels: Tensor, alpha: float, gamma: float, smoothing: float, *class_logits: Tensor
+    ) -> Tensor:
+        """Sum up; labels (B, A) hold each anchor's class or BACKGROUND, class_logits are those of `detection_loss`."""
+        shape = (alpha, gamma, smoothing)
+        sums, gradients = [], []
+        labels_by_level = torch.split(labels, [x.shape[1] for x in class_logits], 1)
+        for logits, labels_here in zip(class_logits, labels_by_level, strict=True):
+            # float16 would lose small gradients before the gradient scaler's factor reaches them.
+            kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+            gradient = torch.empty(logits.shape, dtype=kept, device=logits.device)
+            size = CPU_PIECE if logits.device.type == "cpu" else logits.numel()
+            pieces = (torch.split(x.reshape(-1), size) for x in (logits, gradient))
+            for piece, out in zip(*pieces, strict=True):
+                losses, slopes = focal_loss(_raised(piece), False, *shape)
+                sums.append(losses.sum())
+                out.copy_(slopes)
+            # Nearly all logits are background: all were taken for it, now the few are set right that are not.
+            is_object, place = (labels_here != BACKGROUND)[..., None], labels_here.clamp(min=0)[..., None]
+            values = _raised(logits.gather(2, place))  # (B, A_l, 1)
+            of_object, of_background = (focal_loss(values, target, *shape) for target in (True, False))
+            sums.append(((of_object[0] - of_background[0]) * is_object).sum())
+            gradient.scatter_(2, place, torch.where(is_object, of_object[1], of_background[1]).to(kept))
+            gradients.append(gradient)
+        ctx.gradients, ctx.dtypes = gradients, [x.dtype for x in class_logits]
+        return torch.stack(sums).sum()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        """Hand the gradient out, once."""
+        if ctx.gradients is None:
+            raise RuntimeError("the focal loss gives its gradient once; compute the loss anew")
+        gradients, ctx.gradients = ctx.gradients, None
+        parts = [gradient.mul_(factor).to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)]
+        return None, None, None, None, *parts
+
+
+def _raised(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def detection_loss(
@@ -84,26 +148,24 @@ def detection_loss(
     Returns:
         The three scalars, float32 (float64 if the logits are).
     """
+    return matched_loss(class_logits, box_deltas, match_batch(anchors_xyxy, boxes_xyxy, labels), settings)
+
+
+def matched_loss(
+    class_logits: list[Tensor], box_deltas: list[Tensor], targets: Matches, settings: LossSettings | None = None
+) -> Losses:
+    """`detection_loss`, of targets that `match_batch` has found."""
     settings = settings or LossSettings()
     with torch.autocast(class_logits[0].device.type, enabled=False):
-        logits = torch.cat(class_logits, 1)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        deltas = torch.cat(box_deltas, 1).to(logits.dtype)
-        with torch.no_grad():
-            matches = [match_anchors(anchors_xyxy, b, c) for b, c in zip(boxes_xyxy, labels, strict=True)]
-            target_labels = torch.stack([match.labels for match in matches])  # (B, A)
-            target_deltas = torch.stack([match.deltas for match in matches]).to(deltas.dtype)
-        positive = target_labels != BACKGROUND  # (B, A)
-        normaliser = positive.sum() + 1.0
-
-        # Nearly all logits are background: take all for it, then set the few right at which an object is.
+        deltas = torch.cat(box_deltas, 1)
+        deltas = deltas.double() if class_logits[0].dtype == torch.float64 else deltas.float()
+        target_deltas = targets.deltas.to(deltas.dtype)
+        normaliser = targets.normaliser()
         shape = (settings.alpha, settings.gamma, settings.label_smoothing)
-        of_object = logits.gather(2, target_labels.clamp(min=0)[..., None])[..., 0]  # (B, A)
-        correction = focal_loss(of_object, True, *shape) - focal_loss(of_object, False, *shape)
-        classes = focal_loss(logits, False, *shape).sum() + (correction * positive).sum()
-        classes = classes / normaliser
+        focal: Tensor = FocalSum.apply(targets.labels, *shape, *class_logits)  # type: ignore[no-untyped-call]
+        classes = focal / normaliser
 
-        counted = target_deltas != 0 if settings.skips_zero_targets else positive[..., None].expand_as(deltas)
+        counted = target_deltas != 0 if settings.skips_zero_targets else (targets.labels != BACKGROUND)[..., None]
         huber = functional.huber_loss(deltas, target_deltas, reduction="none", delta=settings.delta)
         boxes = (huber * counted).sum() / (4.0 * normaliser)
         return Losses(classes + settings.box_weight * boxes, classes, boxes)

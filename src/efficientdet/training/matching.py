@@ -21,7 +21,7 @@ BACKGROUND = -1
 
 
 class Matches(NamedTuple):
-    """Targets of one picture.
+    """Targets of one picture, or with a dimension B in front of a batch.
 
     Attributes:
         labels: (A,) int64: the class of each anchor's box, -1 for background.
@@ -30,6 +30,20 @@ class Matches(NamedTuple):
 
     labels: Tensor
     deltas: Tensor
+
+    def normaliser(self) -> Tensor:
+        """Scalar float32: the anchors that answer for a box, plus one; losses are divided by it."""
+        return (self.labels != BACKGROUND).sum() + 1.0
+
+
+@torch.no_grad()
+def match_batch(anchors_xyxy: Tensor, boxes_xyxy: list[Tensor], labels: list[Tensor]) -> Matches:
+    """`match_anchors` of every picture, stacked: labels (B, A) and deltas (B, A, 4).
+
+    Picture by picture, for the overlaps of all boxes of a batch with all anchors would not fit in memory.
+    """
+    matches = [match_anchors(anchors_xyxy, b, c) for b, c in zip(boxes_xyxy, labels, strict=True)]
+    return Matches(torch.stack([match.labels for match in matches]), torch.stack([match.deltas for match in matches]))
 
 
 def match_anchors(anchors_xyxy: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> Matches:

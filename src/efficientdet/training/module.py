@@ -21,13 +21,23 @@ from efficientdet.data.dataset import (
     eval_loader,
 )
 from efficientdet.evaluation.coco_ap import Metrics, coco_metrics
-from efficientdet.evaluation.results import batch_results, ground_truth
+from efficientdet.evaluation.results import batch_results
 from efficientdet.inference.postprocess import PostprocessSettings, postprocess
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.losses import matched_loss
 from efficientdet.training.matching import match_batch
+from efficientdet.training.recompute import recompute_maps
 from efficientdet.training.schedule import batch_norm_momentum, build_optimiser, check_stages, rate_factor
+
+
+def loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
+    """Arguments of a DataLoader: processes that live through the epochs, and pinned memory for a GPU.
+
+    From pinned memory Lightning copies while the GPU computes.
+    """
+    settings = {"num_workers": workers, "pin_memory": device.type == "cuda"}
+    return {**settings, "persistent_workers": True, "prefetch_factor": 4} if workers else settings
 
 
 class DetectionModule(LightningModule):
@@ -56,12 +66,14 @@ class DetectionModule(LightningModule):
         self.evaluated_epoch = -1
         self.skipped: list[str] = []
         self._results: list[dict[str, Any]] = []
-        # Of the batches whose gradients are being added: pictures, and what each loss was divided by.
-        self._image_ids: list[int | str] = []
+        # Of the batches whose gradients are being added: places of the pictures, and what each loss was divided by.
+        self._indices: list[Tensor] = []
         self._normalisers: list[Tensor] = []
         self._kept_statistics: list[Tensor] = []
         check_stages(model.backbone, config)
         self._freeze_stages()
+        if config.gradient_checkpointing:
+            recompute_maps(model)
         # Lightning starts in whatever mode it finds: without this, frozen batch norms would not be.
         self.train()
 
@@ -113,9 +125,8 @@ class DetectionModule(LightningModule):
         batches.set_epoch(loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         batches.start = loop.epoch_loop.batch_progress.current.processed % len(batches)  # type: ignore[attr-defined]
         return TrainLoader(
-            self.train_set, batch_sampler=batches, collate_fn=collate, num_workers=self.workers,
-            persistent_workers=self.workers > 0, pin_memory=self.device.type == "cuda",
-        )  # fmt: skip
+            self.train_set, batch_sampler=batches, collate_fn=collate, **loader_settings(self.workers, self.device)
+        )
 
     def val_dataloader(self) -> DataLoader[Sample] | list[Any]:
         """Letterboxed batches of the validation split."""
@@ -154,7 +165,7 @@ class DetectionModule(LightningModule):
         targets = match_batch(anchors, batch.boxes_xyxy, batch.labels)
         losses = matched_loss(class_logits, box_deltas, targets, self.config.loss)
         if not bool(losses.total.isfinite()):
-            self._skip("the loss is not finite", self._ids(batch))
+            self._skip("the loss is not finite", [batch.indices])
             self._restore_statistics()
             if self.trainer.world_size == 1:
                 return None
@@ -165,7 +176,7 @@ class DetectionModule(LightningModule):
             {f"train/{name}": value.detach() for name, value in shown.items()}, batch_size=len(batch.indices)
         )
         self.log("loss", losses.total.detach(), prog_bar=True, logger=False, batch_size=len(batch.indices))
-        self._image_ids += self._ids(batch)
+        self._indices.append(batch.indices)
         return losses.total if self.config.accumulate == 1 else losses.total * self._share(targets.normaliser())
 
     def _share(self, normaliser: Tensor) -> Tensor:
@@ -184,10 +195,8 @@ class DetectionModule(LightningModule):
             torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
         self._normalisers = []
 
-    def _ids(self, batch: Batch) -> list[int | str]:
-        return [self.train_set.records.images[i].image_id for i in batch.indices.tolist()]
-
-    def _skip(self, why: str, image_ids: list[int | str]) -> None:
+    def _skip(self, why: str, indices: list[Tensor]) -> None:
+        image_ids = [self.train_set.records.images[i].image_id for i in torch.cat(indices).tolist()]
         message = f"epoch {self.current_epoch}, step {self.global_step}: {why}; step skipped, image ids {image_ids}"
         self.skipped.append(message)
         self.print(message)
@@ -198,13 +207,13 @@ class DetectionModule(LightningModule):
         """Clip the gradient's norm; where it is not finite, drop the gradient, so that the weights stay."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         self._end_accumulation(parameters)
-        image_ids, self._image_ids = self._image_ids, []
+        indices, self._indices = self._indices, []
         norm = nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip or float("inf"), foreach=True)
         # Under fp16 the gradient scaler looks for overflows by itself and lowers its scale.
         if self.trainer.precision != "16-mixed" and not bool(norm.isfinite()):
             for parameter in parameters:
                 parameter.grad = None
-            self._skip("the gradient is not finite", image_ids)
+            self._skip("the gradient is not finite", indices)
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW, with warm-up and cosine by the step."""
@@ -252,7 +261,7 @@ class DetectionModule(LightningModule):
             gathered: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(gathered, results)
             results = list({str(row): row for part in gathered for row in part}.values())
-        self.metrics = coco_metrics(ground_truth(self.val_set.records), results)
+        self.metrics = coco_metrics(self.val_set.records.to_coco(), results)
         self.evaluated_epoch = self.current_epoch
         self.log_dict(
             {

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ from efficientdet.network.efficientdet import EfficientDet, create_model
 from efficientdet.network.topology import Topology
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.folder import CONFIG_FILE, RESUME_FILE, TrainingRun
+from efficientdet.training.memory import kept_memory
+from efficientdet.training.precision import LIGHTNING_PRECISIONS, choose_precision
 from efficientdet.training.start import start_backbone_from, start_from
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
 
@@ -39,6 +41,7 @@ def train(
     *,
     feature_network: str | Path | Topology | None = None,
     fusion: str | None = None,
+    backbone: str | None = None,
     weights: str | Path | None = None,
     backbone_weights: str | Path | None = None,
     out: str | Path | None = None,
@@ -55,6 +58,7 @@ def train(
         data: folder with a `train` and, if possible, a `val` split (see `data.dataset.read_split`), or one COCO JSON.
         feature_network: see `create_model`; None for the model's own.
         fusion: see `create_model`; None for the model's own.
+        backbone: see `create_model`; None for the model's own.
         weights: start from this detector: a bundled name or a checkpoint of the same network. Where its classes differ,
             the last layer of the class head starts afresh.
         backbone_weights: start the backbone alone: from a detector (what `weights` takes), or from a `.npz` of folded
@@ -88,7 +92,7 @@ def train(
     torch.manual_seed(config.seed)
     network = create_model(
         model, len(train_records.class_names), feature_network=feature_network, fusion=fusion,
-        drop_path=config.drop_path,
+        backbone=backbone, drop_path=config.drop_path,
     ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
     preprocessing = default_preprocessing(network.spec)
     if has_state:
@@ -273,6 +277,9 @@ def _fit(
     workers = config.workers
     if workers is None:
         workers = 0 if accelerator == "cpu" else min(8, max(1, (os.cpu_count() or 2) - 1))
+    precision = choose_precision(config.precision, accelerator)
+    threads = f", {torch.get_num_threads()} threads" if accelerator == "cpu" else f" x {config.devices}"
+    console.print(f"training on {accelerator}{threads}, in {precision}")
     module = DetectionModule(
         network, config, train_set, val_set, config.freezes_batch_norm(is_pretrained), workers
     )
@@ -287,7 +294,7 @@ def _fit(
         accelerator=accelerator,
         devices=config.devices,
         max_epochs=config.epochs,
-        precision={"fp32": "32-true", "fp16": "16-mixed"}.get(config.precision, "bf16-mixed"),  # type: ignore[arg-type]
+        precision=LIGHTNING_PRECISIONS[precision],  # type: ignore[arg-type]
         accumulate_grad_batches=config.accumulate,
         check_val_every_n_epoch=config.evaluate_every,
         num_sanity_val_steps=0,
@@ -301,7 +308,8 @@ def _fit(
         use_distributed_sampler=False,
     )
     try:
-        trainer.fit(module, ckpt_path=str(folder / RESUME_FILE) if resume else None, weights_only=True)
+        with kept_memory() if accelerator == "cpu" else nullcontext():
+            trainer.fit(module, ckpt_path=str(folder / RESUME_FILE) if resume else None, weights_only=True)
     except EfficientDetError as error:
         # A loader process sends its errors with the traceback in front.
         if "Original Traceback" not in str(error):
