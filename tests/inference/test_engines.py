@@ -51,7 +51,9 @@ def check(outputs: Outputs, expected: Outputs, tolerance: float) -> None:
         assert [x.shape for x in ours] == [x.shape for x in theirs]
         for a, b in zip(ours, theirs, strict=True):
             assert a.dtype == torch.float32
-            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+            if tolerance < 0.01:
+                torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+            assert (a - b).abs().mean() < tolerance
 
 
 def libraries_of(backend: str) -> None:
@@ -62,8 +64,8 @@ def libraries_of(backend: str) -> None:
 @pytest.mark.parametrize(
     ("backend", "precision", "tolerance"),
     [
-        ("eager", "fp32", 1e-4), ("onnxruntime", "fp32", 1e-4), ("openvino", "fp32", 1e-4), ("eager", "bf16", 0.6),
-        ("openvino", "bf16", 0.6),
+        ("eager", "fp32", 1e-4), ("onnxruntime", "fp32", 1e-4), ("openvino", "fp32", 1e-4), ("eager", "bf16", 0.1),
+        ("openvino", "bf16", 0.1),
     ],
 )  # fmt: skip
 def test_the_same_outputs(model: EfficientDet, backend: str, precision: str, tolerance: float) -> None:

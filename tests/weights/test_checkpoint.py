@@ -171,7 +171,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     if place == "save_file":
         monkeypatch.setattr(checkpoint_module, "save_file", half_written)
     else:
-        monkeypatch.setattr(checkpoint_module.os, "replace", half_written)
+        monkeypatch.setattr("efficientdet.files.os.replace", half_written)
     expected: type[BaseException] = WeightsError if isinstance(fault, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         save_checkpoint(path, model.state_dict(), dataclasses.replace(INFO, metrics={}))
