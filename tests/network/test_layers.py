@@ -183,3 +183,13 @@ def test_truncated_normal_has_the_deviation_asked_for() -> None:
     truncated_normal_(weight, 0.1)
     assert weight.std().item() == pytest.approx(0.1, rel=0.03)
     assert weight.abs().max() <= 0.2 / 0.879 and weight.mean().abs() < 2e-3
+
+
+def test_a_bias_that_came_later_counts_in_bfloat16_too() -> None:
+    """As folding gives one to a depthwise convolution that was built without."""
+    conv = Conv2d(8, 8, 5, 2, groups=8)
+    conv.bias = torch.nn.Parameter(torch.full((8,), 3.0))
+    x = torch.randn(1, 8, 12, 12, generator=torch.Generator().manual_seed(0))
+    expected = conv(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(conv(x).float(), expected, atol=0.05, rtol=0.05)

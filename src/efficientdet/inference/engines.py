@@ -13,7 +13,6 @@ import importlib.util
 import os
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,8 +143,7 @@ def _torch_run(model: EfficientDet, backend: str, precision: str, device: torch.
     compiled = _compiled(network, device) if backend == "compile" else network
 
     def run(images: Tensor) -> Outputs:
-        # Inductor's code is made outside inference mode, and holds only there.
-        with torch.no_grad() if backend == "compile" else nullcontext():
+        with torch.no_grad():
             class_logits, box_deltas = compiled(images.to(kind, memory_format=torch.channels_last))
         return [x.float() for x in class_logits], [x.float() for x in box_deltas]
 

@@ -68,7 +68,7 @@ class Conv2d(nn.Conv2d):
         own_padding = kernel // 2 if stride == 1 or padding == "symmetric" else 0
         super().__init__(inputs, outputs, kernel, stride, own_padding, groups=groups, bias=bias)
         self.pads_at_call = own_padding == 0 and kernel > 1
-        self.is_hard_depthwise = groups == inputs == outputs > 1 and not bias and (kernel == 5 or stride == 2)
+        self.is_hard_depthwise = groups == inputs == outputs > 1 and (kernel == 5 or stride == 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, h, w) to (B, outputs, ceil(h / stride), ceil(w / stride))."""
@@ -76,7 +76,7 @@ class Conv2d(nn.Conv2d):
             top, bottom = same_padding(x.shape[2], self.kernel_size[0], self.stride[0])
             left, right = same_padding(x.shape[3], self.kernel_size[1], self.stride[1])
             x = functional.pad(x, (left, right, top, bottom))
-        if self.is_hard_depthwise and _is_bfloat16_training(x):
+        if self.is_hard_depthwise and self.bias is None and _is_bfloat16_training(x):
             weight = self.weight.to(torch.bfloat16)
             out: Tensor = DepthwiseBfloat16.apply(x.to(torch.bfloat16), weight, self.stride[0], int(self.padding[0]))  # type: ignore[no-untyped-call]
             return out
