@@ -15,9 +15,12 @@ from efficientdet.version import __version__
 
 if TYPE_CHECKING:
     from efficientdet import boxes, errors, family, weights
+    from efficientdet.analysis.ablate import ablate
     from efficientdet.detections import Detections
     from efficientdet.evaluation.coco_ap import Metrics
     from efficientdet.evaluation.evaluate import evaluate
+    from efficientdet.exporting.export import export
+    from efficientdet.exporting.quantise import quantise
     from efficientdet.inference.detector import Detector, load
     from efficientdet.network.efficientdet import EfficientDet, create_model
     from efficientdet.training.config import TrainConfig
@@ -34,9 +37,12 @@ _HOMES = {
     "Metrics": "efficientdet.evaluation.coco_ap",
     "TrainConfig": "efficientdet.training.config",
     "TrainingRun": "efficientdet.training.folder",
+    "ablate": "efficientdet.analysis.ablate",
     "create_model": "efficientdet.network.efficientdet",
     "evaluate": "efficientdet.evaluation.evaluate",
+    "export": "efficientdet.exporting.export",
     "load": "efficientdet.inference.detector",
+    "quantise": "efficientdet.exporting.quantise",
     "train": "efficientdet.training.run",
 }
 
@@ -48,12 +54,15 @@ __all__ = [
     "TrainConfig",
     "TrainingRun",
     "__version__",
+    "ablate",
     "boxes",
     "create_model",
     "errors",
     "evaluate",
+    "export",
     "family",
     "load",
+    "quantise",
     "train",
     "weights",
 ]

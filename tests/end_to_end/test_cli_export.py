@@ -31,7 +31,7 @@ def test_export_then_check_then_refuse(command: Command, checkpoint: Path, tmp_p
     assert report["failures"] == [] and report["departs_at"] is None
 
     graph = onnx.load(str(out))
-    name = "model.box_head.convs.0.1.pointwise.weight"
+    name = "model.feature_network.cells.0.out4.conv.pointwise.weight"
     (tensor,) = (tensor for tensor in graph.graph.initializer if tensor.name == name)
     weights = numpy_helper.to_array(tensor).copy()
     weights.flat[0] += 1.0
@@ -40,7 +40,7 @@ def test_export_then_check_then_refuse(command: Command, checkpoint: Path, tmp_p
     done = command("export", checkpoint, "--check", out)
     assert done.code == 1
     assert "BROKEN" in done.out
-    assert "The first to depart: box_head.convs.0.1.pointwise" in done.err
+    assert "The first to depart: feature_network.cells.0.out4.conv.pointwise" in done.err
 
 
 @pytest.mark.parametrize(

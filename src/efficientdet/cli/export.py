@@ -25,7 +25,9 @@ def export(
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="Bytes in, boxes out: normalising, decoding and NMS in the file.")
     ] = False,
-    dynamic: Annotated[bool, typer.Option("--dynamic", help="Any number of pictures, of any size.")] = False,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", "--dynamic-size", help="Any number of pictures, of any multiple of 128 pixels.")
+    ] = False,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Any number of pictures.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Store weights as float16: half the file.")] = False,
     image_size: Size = None,
@@ -44,7 +46,7 @@ def export(
     Exits with 1, naming the first layer that departs, where the file is too far from the float32 network: outputs
     1e-4 of the largest, AP 0.1 points (--half: 1e-2 and 0.5; int8: AP 1 point).
 
-    Example: `efficientdet export people --out people.onnx --end-to-end --dynamic`
+    Example: `efficientdet export people --out people.onnx --end-to-end`
     """
     from efficientdet.exporting.export import export as run_export
     from efficientdet.exporting.parity import ParityError, check_file

@@ -1,0 +1,62 @@
+"""The bundled detector of people, small; its ONNX network is translated once for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from efficientdet.exporting import onnx_file
+from efficientdet.exporting.batches import sample_picture
+from efficientdet.images import read
+from efficientdet.inference.detector import Detector, load
+from efficientdet.inference.onnx_network import free_shapes, onnx_network
+from efficientdet.pixels import RgbImage
+
+
+@pytest.fixture(scope="session")
+def people() -> Detector:
+    """The bundled detector, for small pictures."""
+    return load("people", device="cpu", image_size=128, score_threshold=0.05)
+
+
+@pytest.fixture(scope="session")
+def portrait() -> RgbImage:
+    """A real picture of a person, not square."""
+    return read(sample_picture())
+
+
+@pytest.fixture(scope="session")
+def wide(portrait: RgbImage) -> RgbImage:
+    """Another one, wider than high."""
+    image = Image.fromarray(portrait)
+    return read(image.crop((0, 60, image.width, 400)))
+
+
+@pytest.fixture(scope="session")
+def translations() -> dict[Any, Any]:
+    """Networks as ONNX, by network and size."""
+    return {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network_translated_once(translations: dict[Any, Any]) -> Iterator[None]:
+    """Most of an export's time goes into translating the network: do it once for each network and size."""
+    made = translations
+
+    def translate(model: Any, size: tuple[int, int], dynamic_batch: bool, dynamic_size: bool) -> Any:
+        from onnx import ModelProto
+
+        key = (id(model), size, dynamic_batch)
+        if key not in made:
+            made[key] = (model, onnx_network(model, size, dynamic_batch=dynamic_batch))  # it keeps the model's id
+        copy = ModelProto()
+        copy.CopyFrom(made[key][1])
+        free_shapes(copy, dynamic_size)
+        return copy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_file, "onnx_network", translate)
+        yield

@@ -1,0 +1,121 @@
+"""Raw and end-to-end ONNX files against the network and against our own post-processing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from efficientdet.errors import WeightsError
+from efficientdet.exporting.batches import make_batch
+from efficientdet.exporting.export import export
+from efficientdet.exporting.onnx_file import OnnxFile, halve_weights, make_onnx
+from efficientdet.exporting.settings import ExportSettings
+from efficientdet.inference.detector import Detector, load
+from efficientdet.pixels import RgbImage
+
+
+@pytest.fixture(scope="module")
+def raw_file(people: Detector, tmp_path_factory: pytest.TempPathFactory) -> OnnxFile:
+    path = tmp_path_factory.mktemp("raw") / "people.onnx"
+    report = export(people, path, dynamic_batch=True)
+    assert not report.failures
+    return OnnxFile(path)
+
+
+@pytest.fixture(scope="module")
+def whole_file(people: Detector, tmp_path_factory: pytest.TempPathFactory) -> OnnxFile:
+    path = tmp_path_factory.mktemp("whole") / "people.onnx"
+    export(people, path, end_to_end=True, dynamic_batch=True, dynamic_size=True)
+    return OnnxFile(path)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_raw_outputs_are_the_networks(
+    people: Detector, raw_file: OnnxFile, portrait: RgbImage, wide: RgbImage, count: int
+) -> None:
+    batch = make_batch([portrait, wide, wide[::-1]][:count], people.image_size, people.info.preprocessing, whole=False)
+    with torch.no_grad():
+        expected = people.model(batch.images)
+    for found, levels in zip(raw_file.raw(batch), expected, strict=True):
+        wanted = torch.cat(levels, 1)
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() <= 1e-4 * max(1.0, float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("size", [(128, 128), (256, 128), (128, 384)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_end_to_end_is_the_detector(
+    people: Detector, whole_file: OnnxFile, portrait: RgbImage, wide: RgbImage,
+    size: tuple[int, int], count: int,
+) -> None:  # fmt: skip
+    """Boxes within 0.02 pixels, scores within 1e-5, labels and counts the same: those of the whole detector."""
+    detector = Detector(people.model, people.info, device="cpu", image_size=size)
+    pictures = [portrait, wide, wide[::-1].copy()][:count]
+    batch = make_batch(pictures, size, detector.info.preprocessing, whole=True)
+    boxes, scores, labels, counts = whole_file.detect(batch)
+    for i, picture in enumerate(pictures):
+        wanted = detector.predict(picture, score_threshold=0.05)
+        assert int(counts[i]) == len(wanted) > 0
+        n = len(wanted)
+        assert torch.allclose(boxes[i, :n], torch.from_numpy(wanted.boxes_xyxy), rtol=0, atol=0.02)
+        assert torch.allclose(scores[i, :n], torch.from_numpy(wanted.scores), rtol=0, atol=1e-5)
+        assert torch.equal(labels[i, :n], torch.from_numpy(wanted.labels))
+        assert not boxes[i, n:].any() and not scores[i, n:].any() and not labels[i, n:].any()
+
+
+def test_what_lies_outside_the_picture_is_not_looked_at(
+    people: Detector, whole_file: OnnxFile, wide: RgbImage
+) -> None:
+    batch = make_batch([wide], (128, 128), people.info.preprocessing, whole=True)
+    canvas = batch.canvases.clone()
+    canvas[:, int(wide.shape[0] * batch.scales[0]) :] = 200
+    before, after = whole_file.detect(batch), whole_file.detect(batch._replace(canvases=canvas))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_limits_go_into_the_file(people: Detector, portrait: RgbImage, tmp_path: Path) -> None:
+    detector = load("people", device="cpu", image_size=128, score_threshold=0.0, iou_threshold=0.8, max_detections=7,
+                    max_candidates=60)  # fmt: skip
+    detector._model = people._model  # so that the translated network is the one at hand
+    path = tmp_path / "few.onnx"
+    export(detector, path, end_to_end=True, dynamic_batch=True)
+    batch = make_batch([portrait], (128, 128), detector.info.preprocessing, whole=True)
+    boxes, scores, _, counts = OnnxFile(path).detect(batch)
+    wanted = detector.predict(portrait)
+    assert len(wanted) == int(counts[0]) == scores.shape[1] == 7
+    assert torch.allclose(boxes[0], torch.from_numpy(wanted.boxes_xyxy), rtol=0, atol=0.02)
+    assert torch.allclose(scores[0], torch.from_numpy(wanted.scores), rtol=0, atol=1e-5)
+
+
+def test_the_file_says_what_it_is(people: Detector, raw_file: OnnxFile, whole_file: OnnxFile) -> None:
+    facts = raw_file.facts
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["class_names"] == ["person"]
+    assert facts["category_ids"] == list(people.info.category_ids)
+    assert facts["image_size"] == [128, 128]
+    assert facts["preprocessing"]["mean"] == [127.0, 127.0, 127.0]
+    assert facts["anchors"]["count"] == len(people.model.anchors((128, 128)))
+    assert (facts["end_to_end"], facts["dynamic_batch"], facts["dynamic_size"]) == (False, True, False)
+    assert (whole_file.facts["end_to_end"], whole_file.facts["dynamic_size"]) == (True, True)
+    assert whole_file.facts["postprocess"]["score_threshold"] == 0.05
+
+
+def test_half_weights_halve_the_file(people: Detector, raw_file: OnnxFile, portrait: RgbImage) -> None:
+    settings = ExportSettings("onnx", dynamic_batch=True, half=True)
+    full, half = make_onnx(people, ExportSettings("onnx", dynamic_batch=True)), make_onnx(people, settings)
+    assert half.ByteSize() < 0.6 * full.ByteSize()
+    halve_weights(full)
+    assert [t.data_type for t in full.graph.initializer] == [t.data_type for t in half.graph.initializer]
+
+
+def test_a_file_of_others_is_refused(tmp_path: Path, people: Detector) -> None:
+    import onnx
+
+    graph = make_onnx(people, ExportSettings("onnx", dynamic_batch=True))
+    del graph.metadata_props[:]
+    onnx.save(graph, str(tmp_path / "bare.onnx"))
+    with pytest.raises(WeightsError, match="holds no 'efficientdet' metadata"):
+        OnnxFile(tmp_path / "bare.onnx")
