@@ -65,7 +65,7 @@ def test_openvino_takes_any_size(people: Detector, tmp_path: Path) -> None:
     [
         ("onnx", ".onnx", "onnx", r"onnx is not installed; run: pip install 'efficientdet\[export\]'"),
         ("openvino", ".xml", "openvino", r"openvino is not installed; run: pip install 'efficientdet\[export\]'"),
-        ("executorch", ".pte", "executorch", "executorch.* is not installed; run: pip install executorch"),
+        ("executorch", ".pte", "executorch.exir", "executorch.* is not installed; run: pip install executorch"),
         ("tflite", ".tflite", "litert_torch", "litert_torch is not installed; run: pip install litert-torch"),
     ],
 )

@@ -99,5 +99,5 @@ def _print_report(report: ParityReport, name: str) -> None:
         rows.append({"output": f"AP {report.ap:.2f}, network {report.reference_ap:.2f}",
                      "max": f"{report.ap_difference:+.2f}", "mean": "", "bound": f"{report.ap_bound}",
                      "": "kept" if kept else "BROKEN"})  # fmt: skip
-    title = f"{report.file} ({report.precision}) less {name} in PyTorch float32, on {report.pictures} pictures"
-    print_table(title, rows, ("output", ""))
+    say(f"{report.file} ({report.precision}) less {name} in PyTorch float32, on {report.pictures} pictures")
+    print_table("", rows, ("output", ""))
