@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from efficientdet.exporting import onnx_file
-from efficientdet.exporting.batches import sample_picture
 from efficientdet.images import read
 from efficientdet.inference.detector import Detector, load
+from efficientdet.inference.inputs import sample_picture
 from efficientdet.inference.onnx_network import free_shapes, onnx_network
 from efficientdet.pixels import RgbImage
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efficientdet.exporting.batches import sample_picture
 from efficientdet.exporting.export import export
 from efficientdet.inference.detector import Detector
+from efficientdet.inference.inputs import sample_picture
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Runs the program, then says which of the modules in question it had loaded.

@@ -28,7 +28,7 @@ from efficientdet.cli.options import (
     progress_bar,
     say,
 )
-from efficientdet.errors import ImageError, MissingExtraError, SettingError
+from efficientdet.errors import ImageError, SettingError
 from efficientdet.files import replacing, write_json
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ def demo(
     Example: `efficientdet demo photo.jpg`
     """
     from efficientdet.inference.detector import load
+    from efficientdet.inference.inputs import sample_picture
 
-    source = picture or _sample_portrait()
+    source = picture or sample_picture()
     target = out / f"{source.stem}.jpg"
     _spare_originals([source], [target])
     detections = load(weights).predict(source)
@@ -56,21 +57,6 @@ def demo(
     _save_picture(detections, target)
     _print_detections(detections, source)
     say(f"annotated picture: {target}")
-
-
-def _sample_portrait() -> Path:
-    """The picture of Grace Hopper among matplotlib's sample data, found without importing matplotlib."""
-    import importlib.util
-
-    spec = importlib.util.find_spec("matplotlib")
-    folder = Path(spec.origin).parent if spec and spec.origin else None
-    portrait = folder / "mpl-data" / "sample_data" / "grace_hopper.jpg" if folder else None
-    if portrait is None or not portrait.is_file():
-        raise MissingExtraError(
-            "the demo's picture comes with matplotlib; run: pip install 'efficientdet[demo]', or name a picture: "
-            "efficientdet demo photo.jpg"
-        )
-    return portrait
 
 
 @app.command()

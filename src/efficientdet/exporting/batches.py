@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from efficientdet.errors import MissingExtraError
 from efficientdet.images import Preprocessing, letterbox_scale, normalise, prepare, read, resize
-from efficientdet.inference.inputs import find_pictures
+from efficientdet.inference.inputs import find_pictures, sample_picture
 from efficientdet.pixels import RgbImage
 
 # More pictures would tell nothing new of two networks that shall agree on each.
@@ -84,23 +82,6 @@ def comparison_pictures(folder: str | Path | None) -> list[RgbImage]:
     if len(pictures) == 1:  # its mirror image makes a batch of it
         pictures.append(np.ascontiguousarray(pictures[0][:, ::-1]))
     return pictures
-
-
-def sample_picture() -> Path:
-    """The portrait of Grace Hopper among matplotlib's sample data, found without importing matplotlib.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    spec = importlib.util.find_spec("matplotlib")
-    folder = Path(spec.origin).parent if spec and spec.origin else None
-    portrait = folder / "mpl-data" / "sample_data" / "grace_hopper.jpg" if folder else None
-    if portrait is None or not portrait.is_file():
-        raise MissingExtraError(
-            "the picture to compare on comes with matplotlib; run: pip install 'efficientdet[demo]', or give a folder "
-            "of your own: --pictures FOLDER"
-        )
-    return portrait
 
 
 def groups(pictures: Sequence[RgbImage], size: int) -> Iterable[Sequence[RgbImage]]:

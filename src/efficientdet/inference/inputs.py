@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import glob
+import importlib.util
 import io
 import itertools
 import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from efficientdet.errors import ImageError
+from efficientdet.errors import ImageError, MissingExtraError
 
 PICTURE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm",
@@ -43,6 +44,22 @@ def find_pictures(sources: list[str]) -> list[Path | str]:
             raise ImageError(f"{source}: {what}")
         found.update(dict.fromkeys(matches))
     return list(found)
+
+
+def sample_picture() -> Path:
+    """The portrait of Grace Hopper among matplotlib's sample data, found without importing matplotlib.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    spec = importlib.util.find_spec("matplotlib")
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    portrait = folder / "mpl-data" / "sample_data" / "grace_hopper.jpg" if folder else None
+    if portrait is None or not portrait.is_file():
+        raise MissingExtraError(
+            "the sample picture comes with matplotlib; run: pip install 'efficientdet[demo]', or name one of yours"
+        )
+    return portrait
 
 
 def standard_input() -> BinaryIO:
