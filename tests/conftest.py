@@ -12,6 +12,8 @@ import pytest
 # Building another engine for each of many small networks would take most of the tests' time. Tests of the others name
 # them; processes that tests start inherit this.
 os.environ["EFFICIENTDET_BACKEND"] = "eager"
+# Many trainings in one process, beside others: it should give its memory back.
+os.environ["EFFICIENTDET_KEEP_MEMORY"] = "0"
 
 
 def _shared_folder(name: str) -> Path:

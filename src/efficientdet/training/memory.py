@@ -15,6 +15,8 @@ DEFAULT_MMAP_MAX = 65536
 RAISED_MMAP_THRESHOLD, RAISED_TRIM_THRESHOLD = 32 * 1024**2, 64 * 1024**2
 MADV_HUGEPAGE = 14
 PAGE = 2 * 1024**2
+# Set to 0, a run leaves the C library as it is.
+KEEP_VARIABLE = "EFFICIENTDET_KEEP_MEMORY"
 # Address space, not memory: how far the heap is asked to lie in large pages.
 LARGEST_HEAP = 16 * 1024**3
 

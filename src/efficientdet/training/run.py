@@ -27,7 +27,7 @@ from efficientdet.network.efficientdet import EfficientDet, create_model
 from efficientdet.network.topology import Topology
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.folder import CONFIG_FILE, RESUME_FILE, TrainingRun
-from efficientdet.training.memory import kept_memory
+from efficientdet.training.memory import KEEP_VARIABLE, kept_memory
 from efficientdet.training.precision import LIGHTNING_PRECISIONS, choose_precision
 from efficientdet.training.start import start_backbone_from, start_from
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
@@ -308,7 +308,9 @@ def _fit(
         use_distributed_sampler=False,
     )
     try:
-        with kept_memory() if accelerator == "cpu" else nullcontext():
+        # Loader processes are copies of this one, whose memory should be no larger than it must then.
+        keeps = accelerator == "cpu" and workers == 0 and os.environ.get(KEEP_VARIABLE) != "0"
+        with kept_memory() if keeps else nullcontext():
             trainer.fit(module, ckpt_path=str(folder / RESUME_FILE) if resume else None, weights_only=True)
     except EfficientDetError as error:
         # A loader process sends its errors with the traceback in front.
