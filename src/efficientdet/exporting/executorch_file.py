@@ -5,7 +5,6 @@ Raw outputs only: the runtime has no loop for suppression. The metadata are what
 
 from __future__ import annotations
 
-import importlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efficientdet.errors import MissingExtraError, WeightsError
+from efficientdet.errors import WeightsError
+from efficientdet.exporting.apart import require_apart
 from efficientdet.exporting.batches import Batch
 from efficientdet.exporting.metadata import KEY, file_facts, read_facts
 from efficientdet.exporting.settings import ExportSettings
@@ -24,20 +24,7 @@ from efficientdet.inference.detector import Detector
 
 
 def _require(module: str) -> Any:
-    """A module of executorch, whose imports warn of their own code.
-
-    Raises:
-        MissingExtraError: it is not installed. It is in no extra, as each release asks for one release of torch.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"{error.name} is not installed; run: pip install executorch (the release that goes with torch "
-            f"{torch.__version__}), or export to onnx"
-        ) from error
+    return require_apart(module, f"executorch (the release that goes with torch {torch.__version__})")
 
 
 def write_executorch(detector: Detector, path: Path, settings: ExportSettings) -> None:

@@ -5,7 +5,6 @@ The metadata are an associated file in TensorFlow Lite's way: the .tflite is a z
 
 from __future__ import annotations
 
-import importlib
 import json
 import warnings
 import zipfile
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efficientdet.errors import MissingExtraError, WeightsError
+from efficientdet.errors import WeightsError
+from efficientdet.exporting.apart import require_apart
 from efficientdet.exporting.batches import Batch
 from efficientdet.exporting.metadata import KEY, file_facts, read_facts
 from efficientdet.exporting.settings import ExportSettings
@@ -29,20 +29,7 @@ FACTS_FILE = f"{KEY}.json"
 
 
 def _require(module: str, package: str) -> Any:
-    """A module of LiteRT, whose imports warn of their own code.
-
-    Raises:
-        MissingExtraError: it is not installed. It is in no extra, as it brings jax and transformers.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"{error.name} is not installed; run: pip install {package} (in an environment of its own, for what it "
-            "brings along), or export to onnx"
-        ) from error
+    return require_apart(module, f"{package} (in an environment of its own, for what it brings along)")
 
 
 def write_tflite(detector: Detector, path: Path, settings: ExportSettings) -> None:

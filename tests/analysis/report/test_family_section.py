@@ -9,7 +9,8 @@ import pytest
 
 from efficientdet.analysis.models import count
 from efficientdet.analysis.report.family_section import ap_picture, family_rows, family_section, peer_rows
-from efficientdet.analysis.report.timing import Spread, check_device, machine, measure
+from efficientdet.analysis.report.timing import check_device, machine, measure
+from efficientdet.analysis.spread import Spread
 from efficientdet.errors import SettingError, UnknownNameError
 from efficientdet.family import MODELS
 

@@ -5,28 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from efficientdet.analysis.benchmark.hardware import Hardware
 from efficientdet.analysis.benchmark.processes import Worker
 from efficientdet.analysis.benchmark.steps import PARTS
-
-
-class Spread(NamedTuple):
-    """Median, least and largest of some measurements."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> Spread:
-        """Sum up at least one measurement."""
-        return cls(median(values), min(values), max(values))
-
-    def text(self, digits: int) -> str:
-        """`12.3 (11.9-14.0)`."""
-        return f"{self.median:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
+from efficientdet.analysis.spread import Spread
 
 
 @dataclass(frozen=True)

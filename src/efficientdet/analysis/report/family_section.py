@@ -10,8 +10,8 @@ from efficientdet.analysis.models import count
 from efficientdet.analysis.peers import PAPER_LATENCY, PEERS, Peer
 from efficientdet.analysis.report import figures
 from efficientdet.analysis.report.markdown import table, times
-from efficientdet.analysis.report.timing import Spread
 from efficientdet.analysis.scale import PowerFit, relative_time_per_multiply_add
+from efficientdet.analysis.spread import Spread
 from efficientdet.family import PUBLISHED, PUBLISHED_AP, ModelSpec
 
 # A published ratio further from that of the published figures than this is pointed out.

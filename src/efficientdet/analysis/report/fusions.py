@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from efficientdet.analysis.peers import FAST_OVER_SOFTMAX
 from efficientdet.analysis.report import figures
 from efficientdet.analysis.report.markdown import table
-from efficientdet.analysis.report.timing import Spread
 from efficientdet.analysis.scale import milliseconds
 from efficientdet.analysis.show import learned_weights
+from efficientdet.analysis.spread import Spread
 from efficientdet.family import MODELS, ModelSpec
 from efficientdet.network.backbones import build_backbone
 from efficientdet.network.fusion import EPSILON, FUSIONS, Fusion

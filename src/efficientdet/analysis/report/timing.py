@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from statistics import median
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import torch
 
+from efficientdet.analysis.benchmark.hardware import Hardware
 from efficientdet.analysis.models import count
 from efficientdet.analysis.scale import forward_ms
+from efficientdet.analysis.spread import Spread
 from efficientdet.errors import SettingError, unknown_name
 from efficientdet.family import ModelSpec
 
 DEVICES = ("cpu", "cuda", "none")
-# Load a core from which measured times are not to be trusted.
-BUSY = 0.3
-
-
-class Spread(NamedTuple):
-    """Median, least and largest of some measurements."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Sum up at least one measurement."""
-        return cls(median(values), min(values), max(values))
-
-    def __str__(self) -> str:
-        """`12.3 (11.9-14)`."""
-        middle, low, high = (f"{value:.0f}" if value >= 1000 else f"{value:.4g}" for value in self)
-        return f"{middle} ({low}-{high})"
 
 
 def check_device(device: str) -> None:
@@ -57,18 +33,9 @@ def machine(device: str) -> str:
     """Where times are measured, in one line: the chip, threads, torch's version, and how busy the machine is."""
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
-    name = found.group(1).strip() if found else platform.processor() or platform.machine()
-    threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' if threads > 1 else ''}, torch {torch.__version__}{_business()}"
-
-
-def _business() -> str:
-    """A warning where others were at work before anything was measured."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    is_busy = load > BUSY * (os.cpu_count() or 1)
-    return f"; machine busy (load {load:.1f}), times are rough" if is_busy else ""
+    hardware, threads = Hardware.read(), torch.get_num_threads()
+    busy = f"; machine busy (load {hardware.load:.1f}), times are rough" if hardware.was_busy else ""
+    return f"{hardware.cpu}, {threads} thread{'s' if threads > 1 else ''}, torch {torch.__version__}{busy}"
 
 
 def measure(specs: Iterable[ModelSpec], device: str, largest: ModelSpec) -> dict[str, Spread]:
