@@ -21,7 +21,8 @@ demo: $(DEMO_STAMP)
 	$(BIN)/efficientdet demo $(if $(PICTURE),"$(PICTURE)")
 
 test: $(TEST_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+	# Left to itself, xdist starts a new process for one that died, and then waits for ever.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --max-worker-restart 0
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from efficientdet.exporting.onnx_file import write_onnx
 from efficientdet.exporting.settings import ExportSettings
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.onnx_network import OUTPUTS
+from efficientdet.inference.runtimes import openvino_core
 
 
 def write_openvino(detector: Detector, path: Path, settings: ExportSettings) -> None:
@@ -85,8 +86,7 @@ class OpenvinoFile:
             MissingExtraError: openvino is not installed.
             WeightsError: it holds no metadata of ours.
         """
-        openvino = require("openvino", "export")
-        self.core = openvino.Core()
+        self.core = openvino_core()
         self.path = path
         model = self.core.read_model(str(path))
         text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None

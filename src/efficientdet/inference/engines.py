@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from efficientdet.errors import SettingError, require, unknown_name
 from efficientdet.inference.folding import fold
 from efficientdet.inference.onnx_network import write_onnx_network
+from efficientdet.inference.runtimes import Session, onnxruntime_options, openvino_core, openvino_session
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights.download import cache_dir
 
@@ -47,7 +47,6 @@ ANY_BATCH = -1
 BACKEND_VARIABLE = "EFFICIENTDET_BACKEND"
 # Raw outputs, by level: (B, A_l, K) class logits and (B, A_l, 4) box deltas.
 Outputs = tuple[list[Tensor], list[Tensor]]
-Session = Callable[[np.ndarray], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -217,9 +216,7 @@ def _fingerprint(model: EfficientDet) -> str:
 def _onnxruntime(path: Path, shape: tuple[int, ...], *, precision: str, streams: int, on_gpu: bool = False) -> Session:
     """A session of ONNX Runtime, on the CPU or in TensorRT."""
     runtime = require("onnxruntime", "export")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = max(1, torch.get_num_threads() // streams)
-    options.log_severity_level = 3
+    options = onnxruntime_options(streams)
     for axis, length in zip(("batch", "channels", "height", "width"), shape, strict=True):
         if length != ANY_BATCH:
             options.add_free_dimension_override_by_name(axis, length)
@@ -242,25 +239,4 @@ def _tensorrt_provider(runtime: Any, precision: str) -> tuple[str, dict[str, Any
 
 
 def _openvino(path: Path, shape: tuple[int, ...], *, precision: str, streams: int) -> Session:
-    """A compiled model of OpenVINO; each thread has a request of its own."""
-    openvino = require("openvino", "export")
-    core = openvino.Core()
-    core.set_property({"CACHE_DIR": str(cache_dir() / "engines" / "openvino")})
-    model = core.read_model(path)
-    model.reshape(list(shape))
-    # Its own choice would be bf16 wherever the processor has it.
-    settings = {
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-        "NUM_STREAMS": streams,
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    compiled = core.compile_model(model, "CPU", settings)
-    own = threading.local()
-
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        if not hasattr(own, "request"):
-            own.request = compiled.create_infer_request()
-        own.request.infer({0: images}, share_inputs=True, share_outputs=True)
-        return [tensor.data for tensor in own.request.output_tensors]
-
-    return run
+    return openvino_session(openvino_core().read_model(path), shape, precision, streams)

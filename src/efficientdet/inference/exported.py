@@ -16,14 +16,12 @@ from torch import Tensor
 
 from efficientdet.errors import SettingError, WeightsError, require, unknown_name
 from efficientdet.inference.engines import Engine, Outputs
+from efficientdet.inference.runtimes import Session, onnxruntime_options, openvino_core, openvino_session
 from efficientdet.weights.checkpoint import METADATA_KEY, CheckpointInfo
-from efficientdet.weights.download import cache_dir
 
 # What runs a file of each kind; the first unless another is asked for.
 RUNNERS = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
 OUTPUTS = ("class_logits", "box_deltas")
-# (1, 3, H, W) to (1, A, K) class logits and (1, A, 4) box deltas; any thread may call it.
-RunOne = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
@@ -136,26 +134,25 @@ def _facts(text: str | None, outputs: list[str], path: Path) -> dict[str, Any]:
     return facts
 
 
-def _one_by_one(run_one: RunOne) -> Callable[[Tensor], Outputs]:
+def _one_by_one(run_one: Session) -> Callable[[Tensor], Outputs]:
     def run(images: Tensor) -> Outputs:
-        parts = [run_one(image[None]) for image in images.contiguous().cpu().numpy()]
-        class_logits, box_deltas = (
-            torch.from_numpy(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
-            for arrays in zip(*parts, strict=True)
-        )
+        pixels = images.contiguous().cpu().numpy()
+        if len(pixels) == 1:
+            parts = run_one(pixels)
+        else:  # what a session gave holds until its next call
+            each = [[output.copy() for output in run_one(image[None])] for image in pixels]
+            parts = [np.concatenate(outputs) for outputs in zip(*each, strict=True)]
+        class_logits, box_deltas = (torch.from_numpy(part) for part in parts)
         return [class_logits], [box_deltas]
 
     return run
 
 
-def _open_onnxruntime(path: Path, precision: str) -> tuple[str | None, list[str], RunOne]:
+def _open_onnxruntime(path: Path, precision: str) -> tuple[str | None, list[str], Session]:
     """Metadata, names of outputs, and how to run the file."""
     runtime = require("onnxruntime", "export")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4
     try:
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(str(path), onnxruntime_options(), providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no other base
         raise WeightsError(f"{path}: not an ONNX file, or a damaged one ({_first_line(error)})") from error
     outputs = [output.name for output in session.get_outputs()]
@@ -163,11 +160,9 @@ def _open_onnxruntime(path: Path, precision: str) -> tuple[str | None, list[str]
     return text, outputs, lambda image: session.run(list(OUTPUTS), {"images": image})
 
 
-def _open_openvino(path: Path, precision: str) -> tuple[str | None, list[str], RunOne]:
+def _open_openvino(path: Path, precision: str) -> tuple[str | None, list[str], Session]:
     """Metadata, names of outputs, and how to run the file."""
-    openvino = require("openvino", "export")
-    core = openvino.Core()
-    core.set_property({"CACHE_DIR": str(cache_dir() / "engines" / "openvino")})
+    core = openvino_core()
     if path.suffix == ".xml" and not path.read_bytes().rstrip().endswith(b"</net>"):
         # OpenVINO would try all that it knows of, and print what each made of it.
         raise WeightsError(f"{path}: not an OpenVINO file, or a damaged one (it does not end as one)")
@@ -178,39 +173,26 @@ def _open_openvino(path: Path, precision: str) -> tuple[str | None, list[str], R
     outputs = [output.any_name for output in model.outputs]
     place = [METADATA_KEY] if path.suffix == ".xml" else ["framework", METADATA_KEY]  # an ONNX file's own metadata
     text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
-    return text, outputs, _OpenvinoBySize(core, model, precision)
+    return text, outputs, _OpenvinoBySize(model, precision)
 
 
 class _OpenvinoBySize:
     """An OpenVINO model, compiled for each size of input that comes: fixed shapes run fastest."""
 
-    def __init__(self, core: Any, model: Any, precision: str) -> None:
-        self.core, self.model = core, model
-        self.settings = {
-            # Its own choice would be bf16 wherever the processor has it.
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        }
-        self.compiled: dict[tuple[int, ...], Any] = {}
+    def __init__(self, model: Any, precision: str) -> None:
+        self.model, self.precision = model, precision
+        self.sessions: dict[tuple[int, ...], Session] = {}
         self.lock = threading.Lock()
-        self.own = threading.local()  # each thread has its requests
 
     def __call__(self, image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """(1, 3, H, W) to the two outputs."""
-        requests: dict[tuple[int, ...], Any] = self.own.__dict__.setdefault("requests", {})
-        if image.shape not in requests:
-            requests[image.shape] = self._compiled(image.shape).create_infer_request()
-        results = requests[image.shape].infer({"images": image}, share_inputs=True)
-        return [results[name] for name in OUTPUTS]
-
-    def _compiled(self, shape: tuple[int, ...]) -> Any:
         with self.lock:
-            if shape not in self.compiled:
-                model = self.model.clone()
-                model.reshape(list(shape))
-                self.compiled[shape] = self.core.compile_model(model, "CPU", self.settings)
-            return self.compiled[shape]
+            if image.shape not in self.sessions:
+                self.sessions[image.shape] = openvino_session(
+                    self.model.clone(), image.shape, self.precision, outputs=OUTPUTS
+                )
+            session = self.sessions[image.shape]
+        return session(image)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,71 @@
+"""OpenVINO and ONNX Runtime on the CPU: how each is asked to run a graph, whether of a network of ours or of a file."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from efficientdet.errors import require
+from efficientdet.weights.download import cache_dir
+
+# (B, 3, H, W) float32 images to the outputs; any thread may call it, and what it gave holds until that thread's next
+# call.
+Session = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's core, one for the process, for as long as it lives.
+
+    A core gives the thread that loads its CPU plug-in a stack for signals, and frees that stack with itself. Freed in
+    another thread, it leaves the first one a stack that is no more, and the next signal there (a child that ends,
+    Ctrl-C) ends the process.
+    """
+    return require("openvino", "export").Core()
+
+
+def openvino_session(
+    model: Any, shape: Sequence[int], precision: str, streams: int = 1, outputs: Sequence[str] = ()
+) -> Session:
+    """Compile a model of OpenVINO for one shape of input; each thread has a request of its own.
+
+    Args:
+        model: as `read_model` gives it; its input takes the shape, lasting.
+        shape: (B, 3, H, W), with -1 for what may vary.
+        precision: `fp32` or `bf16`.
+        streams: so many threads may call at once, and share the cores.
+        outputs: their names, in order; none for all, in the model's order.
+    """
+    model.reshape(list(shape))
+    # Its own choice would be bf16 wherever the processor has it.
+    settings = {
+        "CACHE_DIR": str(cache_dir() / "engines" / "openvino"),
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled = openvino_core().compile_model(model, "CPU", settings)
+    own = threading.local()
+
+    def run(images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        own.request.infer({0: images}, share_inputs=True, share_outputs=True)
+        tensors = [own.request.get_tensor(name) for name in outputs] if outputs else own.request.output_tensors
+        return [tensor.data for tensor in tensors]
+
+    return run
+
+
+def onnxruntime_options(streams: int = 1) -> Any:
+    """Options of a silent session, one of so many that share the cores."""
+    options = require("onnxruntime", "export").SessionOptions()
+    options.intra_op_num_threads = max(1, torch.get_num_threads() // streams)
+    options.log_severity_level = 4
+    return options
