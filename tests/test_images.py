@@ -14,7 +14,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
@@ -290,15 +290,41 @@ def test_padding_is_the_mean_colour_and_white_stays_white(
     assert not prepared[:, :, width:].any()
 
 
-def test_prepare_is_pillows_antialiased_resize_at_the_top_left() -> None:
+def test_prepare_normalises_the_resized_picture_at_the_top_left() -> None:
     image = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
     prepared, scale = images.prepare(image, (64, 60), IMAGENET)
     assert scale == 0.4
-    resized = np.asarray(Image.fromarray(image).resize((60, 40), Image.Resampling.BILINEAR), np.float64)
-    expected = (resized - IMAGENET.mean) / IMAGENET.std
+    resized = images.resize(image, (40, 60))
+    expected = (resized - np.array(IMAGENET.mean)) / IMAGENET.std
     np.testing.assert_allclose(prepared[:, :40].transpose(1, 2, 0), expected, atol=1e-5)
-    tensor = images.normalise(resized.astype(np.uint8), IMAGENET).transpose(2, 0, 1)
-    np.testing.assert_array_equal(tensor, prepared[:, :40])
+    np.testing.assert_array_equal(images.normalise(resized, IMAGENET).transpose(2, 0, 1), prepared[:, :40])
+
+
+@settings(deadline=None)
+@given(old=st.tuples(*[st.integers(1, 300)] * 2), new=st.tuples(*[st.integers(1, 90)] * 2), seed=st.integers(0, 9))
+@example(old=(1, 1), new=(64, 64), seed=0)
+@example(old=(9, 6000), new=(1, 512), seed=0)
+@example(old=(1200, 1600), new=(48, 64), seed=0)
+def test_resize_is_pillows_to_one_level(old: tuple[int, int], new: tuple[int, int], seed: int) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (*old, 3), dtype=np.uint8)
+    pillows = np.asarray(Image.fromarray(image).resize(new[::-1], Image.Resampling.BILINEAR))
+    difference = np.abs(images.resize(image, new).astype(int) - pillows)
+    assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("capability", ["DEFAULT", "AVX2"])
+def test_resize_is_the_same_with_and_without_a_fast_kernel(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    image = np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    flipped, locked = image[:, ::-1], image.copy()
+    locked.flags.writeable = False
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    found = images.resize(image, (30, 50))
+    assert found.shape == (30, 50, 3) and found.dtype == np.uint8
+    pillows = np.asarray(Image.fromarray(image).resize((50, 30), Image.Resampling.BILINEAR)).astype(int)
+    assert (np.abs(found - pillows) > 0).mean() < 0.01
+    np.testing.assert_array_equal(images.resize(locked, (30, 50)), found)
+    np.testing.assert_array_equal(images.resize(flipped, (30, 50)), images.resize(flipped.copy(), (30, 50)))
 
 
 @settings(deadline=None)

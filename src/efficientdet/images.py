@@ -330,8 +330,8 @@ def resize(image: RgbImage, size: tuple[int, int], method: ResizeMethod = "effde
     Args:
         image: (H, W, 3) uint8.
         size: (height, width) of the result.
-        method: "effdet" (Pillow, antialiased, gives uint8) or "official" (TensorFlow 2, not antialiased,
-            gives float32).
+        method: "effdet" (as Pillow, to one level: antialiased, gives uint8) or "official" (TensorFlow 2, not
+            antialiased, gives float32).
 
     Returns:
         (height, width, 3) uint8 or float32 in units of 0..255.
@@ -340,8 +340,22 @@ def resize(image: RgbImage, size: tuple[int, int], method: ResizeMethod = "effde
         return _resize_as_tensorflow(image, size)
     if image.shape[:2] == size:
         return image
-    resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
+    return _resize_antialiased(image, size)
+
+
+def _resize_antialiased(image: RgbImage, size: tuple[int, int]) -> RgbImage:
+    """By Pillow's filter: in torch where that has a fast one for this processor, four times as fast.
+
+    Pillow rounds weights to 22 bits, torch to 15: few pixels differ, by one level.
+    """
+    import torch  # here, since reading a picture does not need it
+
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        return np.asarray(resized)
+    pixels = torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
+    pixels = torch.nn.functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+    return np.asarray(pixels.permute(1, 2, 0).numpy())
 
 
 def _resize_as_tensorflow(image: NDArray[Any], size: tuple[int, int]) -> FloatImage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from efficientdet.inference.postprocess import (
     BatchDetections,
     PostprocessSettings,
     postprocess,
-    select_candidates,
     suppress,
 )
 
@@ -216,21 +214,6 @@ def test_a_batch_is_its_pictures_one_by_one(kind: str) -> None:
 
 
 # ---- candidates ---------------------------------------------------------------------------------------------------
-
-
-@given(
-    st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 6), st.integers(1, 80), st.sampled_from([0.0, 0.2, 0.9])
-)  # fmt: skip
-def test_candidates_are_the_best_pairs(seed: int, anchors: int, classes: int, limit: int, threshold: float) -> None:
-    logits = random_heads(seed, anchors, classes, 50, batch=2)[0]
-    levels = [logits[:, : anchors // 3], logits[:, anchors // 3 :]]
-    found = select_candidates(levels, limit, threshold)
-    for i in range(2):
-        pairs = sorted(((float(x), a, k) for a, row in enumerate(logits[i]) for k, x in enumerate(row)), reverse=True)
-        expected = [pair for pair in pairs if 1 / (1 + math.exp(-pair[0])) >= threshold][:limit]
-        held = found.logits[i].isfinite()
-        columns = (found.logits[i][held], found.anchor_indices[i][held], found.labels[i][held])
-        assert list(zip(*(x.tolist() for x in columns), strict=True)) == expected
 
 
 @pytest.mark.parametrize("limit", [1, 7, 50])

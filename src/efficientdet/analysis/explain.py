@@ -19,8 +19,9 @@ from efficientdet.boxes import clip_boxes, decode_deltas, pairwise_iou
 from efficientdet.errors import EfficientDetError, SettingError
 from efficientdet.family import ModelSpec
 from efficientdet.images import ImageSource, prepare, read
+from efficientdet.inference.candidates import select_candidates
 from efficientdet.inference.detector import Detector, with_changes
-from efficientdet.inference.postprocess import PostprocessSettings, postprocess, select_candidates
+from efficientdet.inference.postprocess import PostprocessSettings, postprocess
 from efficientdet.network.anchors import level_sizes
 from efficientdet.network.fusion import Fusion, GlobalAttention
 from efficientdet.network.pyramid import FeatureNetwork, NodeModule

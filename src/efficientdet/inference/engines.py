@@ -55,7 +55,8 @@ class Engine:
 
     Attributes:
         backend: one of `BACKENDS`.
-        precision: what it computes in: one of `PRECISIONS`, or `int8` (a quantised file); inputs and outputs: float32.
+        precision: what it computes in: one of `PRECISIONS`, or `int8` (a quantised file). Inputs and outputs are
+            float32, save class logits, which may be of the type that they were computed in.
         run: (B, 3, H, W) float32 normalised images, on the engine's device, to the raw outputs. Any thread may call it;
             what it gave a thread holds until the thread's next call.
         device: where inputs and outputs lie.
@@ -144,7 +145,7 @@ def _torch_run(model: EfficientDet, backend: str, precision: str, device: torch.
     def run(images: Tensor) -> Outputs:
         with torch.no_grad():
             class_logits, box_deltas = compiled(images.to(kind, memory_format=torch.channels_last))
-        return [x.float() for x in class_logits], [x.float() for x in box_deltas]
+        return class_logits, [x.float() for x in box_deltas]
 
     return run
 
@@ -178,7 +179,7 @@ class _BySize:
             with self.lock:
                 if shape not in self.sessions:
                     self.sessions[shape] = self.open_session(self.graphs.find(size), shape)
-        outputs = [torch.from_numpy(part) for part in self.sessions[shape](images.contiguous().cpu().numpy())]
+        outputs = self.sessions[shape](images.contiguous().cpu().numpy())
         half = len(outputs) // 2
         return outputs[:half], outputs[half:]
 
@@ -224,7 +225,7 @@ def _onnxruntime(path: Path, shape: tuple[int, ...], *, precision: str, streams:
     if on_gpu:
         providers = [_tensorrt_provider(runtime, precision)]
     session = runtime.InferenceSession(str(path), options, providers=providers)
-    return lambda images: session.run(None, {"images": images})
+    return lambda images: [torch.from_numpy(part) for part in session.run(None, {"images": images})]
 
 
 def _tensorrt_provider(runtime: Any, precision: str) -> tuple[str, dict[str, Any]]:

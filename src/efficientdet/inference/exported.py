@@ -140,9 +140,9 @@ def _one_by_one(run_one: Session) -> Callable[[Tensor], Outputs]:
         if len(pixels) == 1:
             parts = run_one(pixels)
         else:  # what a session gave holds until its next call
-            each = [[output.copy() for output in run_one(image[None])] for image in pixels]
-            parts = [np.concatenate(outputs) for outputs in zip(*each, strict=True)]
-        class_logits, box_deltas = (torch.from_numpy(part) for part in parts)
+            each = [[output.clone() for output in run_one(image[None])] for image in pixels]
+            parts = [torch.cat(outputs) for outputs in zip(*each, strict=True)]
+        class_logits, box_deltas = parts
         return [class_logits], [box_deltas]
 
     return run
@@ -157,7 +157,11 @@ def _open_onnxruntime(path: Path, precision: str) -> tuple[str | None, list[str]
         raise WeightsError(f"{path}: not an ONNX file, or a damaged one ({_first_line(error)})") from error
     outputs = [output.name for output in session.get_outputs()]
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    return text, outputs, lambda image: session.run(list(OUTPUTS), {"images": image})
+
+    def run(image: NDArray[np.float32]) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in session.run(list(OUTPUTS), {"images": image})]
+
+    return text, outputs, run
 
 
 def _open_openvino(path: Path, precision: str) -> tuple[str | None, list[str], Session]:
@@ -184,7 +188,7 @@ class _OpenvinoBySize:
         self.sessions: dict[tuple[int, ...], Session] = {}
         self.lock = threading.Lock()
 
-    def __call__(self, image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def __call__(self, image: NDArray[np.float32]) -> list[Tensor]:
         """(1, 3, H, W) to the two outputs."""
         with self.lock:
             if image.shape not in self.sessions:

@@ -11,20 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, decode_deltas, pairwise_iou
 from efficientdet.errors import SettingError, unknown_name
 from efficientdet.inference.alternatives import MATRIX_CANDIDATES, fuse_boxes, matrix_scores
+from efficientdet.inference.candidates import CANDIDATE_KINDS, select_candidates
 
 NMS_KINDS = ("hard", "soft", "matrix", "wbf")
-CANDIDATE_KINDS = ("pairs", "argmax")
-# Candidates that are suppressed among themselves at a time.
-BLOCK = 256
+# Candidates that are suppressed among themselves at a time: of so few torch computes all pairs on one core.
+BLOCK = 181
 # exp of this is 0 in float32: hard NMS written as a decay.
 DEATH = -1e4
-NEVER, ALWAYS = float("-inf"), float("inf")
 
 
 @dataclass(frozen=True)
@@ -75,20 +75,6 @@ class PostprocessSettings:
         return dict(vars(self))
 
 
-class Candidates(NamedTuple):
-    """The best (anchor, class) pairs of each picture, best first.
-
-    Attributes:
-        logits: (B, N) float32; -inf marks places that hold no candidate.
-        anchor_indices: (B, N) int64.
-        labels: (B, N) int64.
-    """
-
-    logits: Tensor
-    anchor_indices: Tensor
-    labels: Tensor
-
-
 class BatchDetections(NamedTuple):
     """Detections of a batch, best first; places beyond `counts` hold zeros.
 
@@ -103,72 +89,6 @@ class BatchDetections(NamedTuple):
     scores: Tensor
     labels: Tensor
     counts: Tensor
-
-
-def select_candidates(
-    class_logits: Sequence[Tensor], max_candidates: int, score_threshold: float, kind: str = "pairs"
-) -> Candidates:
-    """Pick the best (anchor, class) pairs.
-
-    Each anchor's best class is found first, in one pass over the logits; all the rest looks at the few anchors whose
-    best class is good enough alone.
-
-    Args:
-        class_logits: list over levels of (B, A_l, K) float32. Pairs that are not finite are left out.
-        max_candidates: at most so many pairs a picture.
-        score_threshold: pairs below this probability are left out.
-        kind: `pairs`, or `argmax` for each anchor's best class alone.
-
-    Returns:
-        The candidates; N is the largest count in the batch.
-    """
-    batch = class_logits[0].shape[0]
-    # At threshold 0 every number is good enough, but -inf is none.
-    threshold = max(torch.logit(torch.tensor(score_threshold, dtype=torch.float64)).item(), torch.finfo().min)
-    best = [level.amax(2) for level in class_logits]  # (B, A_l); nan and inf where a class is
-    floors = _floors(torch.cat(best, 1), max_candidates, threshold)  # (B,)
-    found, first = [], 0
-    for level, own in zip(class_logits, best, strict=True):
-        rows, anchors = (~(own < floors[:, None])).nonzero(as_tuple=True)
-        logits = level[rows, anchors]  # (n, K)
-        good = (logits >= floors[rows, None]) & (logits < ALWAYS)
-        if kind == "argmax":
-            only = logits.where(good, NEVER).argmax(1, keepdim=True)
-            good &= torch.zeros_like(good).scatter_(1, only, True)
-        which, labels = good.nonzero(as_tuple=True)
-        found.append((logits[which, labels], anchors[which] + first, labels, rows[which]))
-        first += level.shape[1]
-    values, anchors, labels, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return _best_first(Candidates(values, anchors, labels), rows, batch, max_candidates)
-
-
-def _floors(best: Tensor, max_candidates: int, threshold: float) -> Tensor:
-    """(B, A) best logits to (B,): the least logit that may be among a picture's `max_candidates` best pairs."""
-    floors = best.new_full((best.shape[0],), threshold)
-    if best.shape[1] <= max_candidates or int((best >= threshold).sum(1).max()) <= max_candidates:
-        return floors
-    finite = best.nan_to_num(nan=NEVER, posinf=NEVER, neginf=NEVER)
-    return torch.maximum(floors, finite.topk(max_candidates, 1, sorted=False).values.amin(1))
-
-
-def _best_first(pairs: Candidates, rows: Tensor, batch: int, most: int) -> Candidates:
-    """Pairs of all pictures, (n,) each with the number of its picture, to (B, N), best first, at most so many."""
-    counts = rows.bincount(minlength=batch)
-    width = int(counts.max()) if len(rows) else 0
-    order = rows.argsort(stable=True) if batch > 1 else torch.arange(len(rows), device=rows.device)
-    rows = rows[order]
-    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    logits = pairs.logits.new_full((batch, width), NEVER)
-    indices = pairs.anchor_indices.new_zeros(2, batch, width)
-    logits[rows, places] = pairs.logits[order]
-    indices[0, rows, places] = pairs.anchor_indices[order]
-    indices[1, rows, places] = pairs.labels[order]
-    # A stable sort: of equal logits the one of the finer level, then of the earlier anchor, comes first.
-    if width > most:
-        kept = logits.topk(most, 1, sorted=False).indices.sort(1).values
-        logits, indices = logits.gather(1, kept), indices.gather(2, kept.expand(2, -1, -1))
-    logits, order = logits.sort(dim=1, descending=True, stable=True)
-    return Candidates(logits, *indices.gather(2, order.expand(2, -1, -1)))
 
 
 def _log_decay(
@@ -225,7 +145,7 @@ def _suppress_best(
     """
     total = scores.shape[1]
     wanted = min(settings.max_detections, total)
-    size = min(max(BLOCK, 2 * wanted), total)
+    size = min(max(BLOCK, 3 * wanted // 2), total)
     final = torch.zeros_like(scores)
     while True:
         top, places = scores.topk(min(size + 1, total), 1)
@@ -251,6 +171,15 @@ def _best(boxes: Tensor, scores: Tensor, labels: Tensor, settings: PostprocessSe
     size = min(scores.shape[1], max(MATRIX_CANDIDATES, settings.max_detections))
     final = matrix_scores(boxes[:, :size], scores[:, :size], labels[:, :size], settings.sigma)
     return final.topk(min(settings.max_detections, size), 1)
+
+
+def _joined(levels: Sequence[Tensor]) -> Tensor:
+    """(B, A_l, 4) by level to (B, A, 4); on a CPU by numpy, on one core: see `candidates`."""
+    if len(levels) == 1:
+        return levels[0]
+    if levels[0].device.type != "cpu":
+        return torch.cat(list(levels), 1)
+    return torch.from_numpy(np.concatenate([level.detach().numpy() for level in levels], 1))
 
 
 def _pick(boxes: Tensor, places: Tensor) -> Tensor:
@@ -282,12 +211,11 @@ def postprocess(
         The detections, boxes in original pixels. Where network outputs are not finite there is no detection.
     """
     settings = settings or PostprocessSettings()
-    logits = [level.float() for level in class_logits]
-    deltas = torch.cat(box_deltas, 1)
-    found = select_candidates(logits, settings.max_candidates, settings.score_threshold, settings.candidates)
+    deltas = _joined([level.float() for level in box_deltas])
+    found = select_candidates(class_logits, settings.max_candidates, settings.score_threshold, settings.candidates)
     batch, count = found.logits.shape
     rows = found.anchor_indices
-    boxes = decode_deltas(_pick(deltas, rows).float(), anchors_xyxy[rows])  # (B, N, 4)
+    boxes = decode_deltas(_pick(deltas, rows), anchors_xyxy[rows])  # (B, N, 4)
     usable = boxes.isfinite().all(-1)  # (B, N)
     boxes = boxes.masked_fill(~usable[..., None], 0.0)
     factors = scales.float() if scales is not None else boxes.new_ones(batch)

@@ -1,0 +1,169 @@
+"""Of all (anchor, class) pairs of a picture the few that may become detections.
+
+On a CPU they are found by numpy, on one core. It compares at the speed of the memory; and it leaves no threads behind
+that, as after each parallel operation of torch, keep a core busy for milliseconds that the next network wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CANDIDATE_KINDS = ("pairs", "argmax")
+NEVER, ALWAYS = float("-inf"), float("inf")
+# Logits that are compared at a time.
+CHUNK = 1 << 18
+# Up to so many times the pairs that may be looked at, the pairs over the threshold are few.
+FEW = 4
+
+
+class Candidates(NamedTuple):
+    """The best (anchor, class) pairs of each picture, best first.
+
+    Attributes:
+        logits: (B, N) float32; -inf marks places that hold no candidate.
+        anchor_indices: (B, N) int64.
+        labels: (B, N) int64.
+    """
+
+    logits: Tensor
+    anchor_indices: Tensor
+    labels: Tensor
+
+
+def select_candidates(
+    class_logits: Sequence[Tensor], max_candidates: int, score_threshold: float, kind: str = "pairs"
+) -> Candidates:
+    """Pick the best (anchor, class) pairs.
+
+    On a CPU one comparison finds the pairs over the threshold, where they are few. Else each anchor's best class is
+    found first, in one pass over the logits; all the rest looks at the few anchors whose best class is good enough.
+
+    Args:
+        class_logits: list over levels of (B, A_l, K), float32 or bfloat16. Pairs that are not finite are left out.
+        max_candidates: at most so many pairs a picture.
+        score_threshold: pairs below this probability are left out.
+        kind: `pairs`, or `argmax` for each anchor's best class alone.
+
+    Returns:
+        The candidates; N is the largest count in the batch.
+    """
+    batch = class_logits[0].shape[0]
+    # At threshold 0 every number is good enough, but -inf is none.
+    threshold = max(torch.logit(torch.tensor(score_threshold, dtype=torch.float64)).item(), torch.finfo().min)
+    if kind == "pairs" and class_logits[0].device.type == "cpu":
+        few = _few_pairs(class_logits, threshold, FEW * max_candidates * batch)
+        if few is not None:
+            return _best_first(*few, batch, max_candidates)
+    class_logits = [level.float() for level in class_logits]
+    best = [level.amax(2) for level in class_logits]  # (B, A_l); nan and inf where a class is
+    floors = _floors(torch.cat(best, 1), max_candidates, threshold)  # (B,)
+    found, first = [], 0
+    for level, own in zip(class_logits, best, strict=True):
+        rows, anchors = (~(own < floors[:, None])).nonzero(as_tuple=True)
+        logits = level[rows, anchors]  # (n, K)
+        good = (logits >= floors[rows, None]) & (logits < ALWAYS)
+        if kind == "argmax":
+            only = logits.where(good, NEVER).argmax(1, keepdim=True)
+            good &= torch.zeros_like(good).scatter_(1, only, True)
+        which, labels = good.nonzero(as_tuple=True)
+        found.append((logits[which, labels], anchors[which] + first, labels, rows[which]))
+        first += level.shape[1]
+    values, anchors, labels, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return _best_first(Candidates(values, anchors, labels), rows, batch, max_candidates)
+
+
+def _few_pairs(class_logits: Sequence[Tensor], threshold: float, most: int) -> tuple[Candidates, Tensor] | None:
+    """All pairs over a threshold, (n,) each, and each one's picture; None where they are more than `most`.
+
+    In the order of levels, pictures, anchors, classes.
+    """
+    found: list[tuple[NDArray[Any], ...]] = []
+    mask, first, count = np.empty(CHUNK, bool), 0, 0
+    for level in class_logits:
+        logits, compare, bound = _comparable(level, threshold)
+        for start in range(0, len(logits), CHUNK):
+            chunk = logits[start : start + CHUNK]
+            over = compare(chunk, bound, out=mask[: len(chunk)])
+            here = int(np.count_nonzero(over))
+            count += here
+            if count > most:
+                return None
+            if here:
+                places = np.flatnonzero(over)
+                rows, rest = np.divmod(places + start, level.shape[1] * level.shape[2])
+                anchors, labels = np.divmod(rest, level.shape[2])
+                found.append((_as_float(chunk[places]), anchors + first, labels, rows))
+        first += level.shape[1]
+    if not found:
+        none = torch.zeros(0, dtype=torch.int64)
+        return Candidates(torch.zeros(0), none, none), none
+    values, anchors, labels, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    finite = values < ALWAYS
+    return Candidates(*(torch.from_numpy(x[finite]) for x in (values, anchors, labels))), torch.from_numpy(rows[finite])
+
+
+def _comparable(level: Tensor, threshold: float) -> tuple[NDArray[Any], np.ufunc, Any]:
+    """Logits as flat numbers of numpy, and the comparison and bound that they pass from a threshold on.
+
+    numpy knows no bfloat16. Its bits order as integers do, for numbers of one sign: a logit is not below a negative
+    threshold when its bits are at most the threshold's, as unsigned integers, since those of positive ones are lower.
+    """
+    flat = level.detach().contiguous().view(-1)
+    if flat.dtype != torch.bfloat16:
+        return flat.float().numpy(), np.greater_equal, np.float32(threshold)
+    bits = flat.view(torch.int16).numpy()
+    if threshold <= 0:
+        # The lowest bfloat16 that is not below the threshold: the upper half of its bits. -0 stands for 0.
+        return bits.view(np.uint16), np.less_equal, np.uint16(_bits(-abs(threshold)) >> 16)
+    return bits, np.greater_equal, np.int16(-(-_bits(threshold) // 2**16))
+
+
+def _bits(number: float) -> int:
+    """Of a number as float32."""
+    return int(np.float32(number).view(np.uint32))
+
+
+def _as_float(logits: NDArray[Any]) -> NDArray[np.float32]:
+    """What `_comparable` gave as integers, as the numbers that they stand for."""
+    if logits.dtype == np.float32:
+        return logits
+    return np.asarray((logits.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32))
+
+
+def _floors(best: Tensor, max_candidates: int, threshold: float) -> Tensor:
+    """(B, A) best logits to (B,): the least logit that may be among a picture's `max_candidates` best pairs."""
+    floors = best.new_full((best.shape[0],), threshold)
+    if best.shape[1] <= max_candidates or int((best >= threshold).sum(1).max()) <= max_candidates:
+        return floors
+    finite = best.nan_to_num(nan=NEVER, posinf=NEVER, neginf=NEVER)
+    return torch.maximum(floors, finite.topk(max_candidates, 1, sorted=False).values.amin(1))
+
+
+def _best_first(pairs: Candidates, rows: Tensor, batch: int, most: int) -> Candidates:
+    """Pairs of all pictures, (n,) each with the number of its picture, to (B, N), best first, at most so many."""
+    if batch == 1:
+        logits, indices = pairs.logits[None], torch.stack([pairs.anchor_indices, pairs.labels])[:, None]
+    else:
+        order = rows.argsort(stable=True)
+        counts, rows = rows.bincount(minlength=batch), rows[order]
+        width = int(counts.max()) if len(rows) else 0
+        places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+        logits = pairs.logits.new_full((batch, width), NEVER)
+        indices = pairs.anchor_indices.new_zeros(2, batch, width)
+        logits[rows, places] = pairs.logits[order]
+        indices[0, rows, places] = pairs.anchor_indices[order]
+        indices[1, rows, places] = pairs.labels[order]
+    # A stable sort: of equal logits the one of the finer level, then of the earlier anchor, comes first.
+    if logits.shape[1] > most:
+        kept = logits.topk(most, 1, sorted=False).indices.sort(1).values
+        logits, indices = logits.gather(1, kept), indices.gather(2, kept.expand(2, -1, -1))
+    logits, order = logits.sort(dim=1, descending=True, stable=True)
+    return Candidates(logits, *indices.gather(2, order.expand(2, -1, -1)))
+
+
