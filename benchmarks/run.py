@@ -88,8 +88,8 @@ def told(side: Side, case: Case, files: Files) -> dict[str, Any]:
     if side.program == "engine":
         is_int8 = settings.get("precision") == "int8"
         path = files.int8(name, size) if is_int8 else files.checkpoint(name, size)
-        if is_int8:  # the file says its backend and precision itself
-            settings = {**settings, "precision": None}
+        if is_int8:  # the file says its backend itself
+            settings["precision"] = settings.pop("rest")
         return {**settings, "model": path, "image_size": size, "pictures": [str(files.picture)]}
     if case.task == "folder":
         pictures = files.pictures(case.settings["pictures"])

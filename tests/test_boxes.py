@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from efficientdet.boxes import (
     MAX_LOG_RATIO,
+    aligned_iou,
     box_areas,
     clip_boxes,
     decode_deltas,
@@ -58,6 +59,8 @@ def test_iou_in_float32(first: np.ndarray, second: np.ndarray) -> None:
     assert ((found >= 0) & (found <= 1 + 1e-6)).all()
     assert torch.equal(found, pairwise_iou(b, a).T)
     assert torch.allclose(pairwise_iou(a, a).diagonal(), torch.ones(len(a)))
+    few = min(len(a), len(b))
+    assert torch.equal(aligned_iou(a[:few], b[:few]), pairwise_iou(a[:few], b[:few]).diagonal())
 
 
 def test_iou_of_touching_empty_inverted_and_batched_boxes() -> None:

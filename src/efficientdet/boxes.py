@@ -20,13 +20,23 @@ def box_areas(boxes_xyxy: Tensor) -> Tensor:
 
 def pairwise_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
     """Intersection over union of every pair: (..., N, 4) and (..., M, 4) to (..., N, M). Two empty boxes give 0."""
-    # A coordinate at a time: whole (N, M) planes are some times faster than pairs of numbers.
-    left, top, right, bottom = first_xyxy[..., :, None, :].unbind(-1)
-    other_left, other_top, other_right, other_bottom = second_xyxy[..., None, :, :].unbind(-1)
+    areas = box_areas(first_xyxy)[..., :, None], box_areas(second_xyxy)[..., None, :]
+    return _iou(first_xyxy[..., :, None, :], second_xyxy[..., None, :, :], *areas)
+
+
+def aligned_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
+    """Intersection over union of each box with the other in its place: (..., 4) twice to (...). Two empty give 0."""
+    return _iou(first_xyxy, second_xyxy, box_areas(first_xyxy), box_areas(second_xyxy))
+
+
+def _iou(first: Tensor, second: Tensor, first_areas: Tensor, second_areas: Tensor) -> Tensor:
+    # A coordinate at a time: whole planes are some times faster than pairs of numbers.
+    left, top, right, bottom = first.unbind(-1)
+    other_left, other_top, other_right, other_bottom = second.unbind(-1)
     width = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).clamp(min=0)
     height = (torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)).clamp(min=0)
     shared = width * height
-    union = box_areas(first_xyxy)[..., :, None] + box_areas(second_xyxy)[..., None, :] - shared
+    union = first_areas + second_areas - shared
     return torch.where(union > 0, shared / union.clamp(min=torch.finfo(union.dtype).tiny), 0.0)
 
 

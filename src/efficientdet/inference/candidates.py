@@ -1,7 +1,6 @@
 """Of all (anchor, class) pairs of a picture the few that may become detections.
 
-On a CPU they are found by numpy, on one core. It compares at the speed of the memory; and it leaves no threads behind
-that, as after each parallel operation of torch, keep a core busy for milliseconds that the next network wants.
+On a CPU numpy finds them: on one core it compares several times as fast as torch, at the speed of the memory.
 """
 
 from __future__ import annotations

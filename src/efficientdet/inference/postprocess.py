@@ -7,22 +7,22 @@ this gives exactly what the textbook's loop over boxes gives, in as many rounds 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from efficientdet.boxes import clip_boxes, decode_deltas, pairwise_iou
+from efficientdet.boxes import aligned_iou, clip_boxes, decode_deltas
 from efficientdet.errors import SettingError, unknown_name
 from efficientdet.inference.alternatives import MATRIX_CANDIDATES, fuse_boxes, matrix_scores
 from efficientdet.inference.candidates import CANDIDATE_KINDS, select_candidates
+from efficientdet.inference.one_core import on_one_core
 
 NMS_KINDS = ("hard", "soft", "matrix", "wbf")
-# Candidates that are suppressed among themselves at a time: of so few torch computes all pairs on one core.
-BLOCK = 181
+# Candidates that are suppressed among themselves at a time.
+BLOCK = 192
 # exp of this is 0 in float32: hard NMS written as a decay.
 DEATH = -1e4
 
@@ -91,16 +91,32 @@ class BatchDetections(NamedTuple):
     counts: Tensor
 
 
-def _log_decay(
+class Overlaps(NamedTuple):
+    """Pairs of boxes of one class and picture that touch, so that one may decay the other; (P,) each.
+
+    Attributes:
+        first: int64, row * M + place of one box.
+        second: int64, row * N + place of the other.
+        decay: float32, below 0: what either adds to the other's log score.
+    """
+
+    first: Tensor
+    second: Tensor
+    decay: Tensor
+
+
+def _overlaps(
     boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, settings: PostprocessSettings
-) -> Tensor:
-    """(B, M, N): what each chosen one of M boxes adds to the log score of N others; 0 where they do not touch."""
-    iou = pairwise_iou(boxes, others)
-    if settings.nms == "soft":
-        decay = -iou.square() / settings.sigma
-    else:
-        decay = torch.where(iou > settings.iou_threshold, DEATH, 0.0)
-    return decay.masked_fill(labels[:, :, None] != other_labels[:, None, :], 0.0)
+) -> Overlaps:
+    """Of (B, M) boxes with (B, N) others; of boxes with themselves each pair once, the earlier one first."""
+    same = labels[:, :, None] == other_labels[:, None, :]
+    rows, first, second = (same.triu(1) if others is boxes else same).nonzero(as_tuple=True)
+    first, second = rows * boxes.shape[1] + first, rows * others.shape[1] + second
+    iou = aligned_iou(boxes.reshape(-1, 4)[first], others.reshape(-1, 4)[second])
+    touches = (iou > (0 if settings.nms == "soft" else settings.iou_threshold)).nonzero()[:, 0]
+    iou = iou[touches]
+    decay = -iou.square() / settings.sigma if settings.nms == "soft" else torch.full_like(iou, DEATH)
+    return Overlaps(first[touches], second[touches], decay)
 
 
 def suppress(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, settings: PostprocessSettings) -> Tensor:
@@ -115,23 +131,24 @@ def suppress(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, settings: Postp
     Returns:
         (B, M) float32: unchanged or decayed scores; 0 for what hard NMS drops.
     """
-    decay = _log_decay(boxes_xyxy, labels, boxes_xyxy, labels, settings)
-    order = torch.arange(boxes_xyxy.shape[1], device=boxes_xyxy.device)
-    decay = decay.masked_fill(order[:, None] == order[None, :], 0.0)
-    touches = decay < 0
-    earlier = order[:, None] < order[None, :]  # (M, M): the row comes first where scores are equal
-    scores = scores.clone()
-    undecided = scores > 0
-    while bool(undecided.any()):
-        before = scores[:, :, None] > scores[:, None, :]
-        before |= (scores[:, :, None] == scores[:, None, :]) & earlier
-        waits = (touches & before & undecided[:, :, None]).any(1)
-        final = undecided & ~waits
+    first, second, decay = _overlaps(boxes_xyxy, labels, boxes_xyxy, labels, settings)
+    final, shape = scores.flatten(), scores.shape
+    undecided = final > 0
+    while len(first):
+        # Of equal scores the earlier one comes first.
+        is_first = final[first] >= final[second]
+        better, worse = torch.where(is_first, first, second), torch.where(is_first, second, first)
+        both = undecided[better] & undecided[worse]
+        waits = torch.zeros_like(undecided).index_fill_(0, worse[both], True)
+        settled = undecided & ~waits
         undecided = undecided & waits
-        total = torch.einsum("bi,bij->bj", final.to(decay.dtype), decay)
-        scores = torch.where(undecided, scores * total.exp(), scores)
-        undecided = undecided & (scores > 0)
-    return scores
+        acts = settled[better]
+        total = torch.zeros_like(final).index_add_(0, worse[acts], decay[acts])
+        final = torch.where(undecided, final * total.exp(), final)
+        undecided = undecided & (final > 0)
+        open_pairs = (undecided[first] & undecided[second]).nonzero()[:, 0]
+        first, second, decay = first[open_pairs], second[open_pairs], decay[open_pairs]
+    return final.view(shape)
 
 
 def _suppress_best(
@@ -158,9 +175,10 @@ def _suppress_best(
         if not bool(((final > 0).sum(1, keepdim=True) < wanted).logical_and(beyond > 0).any()):
             best, order = final.sort(dim=1, descending=True, stable=True)
             return best[:, :wanted], order[:, :wanted]
-        decay = _log_decay(block, block_labels, boxes, labels, settings)
-        decay = torch.einsum("bi,bij->bj", settled.to(decay.dtype), decay).exp()
-        scores = scores * decay
+        first, second, decay = _overlaps(block, block_labels, boxes, labels, settings)
+        acts = settled.flatten()[first]
+        log_factors = torch.zeros_like(scores).flatten().index_add_(0, second[acts], decay[acts])
+        scores = scores * log_factors.exp().view(scores.shape)
         scores = scores.masked_fill((final > 0) | (scores < settings.score_threshold), 0.0)
 
 
@@ -171,15 +189,6 @@ def _best(boxes: Tensor, scores: Tensor, labels: Tensor, settings: PostprocessSe
     size = min(scores.shape[1], max(MATRIX_CANDIDATES, settings.max_detections))
     final = matrix_scores(boxes[:, :size], scores[:, :size], labels[:, :size], settings.sigma)
     return final.topk(min(settings.max_detections, size), 1)
-
-
-def _joined(levels: Sequence[Tensor]) -> Tensor:
-    """(B, A_l, 4) by level to (B, A, 4); on a CPU by numpy, on one core: see `candidates`."""
-    if len(levels) == 1:
-        return levels[0]
-    if levels[0].device.type != "cpu":
-        return torch.cat(list(levels), 1)
-    return torch.from_numpy(np.concatenate([level.detach().numpy() for level in levels], 1))
 
 
 def _pick(boxes: Tensor, places: Tensor) -> Tensor:
@@ -211,7 +220,15 @@ def postprocess(
         The detections, boxes in original pixels. Where network outputs are not finite there is no detection.
     """
     settings = settings or PostprocessSettings()
-    deltas = _joined([level.float() for level in box_deltas])
+    with on_one_core() if class_logits[0].device.type == "cpu" else nullcontext():
+        return _postprocess(class_logits, box_deltas, anchors_xyxy, settings, scales, image_sizes)
+
+
+def _postprocess(
+    class_logits: list[Tensor], box_deltas: list[Tensor], anchors_xyxy: Tensor, settings: PostprocessSettings,
+    scales: Tensor | None, image_sizes: Tensor | None,
+) -> BatchDetections:  # fmt: skip
+    deltas = torch.cat(box_deltas, 1).float() if len(box_deltas) > 1 else box_deltas[0].float()
     found = select_candidates(class_logits, settings.max_candidates, settings.score_threshold, settings.candidates)
     batch, count = found.logits.shape
     rows = found.anchor_indices
