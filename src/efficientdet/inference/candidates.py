@@ -16,7 +16,7 @@ from torch import Tensor
 CANDIDATE_KINDS = ("pairs", "argmax")
 NEVER, ALWAYS = float("-inf"), float("inf")
 # Logits that are compared at a time.
-CHUNK = 1 << 18
+CHUNK = 1 << 20
 # Up to so many times the pairs that may be looked at, the pairs over the threshold are few.
 FEW = 4
 
@@ -147,22 +147,19 @@ def _floors(best: Tensor, max_candidates: int, threshold: float) -> Tensor:
 def _best_first(pairs: Candidates, rows: Tensor, batch: int, most: int) -> Candidates:
     """Pairs of all pictures, (n,) each with the number of its picture, to (B, N), best first, at most so many."""
     if batch == 1:
-        logits, indices = pairs.logits[None], torch.stack([pairs.anchor_indices, pairs.labels])[:, None]
+        numbers = torch.arange(len(rows), device=rows.device)[None]  # (B, N) of pairs
+        logits = pairs.logits[None]
     else:
         order = rows.argsort(stable=True)
         counts, rows = rows.bincount(minlength=batch), rows[order]
-        width = int(counts.max()) if len(rows) else 0
         places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-        logits = pairs.logits.new_full((batch, width), NEVER)
-        indices = pairs.anchor_indices.new_zeros(2, batch, width)
-        logits[rows, places] = pairs.logits[order]
-        indices[0, rows, places] = pairs.anchor_indices[order]
-        indices[1, rows, places] = pairs.labels[order]
-    # A stable sort: of equal logits the one of the finer level, then of the earlier anchor, comes first.
+        numbers = rows.new_full((batch, int(counts.max())), -1)
+        numbers[rows, places] = order
+        logits = pairs.logits[numbers].masked_fill(numbers < 0, NEVER)
     if logits.shape[1] > most:
         kept = logits.topk(most, 1, sorted=False).indices.sort(1).values
-        logits, indices = logits.gather(1, kept), indices.gather(2, kept.expand(2, -1, -1))
+        logits, numbers = logits.gather(1, kept), numbers.gather(1, kept)
+    # A stable sort: of equal logits the one of the finer level, then of the earlier anchor, comes first.
     logits, order = logits.sort(dim=1, descending=True, stable=True)
-    return Candidates(logits, *indices.gather(2, order.expand(2, -1, -1)))
-
-
+    numbers = numbers.gather(1, order)
+    return Candidates(logits, pairs.anchor_indices[numbers], pairs.labels[numbers])

@@ -372,6 +372,8 @@ def with_changes(settings: PostprocessSettings, changes: Mapping[str, Any]) -> P
     Raises:
         SettingError: a field is unknown or out of range; names it.
     """
+    if not changes:
+        return settings
     known = [field.name for field in dataclasses.fields(PostprocessSettings)]
     if unknown := sorted(set(changes) - set(known)):
         raise SettingError(f"unknown settings {unknown}; known: {', '.join(known)}")
