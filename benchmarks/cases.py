@@ -145,7 +145,7 @@ CASES = (
             Side(name, "engine", {"measured": "network", "backend": "auto", "model": name}, is_same=False)
             for name in (*GROWTH, *LARGE)
         ),
-        rounds=7, iterations=2, seconds=90, quick={"size": 128},
+        rounds=7, iterations=5, seconds=150, quick={"size": 128},
     ),
     Case(
         "folder", "A folder of 500 pictures, d0, 512 px", {"model": "d0", "size": 512, "batch": 8, "pictures": 500},
