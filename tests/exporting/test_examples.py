@@ -36,12 +36,12 @@ def run_example(program: str, file: Path, barred: tuple[str, ...]) -> list[dict[
 
 
 def check_example(detector: Detector, found: list[dict[str, Any]]) -> None:
-    """Boxes within 0.1 pixels of the detector's, scores within 1e-4."""
+    """Boxes within 0.2 pixels of the detector's, scores within 1e-3: the programs resize by Pillow, to one level."""
     wanted = detector.predict(sample_picture())
     assert len(found) == len(wanted) > 0
     assert [line["class"] for line in found] == [wanted.class_names[label] for label in wanted.labels]
-    assert np.allclose([line["box_xyxy"] for line in found], wanted.boxes_xyxy, rtol=0, atol=0.1)
-    assert np.allclose([line["score"] for line in found], wanted.scores, rtol=0, atol=1e-4)
+    assert np.allclose([line["box_xyxy"] for line in found], wanted.boxes_xyxy, rtol=0, atol=0.2)
+    assert np.allclose([line["score"] for line in found], wanted.scores, rtol=0, atol=1e-3)
 
 
 def test_onnxruntime(people: Detector, tmp_path: Path) -> None:

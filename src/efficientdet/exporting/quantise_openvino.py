@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -55,6 +56,7 @@ def write_quantised(
         quantised = nncf.quantize(
             model, nncf.Dataset(calibration), preset=nncf.QuantizationPreset(preset), subset_size=len(calibration)
         )
+    gc.collect()  # NNCF's cores must end in the thread that they began in: see `runtimes.openvino_core`
     quantised.set_rt_info(json.dumps(facts), KEY)
     openvino.save_model(quantised, str(path), compress_to_fp16=False)
 
