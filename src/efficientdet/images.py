@@ -344,7 +344,7 @@ def resize(image: RgbImage, size: tuple[int, int], method: ResizeMethod = "effde
 
 
 def _resize_antialiased(image: RgbImage, size: tuple[int, int]) -> RgbImage:
-    """By Pillow's filter: in torch where that has a fast one for this processor, four times as fast.
+    """By Pillow's filter: in torch where that has a faster one for this processor.
 
     Pillow rounds weights to 22 bits, torch to 15: few pixels differ, by one level.
     """

@@ -52,6 +52,7 @@ def check(outputs: Outputs, expected: Outputs, tolerance: float) -> None:
         assert [x.shape for x in ours] == [x.shape for x in theirs]
         for a, b in zip(ours, theirs, strict=True):
             if tolerance < 0.01:
+                assert a.dtype == torch.float32
                 torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
             assert (a - b).abs().mean() < tolerance
 

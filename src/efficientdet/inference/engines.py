@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 from efficientdet.errors import SettingError, require, unknown_name
 from efficientdet.inference.folding import fold
 from efficientdet.inference.onnx_network import write_onnx_network
-from efficientdet.inference.runtimes import Session, onnxruntime_options, openvino_core, openvino_session
+from efficientdet.inference.runtimes import Session, Sessions, onnxruntime_options, openvino_core, openvino_session
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights.download import cache_dir
 
@@ -167,19 +166,11 @@ class _BySize:
     """
 
     def __init__(self, graphs: _Graphs, open_session: Callable[[Path, tuple[int, ...]], Session]) -> None:
-        self.graphs = graphs
-        self.open_session = open_session
-        self.sessions: dict[tuple[int, ...], Session] = {}
-        self.lock = threading.Lock()
+        self.sessions = Sessions(lambda shape: open_session(graphs.find((shape[2], shape[3])), shape))
 
     def __call__(self, images: Tensor) -> Outputs:
-        size = (images.shape[2], images.shape[3])
-        shape = (1 if len(images) == 1 else ANY_BATCH, 3, *size)
-        if shape not in self.sessions:
-            with self.lock:
-                if shape not in self.sessions:
-                    self.sessions[shape] = self.open_session(self.graphs.find(size), shape)
-        outputs = self.sessions[shape](images.contiguous().cpu().numpy())
+        session = self.sessions.find((1 if len(images) == 1 else ANY_BATCH, *images.shape[1:]))
+        outputs = session(images.contiguous().cpu().numpy())
         half = len(outputs) // 2
         return outputs[:half], outputs[half:]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from efficientdet.errors import SettingError, WeightsError, require, unknown_name
 from efficientdet.inference.engines import Engine, Outputs
-from efficientdet.inference.runtimes import Session, onnxruntime_options, openvino_core, openvino_session
+from efficientdet.inference.runtimes import Session, Sessions, onnxruntime_options, openvino_core, openvino_session
 from efficientdet.weights.checkpoint import METADATA_KEY, CheckpointInfo
 
 # What runs a file of each kind; the first unless another is asked for.
@@ -177,26 +176,8 @@ def _open_openvino(path: Path, precision: str) -> tuple[str | None, list[str], S
     outputs = [output.any_name for output in model.outputs]
     place = [METADATA_KEY] if path.suffix == ".xml" else ["framework", METADATA_KEY]  # an ONNX file's own metadata
     text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
-    return text, outputs, _OpenvinoBySize(model, precision)
-
-
-class _OpenvinoBySize:
-    """An OpenVINO model, compiled for each size of input that comes: fixed shapes run fastest."""
-
-    def __init__(self, model: Any, precision: str) -> None:
-        self.model, self.precision = model, precision
-        self.sessions: dict[tuple[int, ...], Session] = {}
-        self.lock = threading.Lock()
-
-    def __call__(self, image: NDArray[np.float32]) -> list[Tensor]:
-        """(1, 3, H, W) to the two outputs."""
-        with self.lock:
-            if image.shape not in self.sessions:
-                self.sessions[image.shape] = openvino_session(
-                    self.model.clone(), image.shape, self.precision, outputs=OUTPUTS
-                )
-            session = self.sessions[image.shape]
-        return session(image)
+    sessions = Sessions(lambda shape: openvino_session(model.clone(), shape, precision, outputs=OUTPUTS))
+    return text, outputs, lambda image: sessions.find(image.shape)(image)
 
 
 def _first_line(error: Exception) -> str:

@@ -18,9 +18,26 @@ from efficientdet.weights.download import cache_dir
 # (B, 3, H, W) float32 images to the outputs: float32, save class logits that were computed in bfloat16 and stay so. Any
 # thread may call it, and what it gave holds until that thread's next call.
 Session = Callable[[NDArray[np.float32]], list[Tensor]]
+_core_lock = threading.Lock()
 
 
-@functools.cache
+class Sessions:
+    """Sessions by the shape of their input, each opened at the first need: fixed shapes run fastest."""
+
+    def __init__(self, open_session: Callable[[tuple[int, ...]], Session]) -> None:
+        self._open = open_session
+        self._opened: dict[tuple[int, ...], Session] = {}
+        self._lock = threading.Lock()
+
+    def find(self, shape: tuple[int, ...]) -> Session:
+        """The session for a shape; any thread may ask."""
+        if shape not in self._opened:
+            with self._lock:
+                if shape not in self._opened:
+                    self._opened[shape] = self._open(shape)
+        return self._opened[shape]
+
+
 def openvino_core() -> Any:
     """OpenVINO's core, one for the process, for as long as it lives.
 
@@ -28,6 +45,12 @@ def openvino_core() -> Any:
     another thread, it leaves the first one a stack that is no more, and the next signal there (a child that ends,
     Ctrl-C) ends the process.
     """
+    with _core_lock:  # threads that ask at once must not get one each
+        return _core()
+
+
+@functools.cache
+def _core() -> Any:
     return require("openvino", "export").Core()
 
 

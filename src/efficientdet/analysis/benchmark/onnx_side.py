@@ -8,6 +8,7 @@ from efficientdet.analysis.benchmark.conversation import Measure, Stopwatch, ser
 from efficientdet.analysis.benchmark.steps import input_batch, read_all
 from efficientdet.errors import SettingError, require
 from efficientdet.inference.detector import load
+from efficientdet.inference.runtimes import onnxruntime_options
 
 
 def make(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
@@ -27,11 +28,8 @@ def make(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
         torch.set_num_threads(case["threads"])
     detector = load(case["model"], device="cpu", image_size=case.get("image_size"))
     pixels = input_batch(detector, read_all(detector, case["pictures"]))[0].numpy()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
     try:
-        session = runtime.InferenceSession(case["file"], options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(case["file"], onnxruntime_options(), providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has its own kinds, one for each way of being no ONNX file
         raise SettingError(f"{case['file']}: ONNX Runtime cannot open it ({error})") from error
     first, *others = session.get_inputs()
