@@ -20,8 +20,8 @@ $(DOCS_STAMP): EXTRAS := docs
 demo: $(DEMO_STAMP)
 	$(BIN)/efficientdet demo $(if $(PICTURE),"$(PICTURE)")
 
+# Left to itself, xdist starts a new process for one that died, and then waits for ever.
 test: $(TEST_STAMP)
-	# Left to itself, xdist starts a new process for one that died, and then waits for ever.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --max-worker-restart 0
 
 lint: $(TEST_STAMP)
