@@ -75,9 +75,7 @@ def ours(label: str, group: str = "eager", **settings: Any) -> Side:
     return Side(f"efficientdet {label}", "engine", settings, group, is_same=is_same)
 
 
-EFFDET_EAGER = tuple(
-    Side(f"effdet, {layout}", "effdet", {"layout": layout}) for layout in ("channels_last", "NCHW")
-)
+EFFDET_EAGER = tuple(Side(f"effdet, {layout}", "effdet", {"layout": layout}) for layout in ("channels_last", "NCHW"))
 EFFDET_ONNX = Side("effdet, network in ONNX Runtime", "effdet", {"runtime": "onnxruntime"}, "onnxruntime")
 TRAINING_SIDES = (
     *(Side(f"efficientdet {p}, channels_last", "ours", {"precision": p}, p) for p in ("fp32", "bf16")),

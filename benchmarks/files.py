@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from efficientdet.analysis.benchmark.sources import default_picture
+from efficientdet.research.benchmark.sources import default_picture
 
 # Of the pictures in a folder, (width, height).
 FOLDER_SIZES = ((640, 480), (480, 640), (500, 375), (640, 427), (800, 600))
@@ -30,7 +30,7 @@ class Files:
 
     def checkpoint(self, name: str, size: int) -> str:
         """A network with random weights, as `load` takes it."""
-        from efficientdet.analysis.benchmark.random_weights import write_random
+        from efficientdet.research.benchmark.random_weights import write_random
 
         return self._made(f"{name}-{size}.safetensors", lambda path: write_random(name, size, self.picture, path))
 
@@ -49,7 +49,7 @@ class Files:
     def int8(self, name: str, size: int) -> str:
         """The same network in 8-bit integers for OpenVINO, its ranges taken from crops of the picture."""
         from efficientdet.data.records import ImageRecord, Records
-        from efficientdet.exporting.quantise import quantise
+        from efficientdet.exporting.quantize import quantize
 
         source = self.checkpoint(name, size)
         folder = self.folder / "calibration"
@@ -64,7 +64,7 @@ class Files:
         records = Records(images, ("thing",), (1,), folder)
 
         def write(path: Path) -> None:
-            quantise(source, records, path, pictures=CALIBRATION_PICTURES, check=None)
+            quantize(source, records, path, pictures=CALIBRATION_PICTURES, check=None)
 
         return self._made(f"{name}-{size}-int8.xml", write)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from efficientdet.analysis.benchmark.floors import multiply_adds
 from efficientdet.family import MODELS
+from efficientdet.research.benchmark.floors import multiply_adds
 
 if TYPE_CHECKING:
     from report import Result

@@ -10,14 +10,14 @@ import torch
 from training_batch import NUM_CLASSES, training_batch
 
 import efficientdet
-from efficientdet.analysis.benchmark.conversation import Measure, Stopwatch, serve, timed_total
-from efficientdet.analysis.benchmark.steps import input_batch, read_all
 from efficientdet.inference.detector import load
 from efficientdet.network.efficientdet import EfficientDet, create_model
+from efficientdet.research.benchmark.conversation import Measure, Stopwatch, serve, timed_total
+from efficientdet.research.benchmark.steps import input_batch, read_all
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.losses import detection_loss
 from efficientdet.training.memory import kept_memory
-from efficientdet.training.schedule import build_optimiser
+from efficientdet.training.schedule import build_optimizer
 from efficientdet.weights.foreign import load_foreign
 
 # Open until the process ends.
@@ -32,10 +32,10 @@ def build(case: dict[str, Any]) -> EfficientDet:
 
 
 def training(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
-    """Forward, matching and losses, backward, optimiser; memory handled as in a run of `train` on a CPU."""
+    """Forward, matching and losses, backward, optimizer; memory handled as in a run of `train` on a CPU."""
     MEMORY.enter_context(kept_memory())
     model = build(case).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimiser = build_optimiser(model, TrainConfig(learning_rate=case["learning_rate"]))
+    optimizer = build_optimizer(model, TrainConfig(learning_rate=case["learning_rate"]))
     pixels, boxes_xyxy, labels = map(torch.from_numpy, training_batch(case["batch"], case["size"]))
     pixels = pixels.contiguous(memory_format=torch.channels_last)
 
@@ -44,9 +44,9 @@ def training(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
             class_logits, box_deltas = model(pixels)
             anchors = model.anchors((case["size"], case["size"]))
             loss = detection_loss(class_logits, box_deltas, anchors, list(boxes_xyxy), list(labels)).total
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         return float(loss.detach())
 
     return timed_total(step), {"loss": step()}

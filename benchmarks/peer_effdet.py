@@ -13,9 +13,9 @@ from training_batch import training_batch
 
 
 def training(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
-    """Forward, matching and losses, backward, optimiser."""
+    """Forward, matching and losses, backward, optimizer."""
     model = DetBenchTrain(build(case), create_labeler=True).train()
-    optimiser = torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         model.parameters(), lr=case["learning_rate"], momentum=0.9, weight_decay=4e-5, foreach=True
     )
     pixels, boxes_xyxy, labels = map(torch.from_numpy, training_batch(case["batch"], case["size"]))
@@ -26,9 +26,9 @@ def training(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
     def step() -> float:
         with torch.autocast("cpu", torch.bfloat16) if case["precision"] == "bf16" else nullcontext():
             loss = model(pixels, target)["loss"]
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         return float(loss.detach())
 
     return timed_total(step), {"loss": step()}

@@ -12,10 +12,10 @@ import claims
 import growth
 from cases import NUM_CLASSES, Side
 
-from efficientdet.analysis.benchmark.hardware import Hardware
-from efficientdet.analysis.benchmark.results import Spread
-from efficientdet.analysis.benchmark.steps import PARTS
-from efficientdet.files import write_text
+from efficientdet.atomic_write import write_text
+from efficientdet.research.benchmark.hardware import Hardware
+from efficientdet.research.benchmark.results import Spread
+from efficientdet.research.benchmark.steps import PARTS
 
 # How far the two sides may lie apart: float32 along two orders of summation.
 SCORE_TOLERANCE = 1e-3

@@ -22,11 +22,11 @@ import report
 from cases import CASES, LARGE, NUM_CLASSES, Case, Side
 from files import Files
 
-from efficientdet.analysis.benchmark import effdet_side_path
-from efficientdet.analysis.benchmark.hardware import Hardware
-from efficientdet.analysis.benchmark.processes import SideError, Worker, settled, take_turns
 from efficientdet.errors import EfficientDetError
 from efficientdet.family import MODELS
+from efficientdet.research.benchmark import effdet_side_path
+from efficientdet.research.benchmark.hardware import Hardware
+from efficientdet.research.benchmark.processes import SideError, Worker, settled, take_turns
 from efficientdet.weights.checkpoint import default_preprocessing
 
 HERE = Path(__file__).resolve().parent
@@ -71,7 +71,7 @@ def install_peer() -> None:
 def start(side: Side, case: Case, files: Files) -> Worker:
     """Start a side's process: what runs it, and what it is told."""
     command, environment = {
-        "engine": ((sys.executable, "-m", "efficientdet.analysis.benchmark.engine_side"), ENVIRONMENT),
+        "engine": ((sys.executable, "-m", "efficientdet.research.benchmark.engine_side"), ENVIRONMENT),
         "ours": ((sys.executable, str(HERE / "ours.py")), ENVIRONMENT),
         "effdet": ((str(PEER_PYTHON), str(effdet_side_path())), PEER_ENVIRONMENT),
         "peer": ((str(PEER_PYTHON), str(HERE / "peer_effdet.py")), PEER_ENVIRONMENT),
@@ -97,8 +97,8 @@ def told(side: Side, case: Case, files: Files) -> dict[str, Any]:
         return {"task": case.task, "batch": case.settings["batch"], **settings, **own}
     common = {"task": case.task, **case.settings, "weights": files.effdet_weights(name, size), **settings}
     pixels = default_preprocessing(MODELS[name])
-    colours = {"mean": pixels.mean, "std": pixels.std}
-    return {**common, **colours, "num_classes": NUM_CLASSES, "pictures": [str(files.picture)]}
+    colors = {"mean": pixels.mean, "std": pixels.std}
+    return {**common, **colors, "num_classes": NUM_CLASSES, "pictures": [str(files.picture)]}
 
 
 @contextmanager

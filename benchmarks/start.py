@@ -20,8 +20,8 @@ import report
 import run
 from files import Files
 
-from efficientdet.analysis.benchmark.hardware import Hardware
-from efficientdet.analysis.benchmark.processes import SideError
+from efficientdet.research.benchmark.hardware import Hardware
+from efficientdet.research.benchmark.processes import SideError
 
 OURS = """
 import sys, torch

@@ -25,7 +25,7 @@ pixels[: small.height, : small.width] = (np.array(small) - mean) / std
 images = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
 logits, deltas = (output[0].numpy() for output in program.load_method("forward").execute([images]))
 
-anchors = facts["anchors"]  # as (centre x, centre y, width, height), by level, row, column, octave, aspect
+anchors = facts["anchors"]  # as (center x, center y, width, height), by level, row, column, octave, aspect
 boxes = []
 for level in range(anchors["levels"][0], anchors["levels"][1] + 1):
     rows, columns = -(-height // 2**level), -(-width // 2**level)
@@ -37,9 +37,9 @@ for level in range(anchors["levels"][0], anchors["levels"][1] + 1):
             boxes.append(cell * np.array([width / columns, height / rows] * 2))
 per_cell = anchors["octaves"] * len(anchors["aspects"])
 levels = [np.stack(boxes[i : i + per_cell], 2).reshape(-1, 4) for i in range(0, len(boxes), per_cell)]
-centre, size = np.split(np.concatenate(levels), 2, 1)
-centre, half = centre + deltas[:, :2] * size, size * np.exp(np.minimum(deltas[:, 2:], np.log(1000 / 16))) / 2
-corners = np.concatenate([centre - half, centre + half], 1) / scale
+center, size = np.split(np.concatenate(levels), 2, 1)
+center, half = center + deltas[:, :2] * size, size * np.exp(np.minimum(deltas[:, 2:], np.log(1000 / 16))) / 2
+corners = np.concatenate([center - half, center + half], 1) / scale
 corners = np.clip(corners, 0, [image.width, image.height] * 2)
 
 scores = 1 / (1 + np.exp(-logits))

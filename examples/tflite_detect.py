@@ -26,7 +26,7 @@ images = np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]
 (name,) = network.get_input_details()
 logits, deltas = (output[0] for _, output in sorted(network(**{name: images}).items()))
 
-anchors = facts["anchors"]  # as (centre x, centre y, width, height), by level, row, column, octave, aspect
+anchors = facts["anchors"]  # as (center x, center y, width, height), by level, row, column, octave, aspect
 boxes = []
 for level in range(anchors["levels"][0], anchors["levels"][1] + 1):
     rows, columns = -(-height // 2**level), -(-width // 2**level)
@@ -38,9 +38,9 @@ for level in range(anchors["levels"][0], anchors["levels"][1] + 1):
             boxes.append(cell * np.array([width / columns, height / rows] * 2))
 per_cell = anchors["octaves"] * len(anchors["aspects"])
 levels = [np.stack(boxes[i : i + per_cell], 2).reshape(-1, 4) for i in range(0, len(boxes), per_cell)]
-centre, size = np.split(np.concatenate(levels), 2, 1)
-centre, half = centre + deltas[:, :2] * size, size * np.exp(np.minimum(deltas[:, 2:], np.log(1000 / 16))) / 2
-corners = np.concatenate([centre - half, centre + half], 1) / scale
+center, size = np.split(np.concatenate(levels), 2, 1)
+center, half = center + deltas[:, :2] * size, size * np.exp(np.minimum(deltas[:, 2:], np.log(1000 / 16))) / 2
+corners = np.concatenate([center - half, center + half], 1) / scale
 corners = np.clip(corners, 0, [image.width, image.height] * 2)
 
 scores = 1 / (1 + np.exp(-logits))

@@ -1,4 +1,4 @@
-"""A data set of coloured shapes and a network small enough to train on it in a second."""
+"""A data set of colored shapes and a network small enough to train on it in a second."""
 
 from __future__ import annotations
 

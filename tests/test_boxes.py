@@ -88,9 +88,9 @@ def test_round_trip(targets: np.ndarray, data: st.DataObject) -> None:
 
 
 def test_coding_by_hand() -> None:
-    anchor = torch.tensor([[10.0, 20.0, 30.0, 30.0]])  # centre (20, 25), 20 wide, 10 high
+    anchor = torch.tensor([[10.0, 20.0, 30.0, 30.0]])  # center (20, 25), 20 wide, 10 high
     deltas = torch.tensor([[0.5, -1.0, math.log(2), 0.0]])
-    expected = torch.tensor([[10.0, 10.0, 50.0, 20.0]])  # centre (30, 15), 40 wide, 10 high
+    expected = torch.tensor([[10.0, 10.0, 50.0, 20.0]])  # center (30, 15), 40 wide, 10 high
     assert torch.allclose(decode_deltas(deltas, anchor), expected, atol=1e-4)
     assert torch.allclose(encode_boxes(expected, anchor), deltas, atol=1e-6)
     batch = decode_deltas(deltas.expand(3, 1, 4), anchor)
@@ -115,9 +115,7 @@ def test_sides_grow_at_most_to_the_clamp() -> None:
 @given(boxes(1), st.integers(1, 900), st.integers(1, 900))
 def test_clipping(rows: np.ndarray, height: int, width: int) -> None:
     found = clip_boxes(torch.from_numpy(rows)[None], torch.tensor([[height, width]], dtype=torch.float32))
-    expected = np.stack(
-        [np.clip(rows[:, i], 0, width if i % 2 == 0 else height) for i in range(4)], axis=1
-    )
+    expected = np.stack([np.clip(rows[:, i], 0, width if i % 2 == 0 else height) for i in range(4)], axis=1)
     assert np.array_equal(found[0].numpy(), expected)
 
 

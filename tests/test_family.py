@@ -74,7 +74,7 @@ def test_compound_scaling_keeps_its_formula_where_the_released_models_leave_it()
     assert (MODELS["d5"].depth, MODELS["d5"].image_size) == (7, 1280)
 
 
-def test_fractions_lie_between_their_neighbours() -> None:
+def test_fractions_lie_between_their_neighbors() -> None:
     spec = compound_scaling(2.5)
     assert spec.name == "phi2.5"
     # 64 * 1.35**2.5 = 135.5; 512 + 320 = 832, to a multiple of 128; 3 + 2.5, rounded; 3 + floor(2.5 / 3)
@@ -147,8 +147,8 @@ def test_a_spec_survives_json(spec: ModelSpec) -> None:
 def test_a_spec_with_wrong_fields_is_refused() -> None:
     fields = MODELS["d0"].to_dict()
     del fields["width"]
-    with pytest.raises(SettingError, match=r"unknown fields \['colour'\], missing fields \['width'\]"):
-        ModelSpec.from_dict(fields | {"colour": "red"})
+    with pytest.raises(SettingError, match=r"unknown fields \['color'\], missing fields \['width'\]"):
+        ModelSpec.from_dict(fields | {"color": "red"})
 
 
 def test_importing_the_family_loads_neither_torch_nor_numpy() -> None:

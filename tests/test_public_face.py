@@ -40,9 +40,7 @@ def test_the_list_is_what_the_modules_give() -> None:
 
 def test_type_checkers_see_the_same_homes() -> None:
     tree = ast.parse(Path(efficientdet.__file__).read_text(encoding="utf-8"))
-    block = next(
-        node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    )
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     seen = {alias.name: node.module for node in imports for alias in node.names}
     submodules = dict.fromkeys(efficientdet._SUBMODULES, "efficientdet")

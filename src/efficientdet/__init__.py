@@ -15,17 +15,17 @@ from efficientdet.version import __version__
 
 if TYPE_CHECKING:
     from efficientdet import boxes, errors, family, weights
-    from efficientdet.analysis.ablate import ablate
     from efficientdet.detections import Detections
     from efficientdet.evaluation.coco_ap import Metrics
     from efficientdet.evaluation.evaluate import evaluate
     from efficientdet.exporting.export import export
-    from efficientdet.exporting.quantise import quantise
+    from efficientdet.exporting.quantize import quantize
     from efficientdet.inference.detector import Detector, load
     from efficientdet.network.efficientdet import EfficientDet, create_model
+    from efficientdet.research.ablation import ablate
     from efficientdet.training.config import TrainConfig
-    from efficientdet.training.folder import TrainingRun
     from efficientdet.training.run import train
+    from efficientdet.training.run_folder import TrainingRun
 
 _SUBMODULES = ("boxes", "errors", "family", "weights")
 
@@ -36,13 +36,13 @@ _HOMES = {
     "EfficientDet": "efficientdet.network.efficientdet",
     "Metrics": "efficientdet.evaluation.coco_ap",
     "TrainConfig": "efficientdet.training.config",
-    "TrainingRun": "efficientdet.training.folder",
-    "ablate": "efficientdet.analysis.ablate",
+    "TrainingRun": "efficientdet.training.run_folder",
+    "ablate": "efficientdet.research.ablation",
     "create_model": "efficientdet.network.efficientdet",
     "evaluate": "efficientdet.evaluation.evaluate",
     "export": "efficientdet.exporting.export",
     "load": "efficientdet.inference.detector",
-    "quantise": "efficientdet.exporting.quantise",
+    "quantize": "efficientdet.exporting.quantize",
     "train": "efficientdet.training.run",
 }
 
@@ -62,7 +62,7 @@ __all__ = [
     "export",
     "family",
     "load",
-    "quantise",
+    "quantize",
     "train",
     "weights",
 ]

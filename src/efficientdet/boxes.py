@@ -54,7 +54,7 @@ def clip_boxes(boxes_xyxy: Tensor, sizes: Tensor) -> Tensor:
     return torch.minimum(boxes_xyxy.clamp(min=0), limits)
 
 
-def _centres_and_sides(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+def _centers_and_sides(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     sides = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
     return boxes_xyxy[..., :2] + 0.5 * sides, sides
 
@@ -69,10 +69,10 @@ def encode_boxes(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
     Returns:
         (..., 4) (dx, dy, dw, dh): offsets in units of the anchor's sides, and log ratios of the sides.
     """
-    anchor_centres, anchor_sides = _centres_and_sides(anchors_xyxy)
-    centres, sides = _centres_and_sides(boxes_xyxy)
+    anchor_centers, anchor_sides = _centers_and_sides(anchors_xyxy)
+    centers, sides = _centers_and_sides(boxes_xyxy)
     anchor_sides = anchor_sides + CODING_EPSILON
-    offsets = (centres - anchor_centres) / anchor_sides
+    offsets = (centers - anchor_centers) / anchor_sides
     return torch.cat([offsets, torch.log((sides + CODING_EPSILON) / anchor_sides)], -1)
 
 
@@ -91,10 +91,8 @@ def decode_deltas(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
         ValueError: the two disagree on A; gives both shapes.
     """
     if deltas.shape[-2:] != anchors_xyxy.shape[-2:]:
-        raise ValueError(
-            f"deltas {tuple(deltas.shape)} and anchors {tuple(anchors_xyxy.shape)} disagree on (A, 4)"
-        )
-    anchor_centres, anchor_sides = _centres_and_sides(anchors_xyxy)
-    centres = deltas[..., :2] * anchor_sides + anchor_centres
+        raise ValueError(f"deltas {tuple(deltas.shape)} and anchors {tuple(anchors_xyxy.shape)} disagree on (A, 4)")
+    anchor_centers, anchor_sides = _centers_and_sides(anchors_xyxy)
+    centers = deltas[..., :2] * anchor_sides + anchor_centers
     half = 0.5 * deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp() * anchor_sides
-    return torch.cat([centres - half, centres + half], -1)
+    return torch.cat([centers - half, centers + half], -1)

@@ -66,9 +66,7 @@ class Detections:
         self._set("labels", self._checked_labels(len(boxes)))
         self._check_category_ids()
         if self.image is not None and self.image.shape != (height, width, 3):
-            raise ValueError(
-                f"image must be (H, W, 3) of image_size {self.image_size}, got shape {self.image.shape}"
-            )
+            raise ValueError(f"image must be (H, W, 3) of image_size {self.image_size}, got shape {self.image.shape}")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # frozen for others, not for its own validation
@@ -158,9 +156,7 @@ class Detections:
         height, width = self.image_size
         return f"Detections({len(self)}{': ' if found else ''}{found}; {width}x{height} pixels{place})"
 
-    def filter(
-        self, min_score: float | None = None, classes: Iterable[str | int] | None = None
-    ) -> Detections:
+    def filter(self, min_score: float | None = None, classes: Iterable[str | int] | None = None) -> Detections:
         """The detections that score enough and are of some classes.
 
         Args:
@@ -198,15 +194,17 @@ class Detections:
             ValueError: there is no picture to draw on, or it is not of `image_size`.
             ImageError: the file cannot be read any more.
         """
-        from efficientdet.images import read
-        from efficientdet.inference.draw import draw
+        from efficientdet.images.draw import draw_boxes
+        from efficientdet.images.read import read
 
         canvas = self.image if image is None else image
         if canvas is None and self.source is not None:
             canvas = read(self.source)
         if canvas is None:
             raise ValueError("these detections keep no image; pass one: detections.draw(image)")
-        return draw(canvas, self)
+        if canvas.shape != (*self.image_size, 3):
+            raise ValueError(f"image must be (H, W, 3) of image_size {self.image_size}, got {canvas.shape}")
+        return draw_boxes(canvas, self.boxes_xyxy, self.scores, self.labels, self.class_names)
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """The entries of a COCO results file.
@@ -223,8 +221,7 @@ class Detections:
         boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
         rows = zip(boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
         return [
-            {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score}
-            for box, score, label in rows
+            {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score} for box, score, label in rows
         ]
 
     def to_json(self) -> dict[str, Any]:

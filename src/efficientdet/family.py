@@ -50,7 +50,7 @@ class ModelSpec:
         anchor_scale: anchor side in units of the level's stride.
         aspects: (width, height) factors of the anchor shapes.
         octaves: anchor sizes per octave.
-        normalisation: `imagenet` or `lite`: mean and deviation of the input.
+        normalization: `imagenet` or `lite`: mean and deviation of the input.
         backbone_epsilon: epsilon of the backbone's batch norms.
     """
 
@@ -72,7 +72,7 @@ class ModelSpec:
     anchor_scale: float = 4.0
     aspects: tuple[tuple[float, float], ...] = ASPECTS_ROUNDED
     octaves: int = 3
-    normalisation: str = "imagenet"
+    normalization: str = "imagenet"
     backbone_epsilon: float = 1e-3
 
     @property
@@ -116,12 +116,10 @@ def _d(name: str, backbone: str, size: int, width: int, depth: int, head: int, *
     return ModelSpec(name, backbone, size, width, depth, head, **other)
 
 
-def _lite(
-    name: str, backbone: str, size: int, width: int, depth: int, head: int, scale: float
-) -> ModelSpec:
+def _lite(name: str, backbone: str, size: int, width: int, depth: int, head: int, scale: float) -> ModelSpec:
     return ModelSpec(
         name, backbone, size, width, depth, head,
-        fusion="none", activation="relu6", anchor_scale=scale, normalisation="lite",
+        fusion="none", activation="relu6", anchor_scale=scale, normalization="lite",
     )  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from efficientdet.data.augment import SMALLEST_SIDE, Augmentation, augment
 from efficientdet.errors import SettingError
-from efficientdet.images import IMAGENET, Preprocessing
-from efficientdet.pixels import FloatImage, RgbImage
+from efficientdet.images.convert import FloatImage, RgbImage
+from efficientdet.images.letterbox import IMAGENET, Preprocessing
 
 RAW = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
 

@@ -28,7 +28,7 @@ from efficientdet.data.dataset import (
 )
 from efficientdet.data.records import ImageRecord, Records
 from efficientdet.errors import DataError
-from efficientdet.images import IMAGENET, Preprocessing
+from efficientdet.images.letterbox import IMAGENET, Preprocessing
 
 RAW = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
 # Python 3.12 warns when a process with threads is forked; torch's own loader does just that.
@@ -55,8 +55,15 @@ def make_records(
         n = len(boxes)
         images.append(
             ImageRecord(
-                i, path, width, height, boxes, np.full(n, i % 2, dtype=np.int64), np.full(n, i in crowds),
-                np.full(n, 200, dtype=np.float32), list(range(n)),
+                i,
+                path,
+                width,
+                height,
+                boxes,
+                np.full(n, i % 2, dtype=np.int64),
+                np.full(n, i in crowds),
+                np.full(n, 200, dtype=np.float32),
+                list(range(n)),
             )  # fmt: skip
         )
     return Records(images, ("cat", "dog"), (1, 2), folder or Path("nowhere"))

@@ -73,8 +73,7 @@ def test_a_split_of_cells_follows_its_list(shared_data: Path) -> None:
 
 def thing(name: str = "x", box: tuple[object, ...] = (1, 1, 40, 30), more: str = "") -> str:
     corners = "".join(
-        f"<{field}>{value}</{field}>"
-        for field, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+        f"<{field}>{value}</{field}>" for field, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
     )
     return f"<object><name>{name}</name>{more}<bndbox>{corners}</bndbox></object>"
 

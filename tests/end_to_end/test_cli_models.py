@@ -34,7 +34,7 @@ def test_info_of_a_checkpoint_writes_a_card(command: Command, checkpoint: Path, 
     assert "disc, square" in done.out
     text = card.read_text()
     assert text.startswith("# tiny\n")
-    assert "**Licence of the weights:** not stated" in text
+    assert "**License of the weights:** not stated" in text
 
 
 def test_info_of_nothing_known_lists_what_is(command: Command) -> None:
@@ -49,12 +49,12 @@ def test_convert_keeps_the_function_and_the_facts(command: Command, tmp_path: Pa
     torch.save(to_foreign(model), tmp_path / "theirs.pth")
     out = tmp_path / "ours.safetensors"
     done = command(
-        "convert", tmp_path / "theirs.pth", "--to", out, "--classes", "cat, dog", "--licence", "MIT", "--model", "lite0"
+        "convert", tmp_path / "theirs.pth", "--to", out, "--classes", "cat, dog", "--license", "MIT", "--model", "lite0"
     )  # fmt: skip
     assert done.code == 0, done.err
     converted, info = load_checkpoint(out)
     assert info.class_names == ("cat", "dog")
-    assert info.about["licence"] == "MIT"
+    assert info.about["license"] == "MIT"
     pairs = zip(converted.state_dict().values(), model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 

@@ -46,7 +46,7 @@ def test_eight_pictures_are_learnt_by_heart(shared_data: Path, tmp_path: Path) -
     data = _eight_pictures(shared_data / "coco_tiny", tmp_path / "eight")
     run = train(
         "lite0", data, backbone_weights=shared_data / "weights" / "efficientnet_lite0_imagenet_folded.npz",
-        out=tmp_path / "run", quiet=True, epochs=80, batch_size=4, image_size=192, optimiser="adamw",
+        out=tmp_path / "run", quiet=True, epochs=80, batch_size=4, image_size=192, optimizer="adamw",
         learning_rate=3e-3, warmup_epochs=4, scale_jitter=(1.0, 1.0), flip=0.0, ema_decay=0.0, precision="fp32",
         device="cpu",
     )  # fmt: skip

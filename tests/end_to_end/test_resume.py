@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from efficientdet.training.folder import TrainingRun
 from efficientdet.training.run import train
+from efficientdet.training.run_folder import TrainingRun
 
 if not hasattr(os, "fork"):
     pytest.skip("processes are forked to be killed, which this system does not know", allow_module_level=True)

@@ -28,7 +28,7 @@ def twelve(metrics: Metrics) -> list[float]:
 
 
 def by_pycocotools(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> Any:
-    """The reference's evaluation object, accumulated and summarised."""
+    """The reference's evaluation object, accumulated and summarized."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -43,9 +43,7 @@ def by_pycocotools(ground_truth: dict[str, Any], results: list[dict[str, Any]]) 
     return evaluation
 
 
-def annotation(
-    number: int, image_id: Any, category_id: Any, bbox: list[float], **more: Any
-) -> dict[str, Any]:
+def annotation(number: int, image_id: Any, category_id: Any, bbox: list[float], **more: Any) -> dict[str, Any]:
     fields = {"id": number, "image_id": image_id, "category_id": category_id, "bbox": bbox}
     return fields | {"area": bbox[2] * bbox[3], "iscrowd": 0} | more
 

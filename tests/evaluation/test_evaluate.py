@@ -17,7 +17,7 @@ from efficientdet.data.dataset import read_split
 from efficientdet.errors import DataError, ImageError, SettingError
 from efficientdet.evaluation.evaluate import evaluate
 from efficientdet.family import MODELS
-from efficientdet.images import LITE
+from efficientdet.images.letterbox import LITE
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.postprocess import BatchDetections, PostprocessSettings
 from efficientdet.network.efficientdet import EfficientDet

@@ -15,8 +15,15 @@ from efficientdet.inference.postprocess import BatchDetections
 def records(ids: list[int | str]) -> Records:
     images = [
         ImageRecord(
-            image_id, Path(f"{i}.png"), 50, 40, np.array([[1, 2, 11, 22]], dtype=np.float32), np.array([i % 2]),
-            np.array([i == 2]), np.array([150], dtype=np.float32), [f"a{i}"],
+            image_id,
+            Path(f"{i}.png"),
+            50,
+            40,
+            np.array([[1, 2, 11, 22]], dtype=np.float32),
+            np.array([i % 2]),
+            np.array([i == 2]),
+            np.array([150], dtype=np.float32),
+            [f"a{i}"],
         )  # fmt: skip
         for i, image_id in enumerate(ids)
     ]

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from efficientdet.exporting import onnx_file
-from efficientdet.images import read
+from efficientdet.images.convert import RgbImage
+from efficientdet.images.find import sample_picture
+from efficientdet.images.read import read
 from efficientdet.inference.detector import Detector, load
-from efficientdet.inference.inputs import sample_picture
-from efficientdet.inference.onnx_network import free_shapes, onnx_network
-from efficientdet.pixels import RgbImage
+from efficientdet.inference.engines.onnx_graph import free_shapes, onnx_network
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 
 from efficientdet.exporting.export import export
+from efficientdet.images.find import sample_picture
 from efficientdet.inference.detector import Detector
-from efficientdet.inference.inputs import sample_picture
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Runs the program, then says which of the modules in question it had loaded.
@@ -37,9 +36,8 @@ def run_example(program: str, file: Path, barred: tuple[str, ...]) -> list[dict[
 
 
 def check_example(detector: Detector, found: list[dict[str, Any]]) -> None:
-    """Boxes within 0.1 pixels of the detector's, scores within 1e-4, where it resizes by Pillow as the programs do."""
-    with mock.patch("torch.backends.cpu.get_cpu_capability", return_value="DEFAULT"):
-        wanted = detector.predict(sample_picture())
+    """Boxes within 0.1 pixels of the detector's, scores within 1e-4."""
+    wanted = detector.predict(sample_picture())
     assert len(found) == len(wanted) > 0
     assert [line["class"] for line in found] == [wanted.class_names[label] for label in wanted.labels]
     assert np.allclose([line["box_xyxy"] for line in found], wanted.boxes_xyxy, rtol=0, atol=0.1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from efficientdet.family import find_spec
-from efficientdet.inference.onnx_network import onnx_network
+from efficientdet.inference.engines.onnx_graph import onnx_network
 from efficientdet.network.efficientdet import EfficientDet, create_model
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES

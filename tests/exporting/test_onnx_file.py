@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from efficientdet.errors import WeightsError
-from efficientdet.exporting.batches import make_batch
+from efficientdet.exporting.comparison_images import make_batch
 from efficientdet.exporting.export import export
 from efficientdet.exporting.onnx_file import OnnxFile, halve_weights, make_onnx
 from efficientdet.exporting.settings import ExportSettings
+from efficientdet.images.convert import RgbImage
 from efficientdet.inference.detector import Detector, load
-from efficientdet.pixels import RgbImage
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,7 @@ def test_end_to_end_is_the_detector(
         assert not boxes[i, n:].any() and not scores[i, n:].any() and not labels[i, n:].any()
 
 
-def test_what_lies_outside_the_picture_is_not_looked_at(
-    people: Detector, whole_file: OnnxFile, wide: RgbImage
-) -> None:
+def test_what_lies_outside_the_picture_is_not_looked_at(people: Detector, whole_file: OnnxFile, wide: RgbImage) -> None:
     batch = make_batch([wide], (128, 128), people.info.preprocessing, whole=True)
     canvas = batch.canvases.clone()
     canvas[:, int(wide.shape[0] * batch.scales[0]) :] = 200

@@ -12,7 +12,7 @@ from torch import nn
 
 from efficientdet.errors import MissingExtraError, WeightsError
 from efficientdet.exporting.export import export
-from efficientdet.exporting.files import open_file
+from efficientdet.exporting.formats import open_file
 from efficientdet.exporting.parity import check_file
 from efficientdet.inference.detector import Detector, load
 

@@ -16,7 +16,7 @@ from efficientdet.data.dataset import read_split
 from efficientdet.errors import SettingError, WeightsError
 from efficientdet.evaluation.evaluate import evaluate
 from efficientdet.exporting import parity
-from efficientdet.exporting.batches import comparison_pictures
+from efficientdet.exporting.comparison_images import comparison_pictures
 from efficientdet.exporting.export import export
 from efficientdet.exporting.parity import Difference, ParityError, ParityReport, check_file
 from efficientdet.inference.detector import Detector, load

@@ -35,9 +35,7 @@ def pairs(found: Candidates, row: int) -> list[tuple[float, int, int]]:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 6), st.integers(1, 80), THRESHOLDS, st.integers(0, 9))
-def test_they_are_the_best_pairs(
-    seed: int, anchors: int, classes: int, limit: int, threshold: float, odd: int
-) -> None:
+def test_they_are_the_best_pairs(seed: int, anchors: int, classes: int, limit: int, threshold: float, odd: int) -> None:
     levels = random_levels(seed, anchors, classes, odd)
     logits = torch.cat(levels, 1)
     for few in (module.FEW, 0):
@@ -54,9 +52,7 @@ def test_they_are_the_best_pairs(
 
 
 @given(st.integers(0, 10**6), st.integers(1, 60), st.floats(0, 1), st.integers(0, 20))
-def test_bfloat16_is_read_as_the_numbers_that_it_stands_for(
-    seed: int, limit: int, threshold: float, odd: int
-) -> None:
+def test_bfloat16_is_read_as_the_numbers_that_it_stands_for(seed: int, limit: int, threshold: float, odd: int) -> None:
     rng = np.random.default_rng(seed)
     levels = [(level + torch.from_numpy(rng.normal(0, 1e-2, level.shape))).bfloat16() for level in
               random_levels(seed, 20, 5, odd)]  # fmt: skip
@@ -68,7 +64,7 @@ def test_bfloat16_is_read_as_the_numbers_that_it_stands_for(
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_logits_at_the_threshold_itself_are_good_enough(kind: torch.dtype) -> None:
-    """Both neighbours of the threshold's logit in this type, and 0 of both signs."""
+    """Both neighbors of the threshold's logit in this type, and 0 of both signs."""
     for threshold in (0.3, 0.5, 0.7):
         logit = torch.logit(torch.tensor(threshold, dtype=torch.float64)).to(torch.float32)
         near = logit.to(kind)

@@ -19,10 +19,10 @@ from efficientdet.boxes import encode_boxes
 from efficientdet.detections import Detections
 from efficientdet.errors import ImageError, SettingError, UnknownNameError, WeightsError
 from efficientdet.family import MODELS
-from efficientdet.images import LITE
+from efficientdet.images.convert import RgbImage
+from efficientdet.images.letterbox import LITE
 from efficientdet.inference.detector import SHOWN_SCORE, Detector, load
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.pixels import RgbImage
 from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
 
 SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, image_size=64)
@@ -45,8 +45,8 @@ class Planted(EfficientDet):
             if len(rows):
                 box = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
                 target = (box[:2] + box[2:]) / 2
-                centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-                nearest = int((centres - target).square().sum(1).argmin())
+                centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+                nearest = int((centers - target).square().sum(1).argmin())
                 logits[i, nearest, 1] = 5.0
                 deltas[i, nearest] = encode_boxes(box, anchors[nearest])
         return [logits], [deltas]

@@ -36,9 +36,7 @@ def iou_with(box: Any, others: Any) -> Any:
     return np.where(union > 0, shared / np.maximum(union, 1e-300), 0.0)
 
 
-def check_greedy(
-    boxes: Any, scores: Any, labels: Any, rows: list[tuple[int, float]], how: PostprocessSettings
-) -> None:
+def check_greedy(boxes: Any, scores: Any, labels: Any, rows: list[tuple[int, float]], how: PostprocessSettings) -> None:
     """Follow the textbook's loop, taking at each step what `rows` took, which must be a best one then.
 
     Where scores are equal the textbook leaves the choice open, and so does this: any of the equal ones will do.
@@ -100,7 +98,7 @@ def random_heads(
     """
     rng = np.random.default_rng(seed)
     corners = rng.integers(-10, spread - 9, (anchors, 2))
-    # Even sides: half of them and the centre are then exact in float32, and so are all areas.
+    # Even sides: half of them and the center are then exact in float32, and so are all areas.
     boxes = np.concatenate([corners, corners + 2 * rng.integers(side, 20, (anchors, 2))], 1)
     logits = rng.normal(0, 2, (batch, anchors, classes))
     if steps is not None:  # few values, many ties

@@ -24,18 +24,18 @@ def test_level_sizes_are_rounded_up(height: int, width: int, last: int) -> None:
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.sampled_from(["d0", "d7", "d7x", "lite0"]))
-def test_anchors_are_centred_on_an_even_grid(height: int, width: int, name: str) -> None:
+def test_anchors_are_centerd_on_an_even_grid(height: int, width: int, name: str) -> None:
     spec = MODELS[name]
     anchors = make_anchors(spec, (height, width)).double()
     start = 0
     for rows, columns in level_sizes((height, width), spec.levels):
         level = anchors[start : start + rows * columns * 9].reshape(rows, columns, 9, 4)
         start += rows * columns * 9
-        centres = (level[..., :2] + level[..., 2:]) / 2
+        centers = (level[..., :2] + level[..., 2:]) / 2
         x = (torch.arange(columns).double() + 0.5) * width / columns
         y = (torch.arange(rows).double() + 0.5) * height / rows
-        assert torch.allclose(centres[..., 0], x[None, :, None].expand(rows, columns, 9), atol=1e-3)
-        assert torch.allclose(centres[..., 1], y[:, None, None].expand(rows, columns, 9), atol=1e-3)
+        assert torch.allclose(centers[..., 0], x[None, :, None].expand(rows, columns, 9), atol=1e-3)
+        assert torch.allclose(centers[..., 1], y[:, None, None].expand(rows, columns, 9), atol=1e-3)
         sides = (level[..., 2:] - level[..., :2])[0, 0]
         scale = torch.tensor([width / columns, height / rows]) * spec.anchor_scale
         factors = [

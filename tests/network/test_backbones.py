@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from efficientdet.errors import MissingExtraError, SettingError, UnknownNameError, WeightsError
 from efficientdet.family import MODELS
-from efficientdet.images import IMAGENET
+from efficientdet.images.letterbox import IMAGENET
 from efficientdet.network.backbones import TimmBackbone, backbone_title, build_backbone
 from efficientdet.network.efficientdet import EfficientDet, create_model
 from efficientdet.network.efficientnet import EfficientNet
@@ -64,10 +64,10 @@ def test_stochastic_depth_is_an_efficientnets() -> None:
         small("resnet18", drop_path=0.2)
 
 
-def test_the_normalisation_goes_with_the_backbone() -> None:
-    assert create_model("lite0", 2, backbone="resnet18").spec.normalisation == "imagenet"
-    assert small("lite0").spec.normalisation == "lite"
-    assert create_model("lite0", 2).spec.normalisation == "lite"
+def test_the_normalization_goes_with_the_backbone() -> None:
+    assert create_model("lite0", 2, backbone="resnet18").spec.normalization == "imagenet"
+    assert small("lite0").spec.normalization == "lite"
+    assert create_model("lite0", 2).spec.normalization == "lite"
 
 
 def test_titles() -> None:
@@ -179,9 +179,7 @@ def test_the_maps_of_the_right_strides_are_asked_for(
 @pytest.mark.parametrize("size", [(64, 96), (1, 1), (130, 257), (33, 7)])
 def test_maps_have_the_sizes_that_the_anchors_expect(size: tuple[int, int], name: str) -> None:
     features = TimmBackbone(name)(torch.randn(2, 3, *size))
-    expected = [
-        (2, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip((8, 12, 16), (8, 16, 32), strict=True)
-    ]
+    expected = [(2, c, -(-size[0] // s), -(-size[1] // s)) for c, s in zip((8, 12, 16), (8, 16, 32), strict=True)]
     assert [tuple(x.shape) for x in features] == expected
     model = small(f"timm:{name}").eval()
     with torch.inference_mode():
@@ -246,7 +244,7 @@ def test_without_timm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyP
 REAL = """
 import dataclasses, sys, pathlib, tempfile, torch, timm, torchvision
 from efficientdet.family import MODELS
-from efficientdet.images import IMAGENET
+from efficientdet.images.letterbox import IMAGENET
 from efficientdet.network.efficientdet import create_model
 from efficientdet.network.resnet import RESNETS, ResNet
 from efficientdet.weights.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint

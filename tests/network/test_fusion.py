@@ -36,7 +36,7 @@ def test_weights_start_equal_and_only_none_has_none() -> None:
     for kind in FUSIONS:
         fusion = Fusion(kind, 3)
         if kind == "none":
-            assert fusion.weights is None and fusion.normalised_weights() is None
+            assert fusion.weights is None and fusion.normalized_weights() is None
         else:
             assert fusion.weights is not None and fusion.weights.tolist() == [1.0, 1.0, 1.0]
 
@@ -46,7 +46,7 @@ def test_fast_and_softmax_are_bounded() -> None:
         fusion = Fusion(kind, 3)
         with torch.no_grad():
             fusion.weights.copy_(torch.tensor([30.0, -5.0, 7.0]))  # type: ignore[union-attr]
-        weights = fusion.normalised_weights()
+        weights = fusion.normalized_weights()
         assert weights is not None
         assert (weights >= 0).all() and weights.sum().item() == pytest.approx(1.0, abs=1e-4)
 

@@ -49,7 +49,7 @@ def test_a_good_file_gives_its_nodes(tmp_path: Path) -> None:
         (GOOD.replace("name: out5", "name: lost"), "graph.yaml: line 4: .*'out5' does not exist"),
         (GOOD.replace("level: 4,", "level: four,"), "line 4, node 'out4': level is 'four'"),
         (GOOD.replace("level: 4,", ""), "line 4, node 'out4': .*missing fields \\['level'\\]"),
-        (GOOD.replace("level: 4,", "level: 4, colour: red,"), "line 4, node 'out4': unknown fields \\['colour'\\]"),
+        (GOOD.replace("level: 4,", "level: 4, color: red,"), "line 4, node 'out4': unknown fields \\['color'\\]"),
         (GOOD.replace("[in5]", "in5"), "line 3, node 'out5': inputs is 'in5'"),
         (GOOD.replace("name: out5", "name: 5out"), "line 3, node '5out': a name is letters"),
         (GOOD + "  - {name: idle, level: 4, inputs: [in4]}\n", "line 8: .*'idle': nothing reads it"),
@@ -73,9 +73,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_bifpn_written_as_a_file_is_the_same_network(tmp_path: Path) -> None:
-    rows = "".join(
-        f"  - {{name: {n.name}, level: {n.level}, inputs: [{', '.join(n.inputs)}]}}\n" for n in bifpn(3, 7)
-    )
+    rows = "".join(f"  - {{name: {n.name}, level: {n.level}, inputs: [{', '.join(n.inputs)}]}}\n" for n in bifpn(3, 7))
     path = write(tmp_path, f"name: own\nnodes:\n{rows}")
     torch.manual_seed(0)
     named = create_model("lite0", 2).eval()

@@ -41,20 +41,20 @@ def test_same_padding_arithmetic(size: int, kernel: int, stride: int) -> None:
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "expected"),
     [
-        (224, 3, 2, (0, 1)), (225, 3, 2, (1, 1)), (7, 5, 2, (2, 2)), (8, 5, 2, (1, 2)), (8, 3, 1, (1, 1)),
+        (224, 3, 2, (0, 1)),
+        (225, 3, 2, (1, 1)),
+        (7, 5, 2, (2, 2)),
+        (8, 5, 2, (1, 2)),
+        (8, 3, 1, (1, 1)),
         (1, 3, 2, (1, 1)),
     ],  # fmt: skip
 )
-def test_same_padding_of_tensorflow(
-    size: int, kernel: int, stride: int, expected: tuple[int, int]
-) -> None:
+def test_same_padding_of_tensorflow(size: int, kernel: int, stride: int, expected: tuple[int, int]) -> None:
     assert same_padding(size, kernel, stride) == expected
 
 
 @given(sizes, sizes, st.sampled_from([1, 3, 5]), st.sampled_from([1, 2]), st.sampled_from(PADDINGS))
-def test_convolutions_give_the_size_rounded_up(
-    height: int, width: int, kernel: int, stride: int, padding: str
-) -> None:
+def test_convolutions_give_the_size_rounded_up(height: int, width: int, kernel: int, stride: int, padding: str) -> None:
     conv = Conv2d(1, 2, kernel, stride, padding=padding)
     with torch.no_grad():
         found = conv(torch.zeros(1, 1, height, width))

@@ -56,7 +56,7 @@ def resample(x: Map, size: tuple[int, int]) -> Map:
     return nearest(max_pool(x, smaller), size)
 
 
-def normalise(bn: nn.BatchNorm2d, x: Map) -> Map:
+def normalize(bn: nn.BatchNorm2d, x: Map) -> Map:
     mean, variance, scale, shift = (
         v.detach().numpy()[:, None, None] for v in (bn.running_mean, bn.running_var, bn.weight, bn.bias)
     )
@@ -179,7 +179,7 @@ def literal(network: FeatureNetwork, name: str, fusion: str, act: str, features:
     """The whole feature network in numpy; of the module it takes the weights only."""
     maps = dict(zip((3, 4, 5), features, strict=True))
     lateral = network.extra
-    maps[6] = normalise(lateral.bn, pointwise(lateral.conv, maps[5]))  # type: ignore[arg-type]
+    maps[6] = normalize(lateral.bn, pointwise(lateral.conv, maps[5]))  # type: ignore[arg-type]
     for i in (6, 7):
         x = maps[6]
         maps[i] = max_pool(x, (math.ceil(x.shape[1] / 2), math.ceil(x.shape[2] / 2)))
@@ -193,7 +193,7 @@ def literal(network: FeatureNetwork, name: str, fusion: str, act: str, features:
             ready = []
             for source, x in [*sources, *pooled]:
                 if x.shape[0] != WIDTH:
-                    x = normalise(module.laterals[source].bn, pointwise(module.laterals[source].conv, x))
+                    x = normalize(module.laterals[source].bn, pointwise(module.laterals[source].conv, x))
                 ready.append(resample(x, sizes[level]))
             if pooled:
                 ready[-2:] = [gp(ready[-2], ready[-1])]
@@ -203,7 +203,7 @@ def literal(network: FeatureNetwork, name: str, fusion: str, act: str, features:
             else:
                 fused = ready[0]
             x = depthwise(module.conv.depthwise, activate(act, fused))
-            return name, normalise(module.bn, pointwise(module.conv.pointwise, x))
+            return name, normalize(module.bn, pointwise(module.conv.pointwise, x))
 
         outputs = LITERAL[name]({i: (f"in{i}", x) for i, x in maps.items()}, node)
         maps = {i: x for i, (_, x) in outputs.items()}

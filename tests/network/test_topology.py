@@ -57,9 +57,7 @@ def test_bifpn() -> None:
         ),
     ],
 )
-def test_bifpn_has_the_references_node_order(
-    levels: tuple[int, int], offsets: list[tuple[int, ...]]
-) -> None:
+def test_bifpn_has_the_references_node_order(levels: tuple[int, int], offsets: list[tuple[int, ...]]) -> None:
     """Released weights are stored by position: node and input offsets as in the reference's list."""
     topology = build_topology("bifpn", levels)
     names = [f"in{level}" for level in range(levels[0], levels[1] + 1)]

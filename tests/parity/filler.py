@@ -12,23 +12,33 @@ arrays do not depend on the numpy version.
 backbone stage, BiFPN cell and head); they keep activations near 1 in the deepest model,
 where fixed random weights would otherwise grow or fade by many orders of magnitude.
 """
+
 import re
 import zlib
 
 import numpy as np
 
-GAIN = 1.4142135623730951       # He gain of an ordinary convolution
-RESIDUAL_GAIN = 0.6             # last projection of a block that has a skip connection
-EXCITE_GAIN = 0.5               # squeeze-and-excite expansion, so that the gates do not saturate
-RANGES = {"bn_weight": (0.8, 1.2), "bias": (-0.1, 0.1), "running_mean": (-0.1, 0.1),
-          "running_var": (0.5, 1.5), "edge_weights": (-0.2, 1.5)}
+GAIN = 1.4142135623730951  # He gain of an ordinary convolution
+RESIDUAL_GAIN = 0.6  # last projection of a block that has a skip connection
+EXCITE_GAIN = 0.5  # squeeze-and-excite expansion, so that the gates do not saturate
+RANGES = {
+    "bn_weight": (0.8, 1.2),
+    "bias": (-0.1, 0.1),
+    "running_mean": (-0.1, 0.1),
+    "running_var": (0.5, 1.5),
+    "edge_weights": (-0.2, 1.5),
+}
 
 # The projection that ends a backbone block: conv_pwl, or conv_pw in stage 0 (no expansion).
 # Block 0 of a stage has no skip connection; the later blocks have one.
-_PROJECTION = re.compile(r"(backbone\.blocks\.\d+\.)(\d+)\.conv_pwl\.weight$"
-                         r"|(backbone\.blocks\.0\.)(\d+)\.conv_pw\.weight$")
-_FPN_OR_HEAD = re.compile(r"(fpn\.cell\.\d+\.)fnode\.\d+\.after_combine\.conv\.conv_pw\.weight$"
-                          r"|(class_net\.|box_net\.)(?:conv_rep\.\d+|predict)\.conv_pw\.weight$")
+_PROJECTION = re.compile(
+    r"(backbone\.blocks\.\d+\.)(\d+)\.conv_pwl\.weight$"
+    r"|(backbone\.blocks\.0\.)(\d+)\.conv_pw\.weight$"
+)
+_FPN_OR_HEAD = re.compile(
+    r"(fpn\.cell\.\d+\.)fnode\.\d+\.after_combine\.conv\.conv_pw\.weight$"
+    r"|(class_net\.|box_net\.)(?:conv_rep\.\d+|predict)\.conv_pw\.weight$"
+)
 
 
 def fill(name, shape, gains=None):

@@ -111,9 +111,7 @@ def test_outputs(
 def test_names_shapes_and_parameters(model: str) -> None:
     with torch.device("meta"):
         network = create_model(model)
-    expected = {
-        name: tuple(shape) for name, shape in KEYS[model]["keys"].items() if not name.startswith("anchors.")
-    }
+    expected = {name: tuple(shape) for name, shape in KEYS[model]["keys"].items() if not name.startswith("anchors.")}
     assert {name: tuple(x.shape) for name, x in to_foreign(network).items()} == expected
     assert sum(x.numel() for x in network.parameters()) == KEYS[model]["params"]
 
@@ -130,9 +128,7 @@ def test_multiply_adds_and_parameters_by_part(model: str, golden: Callable[[str]
     parts = {
         "backbone": "backbone", "fpn": "feature_network", "class_net": "class_head", "box_net": "box_head",
     }  # fmt: skip
-    multiply_adds = {
-        theirs: sum(by_module[f"EfficientDet.{ours}"].values()) // 2 for theirs, ours in parts.items()
-    }
+    multiply_adds = {theirs: sum(by_module[f"EfficientDet.{ours}"].values()) // 2 for theirs, ours in parts.items()}
     assert multiply_adds == counts["conv_macs_by_part"]
     assert counter.get_total_flops() // 2 == counts["conv_macs_native"]
     parameters = {

@@ -32,8 +32,7 @@ def _heads(scenario: dict[str, Any], filler: ModuleType) -> tuple[list[Tensor], 
     sizes = level_sizes(image_size, MODELS["d0"].levels)
     raw_classes, raw_boxes = filler.head_outputs(scenario["head_seed"], 1, sizes, classes)
     logits = [
-        (torch.from_numpy(x) + scenario["class_shift"]).permute(0, 2, 3, 1).reshape(1, -1, classes)
-        for x in raw_classes
+        (torch.from_numpy(x) + scenario["class_shift"]).permute(0, 2, 3, 1).reshape(1, -1, classes) for x in raw_classes
     ]
     deltas = [torch.from_numpy(x).permute(0, 2, 3, 1).reshape(1, -1, 4)[..., [1, 0, 3, 2]] for x in raw_boxes]
     return logits, deltas, make_anchors(MODELS["d0"], image_size)
@@ -94,15 +93,10 @@ def test_hard_nms(scenario: dict[str, Any], filler: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     "scenario",
-    [
-        pytest.param(s, id=s["name"], marks=[pytest.mark.slow] if s["height"] == s["width"] else [])
-        for s in SCENARIOS
-    ],
+    [pytest.param(s, id=s["name"], marks=[pytest.mark.slow] if s["height"] == s["width"] else []) for s in SCENARIOS],
 )
 def test_hard_nms_survivors_without_a_cut(scenario: dict[str, Any], filler: ModuleType) -> None:
-    settings = PostprocessSettings(
-        score_threshold=0.0, max_candidates=scenario["max_candidates"], max_detections=5000
-    )
+    settings = PostprocessSettings(score_threshold=0.0, max_candidates=scenario["max_candidates"], max_detections=5000)
     assert len(_detections(scenario, filler, settings)) == scenario["hard"]["kept_total"]
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from efficientdet.boxes import pairwise_iou
 from efficientdet.family import MODELS
 from efficientdet.network.anchors import level_sizes, make_anchors
+from efficientdet.training.assignment import BACKGROUND, Matches, match_anchors
 from efficientdet.training.losses import LossSettings, detection_loss
-from efficientdet.training.matching import BACKGROUND, Matches, match_anchors
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "training.json").read_bytes())
 IMAGE_SIZE = (GOLDEN["settings"]["height"], GOLDEN["settings"]["width"])

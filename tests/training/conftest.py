@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from efficientdet.training.folder import TrainingRun
 from efficientdet.training.run import train
+from efficientdet.training.run_folder import TrainingRun
 
 
 @pytest.fixture(scope="session")

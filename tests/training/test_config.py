@@ -21,9 +21,9 @@ def test_the_defaults_are_allowed() -> None:
         ({"batch_size": 64}, 0.08),
         ({"batch_size": 8}, 0.01),
         ({"batch_size": 8, "accumulate": 4, "devices": 2}, 0.08),
-        ({"batch_size": 16, "optimiser": "adamw"}, 1e-3),
-        ({"batch_size": 4, "optimiser": "adamw"}, 5e-4),
-        ({"batch_size": 4, "accumulate": 4, "optimiser": "adamw"}, 1e-3),
+        ({"batch_size": 16, "optimizer": "adamw"}, 1e-3),
+        ({"batch_size": 4, "optimizer": "adamw"}, 5e-4),
+        ({"batch_size": 4, "accumulate": 4, "optimizer": "adamw"}, 1e-3),
         ({"batch_size": 64, "learning_rate": 0.3}, 0.3),
     ],
 )
@@ -31,9 +31,9 @@ def test_the_learning_rate_comes_from_the_pictures_of_a_step(settings: dict[str,
     assert TrainConfig(**settings).peak_learning_rate() == pytest.approx(rate)
 
 
-def test_weight_decay_by_optimiser() -> None:
+def test_weight_decay_by_optimizer() -> None:
     assert TrainConfig().decay() == 4e-5
-    assert TrainConfig(optimiser="adamw").decay() == 1e-2
+    assert TrainConfig(optimizer="adamw").decay() == 1e-2
     assert TrainConfig(weight_decay=0.0).decay() == 0
 
 
@@ -78,7 +78,7 @@ def test_a_number_out_of_range_is_named(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "near"),
-    [("optimiser", "sdg", "sgd"), ("precision", "fp64", "fp16"), ("batch_norm", "freeze", "frozen"),
+    [("optimizer", "sdg", "sgd"), ("precision", "fp64", "fp16"), ("batch_norm", "freeze", "frozen"),
      ("device", "cud", "cuda")],
 )  # fmt: skip
 def test_an_unknown_choice_lists_the_known(name: str, value: str, near: str) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from efficientdet.family import MODELS
 from efficientdet.network.anchors import level_sizes, make_anchors
 from efficientdet.training import losses as losses_module
+from efficientdet.training.assignment import match_anchors
 from efficientdet.training.losses import Losses, LossSettings, detection_loss, focal_loss
-from efficientdet.training.matching import match_anchors
 
 SIZE = (64, 96)
 ANCHORS = make_anchors(MODELS["d0"], SIZE)

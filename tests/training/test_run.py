@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from efficientdet.data.dataset import DetectionDataset, Sample
 from efficientdet.errors import DataError, ImageError, SettingError, WeightsError
-from efficientdet.images import IMAGENET
+from efficientdet.images.letterbox import IMAGENET
 from efficientdet.inference.detector import load
 from efficientdet.network.efficientdet import create_model
 from efficientdet.training import module as training_module
 from efficientdet.training.callbacks import Ema, SaveCheckpoints
-from efficientdet.training.folder import TrainingRun
 from efficientdet.training.losses import Losses, matched_loss
 from efficientdet.training.module import DetectionModule
 from efficientdet.training.run import train
+from efficientdet.training.run_folder import TrainingRun
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, load_checkpoint, save_checkpoint
 
 STATISTICS = ("running_mean", "running_var")

@@ -14,7 +14,7 @@ from efficientdet.training.config import TrainConfig
 from efficientdet.training.schedule import (
     EmaUpdate,
     batch_norm_momentum,
-    build_optimiser,
+    build_optimizer,
     parameter_groups,
     rate_factor,
 )
@@ -64,18 +64,18 @@ def test_only_kernels_decay_and_the_backbone_has_its_own_rate(model: nn.Module) 
     assert all(p.ndim == 4 for group in groups if group["weight_decay"] for p in group["params"])
 
 
-def test_what_is_frozen_gets_no_optimiser() -> None:
+def test_what_is_frozen_gets_no_optimizer() -> None:
     model = create_model("lite0", 2)
     model.backbone.requires_grad_(False)
     learning = {id(p) for group in parameter_groups(model, TrainConfig()) for p in group["params"]}
     assert learning == {id(p) for name, p in model.named_parameters() if not name.startswith("backbone.")}
 
 
-def test_the_optimiser_is_the_one_asked_for(model: nn.Module) -> None:
-    sgd = build_optimiser(model, TrainConfig())
+def test_the_optimizer_is_the_one_asked_for(model: nn.Module) -> None:
+    sgd = build_optimizer(model, TrainConfig())
     assert isinstance(sgd, SGD)
     assert all(group["momentum"] == 0.9 for group in sgd.param_groups)
-    adamw = build_optimiser(model, TrainConfig(optimiser="adamw", batch_size=16))
+    adamw = build_optimizer(model, TrainConfig(optimizer="adamw", batch_size=16))
     assert isinstance(adamw, AdamW)
     assert {group["lr"] for group in adamw.param_groups} == {1e-3}
     assert {group["weight_decay"] for group in adamw.param_groups} == {0.0, 1e-2}

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import efficientdet
 from efficientdet.errors import WeightsError
 from efficientdet.family import MODELS
-from efficientdet.images import IMAGENET, LITE
+from efficientdet.images.letterbox import IMAGENET, LITE
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights import checkpoint as checkpoint_module
 from efficientdet.weights.checkpoint import (
@@ -34,7 +34,7 @@ from efficientdet.weights.checkpoint import (
 SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, image_size=64)
 INFO = CheckpointInfo(
     SPEC, ("person", "straße"), (1, 90), LITE,
-    {"nms": "soft"}, {"ap": 0.5, "data": "people"}, {"epochs": 3, "scale_jitter": None}, {"licence": "CC0"},
+    {"nms": "soft"}, {"ap": 0.5, "data": "people"}, {"epochs": 3, "scale_jitter": None}, {"license": "CC0"},
 )  # fmt: skip
 FIELDS = json.loads(INFO.to_json())
 
@@ -142,7 +142,7 @@ def test_the_metadata_is_complete_and_readable_by_anyone(saved: Path) -> None:
     assert fields["postprocess"] == {"nms": "soft"}
     assert fields["metrics"] == {"ap": 0.5, "data": "people"}
     assert fields["training"] == {"epochs": 3, "scale_jitter": None}
-    assert fields["about"] == {"licence": "CC0"}
+    assert fields["about"] == {"license": "CC0"}
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -171,7 +171,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     if place == "save_file":
         monkeypatch.setattr(checkpoint_module, "save_file", half_written)
     else:
-        monkeypatch.setattr("efficientdet.files.os.replace", half_written)
+        monkeypatch.setattr("efficientdet.atomic_write.os.replace", half_written)
     expected: type[BaseException] = WeightsError if isinstance(fault, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         save_checkpoint(path, model.state_dict(), dataclasses.replace(INFO, metrics={}))

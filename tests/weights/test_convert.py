@@ -17,7 +17,7 @@ from efficientdet.weights.foreign import to_foreign
 
 
 @pytest.mark.parametrize("target", ["effdet", "zylo"])
-def test_a_file_is_recognised_by_its_shapes(tmp_path: Path, target: str) -> None:
+def test_a_file_is_recognized_by_its_shapes(tmp_path: Path, target: str) -> None:
     model = create_model("d0", 3).eval()
     torch.save(to_foreign(model, target), tmp_path / "weights.pth")
     converted, info = convert_file(tmp_path / "weights.pth")

@@ -58,7 +58,7 @@ def test_released_weights_are_downloaded_converted_and_then_found_offline(
     info = read_info(first)
     assert info.class_names[0] == "person"
     assert info.spec.name == "lite0"
-    assert info.about["licence"] == "Apache-2.0"
+    assert info.about["license"] == "Apache-2.0"
     (folder / "weights.pth").unlink()
     assert find_weights("tf_efficientdet_lite0") == first
 

@@ -18,7 +18,7 @@ import torch
 
 from efficientdet.errors import UnknownNameError, WeightsError
 from efficientdet.family import MODELS, VARIANTS, find_spec
-from efficientdet.images import IMAGENET, LITE
+from efficientdet.images.letterbox import IMAGENET, LITE
 from efficientdet.weights import registry
 from efficientdet.weights.coco_classes import COCO_CATEGORIES, COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from efficientdet.weights.registry import ADVPROP, RELEASED, find_released
@@ -41,7 +41,7 @@ def test_a_row_says_all_that_is_needed(row: registry.ReleasedWeights) -> None:
     assert row.sha256_prefix is not None
     assert re.fullmatch(r"[0-9a-f]{8}", row.sha256_prefix)
     assert row.file_name.endswith(f"-{row.sha256_prefix}.pth")
-    assert row.licence == "Apache-2.0"
+    assert row.license == "Apache-2.0"
     assert row.num_classes == len(row.class_names) == len(row.category_ids) == 90
     assert 25 < row.ap < 56
     model = row.model if row.name.startswith("efficientdet") else f"tf_efficientdet_{row.name}"
@@ -55,7 +55,7 @@ def test_no_two_rows_share_a_file() -> None:
 
 def test_pixels_are_those_of_the_training() -> None:
     for row in RELEASED.values():
-        lite = find_spec(row.model).normalisation == "lite"
+        lite = find_spec(row.model).normalization == "lite"
         assert row.preprocessing == (ADVPROP if row.name.endswith("_ap") else LITE if lite else IMAGENET)
     # x * 2 / 255 - 1
     for pixel, number in ((0, -1.0), (255, 1.0)):

@@ -210,7 +210,7 @@ def test_what_is_not_supported_is_said(tmp_path: Path, how: dict[str, Any], what
 
 # ---- checksums
 def test_crc32c_of_the_standard_texts() -> None:
-    # RFC 3720, appendix B.4, and the check value of the CRC catalogues.
+    # RFC 3720, appendix B.4, and the check value of the CRC catalogs.
     assert crc32c(b"123456789") == 0xE3069283
     assert crc32c(bytes(32)) == 0x8A9136AA
     assert crc32c(b"\xff" * 32) == 0x62A8AB43

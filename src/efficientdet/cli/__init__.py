@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from efficientdet import __version__
-from efficientdet.cli import ablate, benchmark, detect, explain, export, models, quantise, report, train  # noqa: F401  (each adds its commands to the application)
+from efficientdet.cli import ablate, benchmark, detect, explain, export, models, quantize, report, train  # noqa: F401  (each adds its commands to the application)
 from efficientdet.cli.options import app, complain
 from efficientdet.errors import EfficientDetError
 

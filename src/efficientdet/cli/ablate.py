@@ -19,8 +19,11 @@ def ablate(
     feature_networks: Annotated[str, typer.Option(help="Names between commas, or all.")] = "all",
     fusions: Annotated[str, typer.Option(help="Names between commas, or all.")] = "all",
     every_pair: Annotated[
-        bool, typer.Option("--every-pair", help="Each network with each fusion; else each network with the fast "
-                           "fusion, and each fusion in BiFPN.")
+        bool,
+        typer.Option(
+            "--every-pair",
+            help="Each network with each fusion; else each network with the fast fusion, and each fusion in BiFPN.",
+        ),
     ] = False,
     seeds: Annotated[int, typer.Option(help="Runs of each, with seeds 0, 1, ...")] = 3,
     jobs: Annotated[int, typer.Option(help="Trials at a time, each a process, with a GPU of its own if any.")] = 1,
@@ -29,7 +32,7 @@ def ablate(
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 8,
     image_size: Size = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak; default from the batch size.")] = None,
-    optimiser: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
     scale_jitter: Annotated[
         tuple[float, float] | None, typer.Option(help="Range of scales; default by the number of epochs.")
     ] = None,
@@ -44,13 +47,13 @@ def ablate(
 
     Example: `efficientdet ablate --data dataset/ --feature-networks bifpn,fpn --fusions fast --seeds 3 --epochs 20`
     """
-    from efficientdet.analysis.ablate import ablate as run_ablation
     from efficientdet.network.fusion import FUSIONS
     from efficientdet.network.topology import TOPOLOGIES
+    from efficientdet.research.ablation import ablate as run_ablation
 
     settings: dict[str, Any] = {
         "backbone_weights": backbone_weights, "epochs": epochs, "batch_size": batch_size, "image_size": image_size,
-        "learning_rate": learning_rate, "optimiser": optimiser, "scale_jitter": scale_jitter,
+        "learning_rate": learning_rate, "optimizer": optimizer, "scale_jitter": scale_jitter,
         "frozen_stages": frozen_stages, "precision": precision, "device": device,
     }  # fmt: skip
     rows = run_ablation(

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from efficientdet.atomic_write import write_json
 from efficientdet.cli.options import Json, app, complain, error_console, print_table, say
 from efficientdet.errors import SettingError
-from efficientdet.files import write_json
 
 
 @app.command()
@@ -46,8 +46,8 @@ def benchmark(
 
     Example: `efficientdet benchmark people --backends eager,onnxruntime --batch-sizes 1,8`
     """
-    from efficientdet.analysis.benchmark.run import BenchmarkSettings
-    from efficientdet.analysis.benchmark.run import benchmark as measure
+    from efficientdet.research.benchmark.run import BenchmarkSettings
+    from efficientdet.research.benchmark.run import benchmark as measure
 
     settings = BenchmarkSettings(
         models=tuple(models), backends=_names(backends), precisions=_names(precisions),

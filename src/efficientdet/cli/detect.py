@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from efficientdet.atomic_write import replacing, write_json
 from efficientdet.cli.options import (
     Anchors,
     Backend,
@@ -29,7 +30,6 @@ from efficientdet.cli.options import (
     say,
 )
 from efficientdet.errors import ImageError, SettingError
-from efficientdet.files import replacing, write_json
 
 if TYPE_CHECKING:
     from efficientdet.detections import Detections
@@ -46,8 +46,8 @@ def demo(
 
     Example: `efficientdet demo photo.jpg`
     """
+    from efficientdet.images.find import sample_picture
     from efficientdet.inference.detector import load
-    from efficientdet.inference.inputs import sample_picture
 
     source = picture or sample_picture()
     target = out / f"{source.stem}.jpg"
@@ -88,8 +88,8 @@ def predict(
 
     Example: `efficientdet predict photos/ --weights people --out predictions`
     """
+    from efficientdet.images.find import find_pictures
     from efficientdet.inference.detector import load
-    from efficientdet.inference.inputs import find_pictures
 
     detector = load(
         weights, device=device, backend=backend, precision=precision, image_size=image_size, rectangular=rectangular,
@@ -117,7 +117,7 @@ def _predict_all(
     detector: Detector, found: list[Path | str], out: Path | None, quiet: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Predict one picture at a time, past those that fail; write the annotated ones if `out` is given."""
-    from efficientdet.inference.inputs import STANDARD_INPUT, output_names, standard_input
+    from efficientdet.images.find import STANDARD_INPUT, output_names, standard_input
 
     report: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from efficientdet.atomic_write import write_text
 from efficientdet.cli.options import Device, Json, app, complain, print_table, say
-from efficientdet.files import write_text
 
 if TYPE_CHECKING:
-    from efficientdet.analysis.explain import Explanation
     from efficientdet.inference.detector import Detector
+    from efficientdet.research.explanation import Explanation
 
 
 @app.command()
@@ -33,8 +33,8 @@ def explain(
 
     Example: `efficientdet explain people photo.jpg --detection 0 --out explain`
     """
-    from efficientdet.analysis.explain import NothingFoundError, explain_detection
     from efficientdet.inference.detector import load
+    from efficientdet.research.explanation import NothingFoundError, explain_detection
 
     detector = load(weights, device=device, score_threshold=score_threshold)
     report, lines = _explain_fusion(detector, weights, out)
@@ -60,8 +60,8 @@ def explain(
 
 def _explain_fusion(detector: Detector, weights: str, out: Path) -> tuple[dict[str, Any], list[str]]:
     """Draw the heat map, where there is something learned; the report on it, and lines to print."""
-    from efficientdet.analysis.explain import fusion_rows
-    from efficientdet.analysis.explain_figures import draw_fusion, save_figure
+    from efficientdet.research.explanation import fusion_rows
+    from efficientdet.research.explanation_figures import draw_fusion, save_figure
 
     spec = detector.info.spec
     rows = fusion_rows(detector.model.feature_network)
@@ -80,7 +80,7 @@ def _explain_fusion(detector: Detector, weights: str, out: Path) -> tuple[dict[s
 
 
 def _draw_detection(explanation: Explanation, out: Path) -> list[str]:
-    from efficientdet.analysis.explain_figures import draw_cells, draw_explanation, save_figure
+    from efficientdet.research.explanation_figures import draw_cells, draw_explanation, save_figure
 
     name = f"detection-{explanation.index}"
     save_figure(draw_explanation(explanation), out / f"{name}.png")

@@ -23,7 +23,7 @@ def export(
         str | None, typer.Option(help="onnx, openvino, torch-export, executorch, tflite; default by the suffix.")
     ] = None,
     end_to_end: Annotated[
-        bool, typer.Option("--end-to-end", help="Bytes in, boxes out: normalising, decoding and NMS in the file.")
+        bool, typer.Option("--end-to-end", help="Bytes in, boxes out: normalizing, decoding and NMS in the file.")
     ] = False,
     dynamic: Annotated[
         bool, typer.Option("--dynamic", "--dynamic-size", help="Any number of pictures, of any multiple of 128 pixels.")

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from efficientdet.atomic_write import write_text
 from efficientdet.cli.options import Json, app, out_console, print_table, say
 from efficientdet.errors import SettingError
-from efficientdet.files import write_text
 
 
 @app.command()
@@ -19,7 +19,8 @@ def models(as_json: Json = False) -> None:
 
     Example: `efficientdet models --json`
     """
-    from efficientdet.analysis.models import bundled_rows, family_rows, released_rows
+    from efficientdet.network.count import family_rows
+    from efficientdet.weights.model_card import bundled_rows, released_rows
 
     family, bundled, released = family_rows(), bundled_rows(), released_rows()
     if as_json:
@@ -27,7 +28,7 @@ def models(as_json: Json = False) -> None:
         return
     print_table("the family (90 classes; multiply-adds of convolutions)", family, ("name", "backbone"))
     print_table("bundled weights", bundled, ("name", "network", "classes"))
-    print_table("released weights (downloaded at the first use)", released, ("name", "cached", "licence"))
+    print_table("released weights (downloaded at the first use)", released, ("name", "cached", "license"))
 
 
 @app.command()
@@ -36,13 +37,13 @@ def info(
     card: Annotated[Path | None, typer.Option(help="Write a model card in markdown here.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what a model is: parameters, multiply-adds, anchors, classes, conventions, scores, licence.
+    """Tell what a model is: parameters, multiply-adds, anchors, classes, conventions, scores, license.
 
     Example: `efficientdet info people`
     """
-    from efficientdet.analysis.cards import checkpoint_facts, model_card, released_facts
     from efficientdet.family import MODELS, find_spec
     from efficientdet.weights.checkpoint import read_info
+    from efficientdet.weights.model_card import checkpoint_facts, model_card, released_facts
     from efficientdet.weights.names import find_weights
 
     is_family = name in MODELS or name.startswith(("tf_efficientdet", "efficientdet_"))
@@ -69,7 +70,7 @@ def convert(
     source: Annotated[str, typer.Option(help="effdet, zylo, tensorflow; auto tells by the names.")] = "auto",
     classes: Annotated[str | None, typer.Option(help="Class names by label, between commas.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Store kernels as float16.")] = False,
-    licence: Annotated[str, typer.Option(help="Licence of the weights, to be kept in the file.")] = "",
+    license: Annotated[str, typer.Option(help="License of the weights, to be kept in the file.")] = "",
     trained_on: Annotated[str, typer.Option(help="The data, to be kept in the file.")] = "",
     recipe: Annotated[str, typer.Option(help="Where the weights come from, to be kept in the file.")] = "",
     note: Annotated[str, typer.Option(help="What users should know, to be kept in the file.")] = "",
@@ -78,15 +79,15 @@ def convert(
 
     Example: `efficientdet convert tf_efficientdet_d0_34-f153e0cf.pth --to d0.safetensors`
     """
-    from efficientdet.analysis.cards import with_about
     from efficientdet.weights.checkpoint import load_checkpoint, save_checkpoint
     from efficientdet.weights.convert import convert_file, is_ours
+    from efficientdet.weights.model_card import with_about
 
     if to.suffix != ".safetensors":
         raise SettingError(f"--to {to}: the name must end in .safetensors")
     names = [name.strip() for name in classes.split(",")] if classes else None
     network, found = load_checkpoint(file) if is_ours(file) else convert_file(file, model, source, names)
-    found = with_about(found, licence=licence, data=trained_on, source=recipe, note=note)
+    found = with_about(found, license=license, data=trained_on, source=recipe, note=note)
     save_checkpoint(to, network.state_dict(), found, half)
     say(f"{to}: {found.spec.name}, {len(found.class_names)} classes, {to.stat().st_size / 1e6:.1f} MB")
 
@@ -101,9 +102,9 @@ def push(
 
     Example: `efficientdet push runs/1/best.safetensors me/my-detector`
     """
-    from efficientdet.analysis.cards import model_card
     from efficientdet.weights.checkpoint import read_info
     from efficientdet.weights.hub import HUB_PREFIX, push_to_hub
+    from efficientdet.weights.model_card import model_card
 
     card = model_card(HUB_PREFIX + repository, read_info(checkpoint))
     say(push_to_hub(checkpoint, repository, card, private=private))
@@ -120,9 +121,9 @@ def show(
 
     Example: `efficientdet show bifpn --out bifpn.svg`
     """
-    from efficientdet.analysis.show import draw_topology, learned_weights
     from efficientdet.network.graph_file import GRAPH_SUFFIXES, read_graph
     from efficientdet.network.topology import TOPOLOGIES, build_topology
+    from efficientdet.research.draw_topology import draw_topology, learned_weights
 
     if feature_network in TOPOLOGIES:
         drawing = draw_topology(build_topology(feature_network, levels))
@@ -159,9 +160,9 @@ def scale(
 
     Example: `efficientdet scale --target-flops 10B`
     """
-    from efficientdet.analysis import scale as scaling
-    from efficientdet.analysis.cards import spec_facts
     from efficientdet.family import compound_scaling
+    from efficientdet.research import scaling
+    from efficientdet.weights.model_card import spec_facts
 
     given = [option for option in (phi, target_flops, target_latency) if option is not None]
     if len(given) > 1:
@@ -183,7 +184,7 @@ def scale(
         print(json.dumps(facts))
         return
     print_table(spec.name, ({"": key, " ": value} for key, value in facts.items()), ("", " "))
-    out_console.print(f'in Python: ed.create_model(ed.family.compound_scaling({spec.name.split("-")[0][3:]}))')
+    out_console.print(f"in Python: ed.create_model(ed.family.compound_scaling({spec.name.split('-')[0][3:]}))")
 
 
 def _quantity(text: str, units: dict[str, float]) -> float:

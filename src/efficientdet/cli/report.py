@@ -27,7 +27,7 @@ def report(
 
     Example: `efficientdet report --out report/`
     """
-    from efficientdet.analysis.report import write_report
+    from efficientdet.research.report import write_report
 
     path = write_report(
         out, latency=latency, latency_up_to=latency_up_to, weights=weights, has_timing=not has_no_timing,

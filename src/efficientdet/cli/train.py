@@ -31,15 +31,13 @@ def train(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out pictures whose file is missing.")
     ] = False,
-    allow_no_boxes: Annotated[
-        bool, typer.Option("--allow-no-boxes", help="Train on a set without any box.")
-    ] = False,
+    allow_no_boxes: Annotated[bool, typer.Option("--allow-no-boxes", help="Train on a set without any box.")] = False,
     epochs: Annotated[int, typer.Option(help="Passes over the training pictures.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Pictures a step on each device.")] = 8,
     accumulate: Annotated[int, typer.Option(help="Steps whose gradients are added.")] = 1,
     image_size: Size = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak; default from the batch size.")] = None,
-    optimiser: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
     warmup_epochs: Annotated[float, typer.Option(help="Epochs of rising learning rate.")] = 1.0,
     ema_decay: Annotated[float, typer.Option(help="Of the averaged weights; 0 for none.")] = 0.9998,
     scale_jitter: Annotated[
@@ -72,7 +70,7 @@ def train(
         backbone_weights=backbone_weights, out=out, resume=resume,
         skip_missing=skip_missing, quiet=as_json, allow_no_boxes=allow_no_boxes, epochs=epochs,
         batch_size=batch_size, accumulate=accumulate, image_size=image_size, learning_rate=learning_rate,
-        optimiser=optimiser, warmup_epochs=warmup_epochs, ema_decay=ema_decay, scale_jitter=scale_jitter,
+        optimizer=optimizer, warmup_epochs=warmup_epochs, ema_decay=ema_decay, scale_jitter=scale_jitter,
         precision=precision, batch_norm=batch_norm, backbone_rate=backbone_rate, layer_decay=layer_decay,
         frozen_stages=frozen_stages, gradient_checkpointing=gradient_checkpointing,
         evaluate_every=evaluate_every, save_every=save_every, seed=seed, workers=workers, device=device,

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from efficientdet.errors import SettingError
-from efficientdet.images import Preprocessing, normalise
-from efficientdet.pixels import FloatImage, RgbImage
+from efficientdet.images.convert import FloatImage, RgbImage
+from efficientdet.images.letterbox import Preprocessing, normalize, resize
 
 # A box of which a crop leaves less than this many pixels in either direction is dropped.
 SMALLEST_SIDE = 1.0
@@ -57,12 +56,12 @@ def augment(
         image: (H, W, 3) uint8 RGB.
         boxes_xyxy: (N, 4) float32, pixels of the picture.
         size: (height, width) of the network's input.
-        preprocessing: mean and std.
+        preprocessing: mean, std and the way of resizing.
         settings: what to do.
         random: decides; the same state gives the same result.
 
     Returns:
-        pixels: (3, height, width) float32, normalised, padded with the mean colour at the right and the bottom.
+        pixels: (3, height, width) float32, normalized, padded with the mean color at the right and the bottom.
         boxes_xyxy: (M, 4) float32, pixels of the network's input, clipped; M <= N.
         kept: (N,) bool, which of the boxes are still there.
     """
@@ -79,12 +78,10 @@ def augment(
     step_y, step_x = height / scaled[0], width / scaled[1]
     source = (left * step_x, top * step_y, (left + shown[1]) * step_x, (top + shown[0]) * step_y)
     source = (source[0], source[1], min(source[2], width), min(source[3], height))
-    crop = Image.fromarray(image).resize(
-        (shown[1], shown[0]), Image.Resampling.BILINEAR, box=source, reducing_gap=2.0
-    )
-    pixels = np.asarray(crop)[:, ::-1] if flips else np.asarray(crop)
+    pixels = resize(image, shown, preprocessing.resize, source)
+    pixels = pixels[:, ::-1] if flips else pixels
     canvas = np.zeros((3, *size), dtype=np.float32)
-    canvas[:, : shown[0], : shown[1]] = normalise(pixels, preprocessing).transpose(2, 0, 1)
+    canvas[:, : shown[0], : shown[1]] = normalize(pixels, preprocessing).transpose(2, 0, 1)
 
     moved = boxes_xyxy / np.array([step_x, step_y] * 2) - np.array([left, top] * 2)
     moved = np.clip(moved, 0, np.array([shown[1], shown[0]] * 2))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from efficientdet.data.checks import (
+from efficientdet.data.check import (
     check_class_names,
     check_file_name,
     check_size,
@@ -29,9 +29,7 @@ class _Entry(NamedTuple):
     place: str
 
 
-def read_coco(
-    annotations: str | Path, image_folder: str | Path | None = None, skip_missing: bool = False
-) -> Records:
+def read_coco(annotations: str | Path, image_folder: str | Path | None = None, skip_missing: bool = False) -> Records:
     """Read a COCO annotation file and check it against its pictures (headers only).
 
     Args:
@@ -114,18 +112,12 @@ def _categories(items: list[Any], path: Path) -> tuple[tuple[int, ...], tuple[st
         place = _place(path, "category", index, item)
         category_id = item.get("id")
         if not _is_integer(category_id):
-            raise DataError(
-                f"{place}, field 'id': {category_id!r} is not an integer; give every category a number"
-            )
+            raise DataError(f"{place}, field 'id': {category_id!r} is not an integer; give every category a number")
         if category_id in by_id:
-            raise DataError(
-                f"{place}, field 'id': {category_id} is there twice; give every category its own id"
-            )
+            raise DataError(f"{place}, field 'id': {category_id} is there twice; give every category its own id")
         by_id[category_id] = item.get("name")
     ids = tuple(sorted(by_id))
-    return ids, check_class_names(
-        [by_id[i] for i in ids], f"{path}, categories in order of their ids, field 'name'"
-    )
+    return ids, check_class_names([by_id[i] for i in ids], f"{path}, categories in order of their ids, field 'name'")
 
 
 def _entries(items: list[Any], path: Path) -> Iterator[_Entry]:
@@ -137,9 +129,7 @@ def _entries(items: list[Any], path: Path) -> Iterator[_Entry]:
         image_id = _own_id(item, seen, place)
         file_name = item.get("file_name")
         if not isinstance(file_name, str) or not file_name:
-            raise DataError(
-                f"{place}, field 'file_name': {file_name!r} is not a file name; write the picture's name"
-            )
+            raise DataError(f"{place}, field 'file_name': {file_name!r} is not a file name; write the picture's name")
         check_file_name(file_name, place)
         yield _Entry(image_id, file_name, _stated_size(item, place), place)
 
@@ -149,9 +139,7 @@ def _stated_size(item: dict[str, Any], place: str) -> tuple[int, int] | None:
         return None
     for name in ("width", "height"):
         if not _is_integer(item.get(name)) or item[name] <= 0:
-            raise DataError(
-                f"{place}, field '{name}': {item.get(name)!r} is not a size in pixels; write the picture's"
-            )
+            raise DataError(f"{place}, field '{name}': {item.get(name)!r} is not a size in pixels; write the picture's")
     return item["height"], item["width"]
 
 
@@ -207,9 +195,7 @@ def _is_crowd(item: dict[str, Any], place: str) -> bool:
 def _area(item: dict[str, Any], place: str) -> float | None:
     area = item.get("area")
     if area is not None and not _is_finite(area):
-        raise DataError(
-            f"{place}, field 'area': {_short(area)} is not a finite number; correct it or leave it out"
-        )
+        raise DataError(f"{place}, field 'area': {_short(area)} is not a finite number; correct it or leave it out")
     return area
 
 

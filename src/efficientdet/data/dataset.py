@@ -19,8 +19,9 @@ from efficientdet.data.records import Records
 from efficientdet.data.voc import read_voc
 from efficientdet.data.yolo import CONFIG_NAMES, read_yolo
 from efficientdet.errors import DataError, MissingSplitError
-from efficientdet.images import Preprocessing, prepare, read
-from efficientdet.pixels import RgbImage
+from efficientdet.images.convert import RgbImage
+from efficientdet.images.letterbox import Preprocessing, prepare
+from efficientdet.images.read import read
 
 # Where the annotations of a split may lie below the data set's folder, as COCO JSON; {s} is the split.
 COCO_PLACES = (
@@ -87,7 +88,7 @@ class Sample(NamedTuple):
     """One picture as the network takes it.
 
     Attributes:
-        image: (3, H, W) float32, normalised and padded.
+        image: (3, H, W) float32, normalized and padded.
         boxes_xyxy: (N, 4) float32, pixels of the network's input; without crowds.
         labels: (N,) int64.
         scale: network pixels per original pixel; meaningless after augmentation.
@@ -207,13 +208,9 @@ class DetectionDataset(Dataset[Sample]):
             boxes = boxes * np.float32(scale)
         else:
             random = np.random.default_rng((self.seed, epoch, index))
-            pixels, boxes, kept = augment(
-                image, boxes, self.size, self.preprocessing, self.augmentation, random
-            )
+            pixels, boxes, kept = augment(image, boxes, self.size, self.preprocessing, self.augmentation, random)
             labels = labels[kept]
-        return Sample(
-            torch.from_numpy(pixels), torch.from_numpy(boxes), torch.from_numpy(labels), scale, index
-        )
+        return Sample(torch.from_numpy(pixels), torch.from_numpy(boxes), torch.from_numpy(labels), scale, index)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -230,12 +227,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         world_size: how many devices share the epoch.
     """
 
-    def __init__(
-        self, records: Records, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.usable = [
-            i for i, record in enumerate(records.images) if record.is_negative or not record.is_crowd.all()
-        ]
+    def __init__(self, records: Records, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.usable = [i for i, record in enumerate(records.images) if record.is_negative or not record.is_crowd.all()]
         if not self.usable:
             raise DataError(f"{records.source}: no picture to train on; all {len(records)} hold only crowds")
         if len(self.usable) < world_size:

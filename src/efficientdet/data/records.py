@@ -129,8 +129,7 @@ class Records:
         return {
             "info": {"description": str(self.source)},
             "images": [
-                {"id": r.image_id, "file_name": r.path.name, "width": r.width, "height": r.height}
-                for r in self.images
+                {"id": r.image_id, "file_name": r.path.name, "width": r.width, "height": r.height} for r in self.images
             ],
             "annotations": annotations,
             "categories": [
@@ -168,9 +167,7 @@ class CleanBoxes(NamedTuple):
         return ~(self.outside | self.degenerate)
 
 
-def clean_boxes(
-    boxes_xyxy: NDArray[np.float64], image_size: tuple[int, int], smallest_side: float = 0.0
-) -> CleanBoxes:
+def clean_boxes(boxes_xyxy: NDArray[np.float64], image_size: tuple[int, int], smallest_side: float = 0.0) -> CleanBoxes:
     """Clip boxes to a picture, and tell which lie outside and which are no boxes.
 
     Args:
@@ -240,9 +237,7 @@ class RecordsBuilder:
         self.counts[BOXES_OF_SKIPPED] += boxes
         return None
 
-    def add(
-        self, image_id: int | str, path: Path, image_size: tuple[int, int], boxes: Sequence[RawBox]
-    ) -> None:
+    def add(self, image_id: int | str, path: Path, image_size: tuple[int, int], boxes: Sequence[RawBox]) -> None:
         """Clean the boxes of one picture, count, and keep the record.
 
         Args:
@@ -290,9 +285,7 @@ class RecordsBuilder:
         return Records(self.images, tuple(class_names), tuple(category_ids), self.source, self.counts)
 
 
-def _areas(
-    boxes_xyxy: NDArray[np.float32], boxes: Sequence[RawBox], clipped: NDArray[np.bool_]
-) -> NDArray[np.float32]:
+def _areas(boxes_xyxy: NDArray[np.float32], boxes: Sequence[RawBox], clipped: NDArray[np.bool_]) -> NDArray[np.float32]:
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     box_areas = sides[:, 0] * sides[:, 1]
     given = np.array([box.area or 0.0 for box in boxes], dtype=np.float64)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from efficientdet.data.checks import (
+from efficientdet.data.check import (
     check_class_names,
     check_file_name,
     check_size,
@@ -161,8 +161,7 @@ def _read(path: Path) -> _Annotation:
         raise DataError(f"{place}, field 'filename': missing or empty; write the picture's name")
     check_file_name(file_name, place, "filename")
     objects = [
-        _object(element, f"{place}: object {number}")
-        for number, element in enumerate(root.findall("object"), start=1)
+        _object(element, f"{place}: object {number}") for number, element in enumerate(root.findall("object"), start=1)
     ]
     return _Annotation(file_name, _stated_size(root, place), objects, place)
 
@@ -200,9 +199,7 @@ def _stated_size(root: Element, place: str) -> tuple[int, int] | None:
         text = (root.findtext(f"size/{name}") or "0").strip()
         number = number_from_text(text)
         if number is None or number < 0 or number != int(number):
-            raise DataError(
-                f"{place}, field 'size/{name}': {text!r} is not a size in pixels; write the picture's"
-            )
+            raise DataError(f"{place}, field 'size/{name}': {text!r} is not a size in pixels; write the picture's")
         sides.append(int(number))
     # Tools that never open the picture leave the size out or write 0: then the picture's own counts.
     return (sides[0], sides[1]) if all(sides) else None

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from efficientdet.data.checks import check_class_names, measure, number_from_text, read_text
+from efficientdet.data.check import check_class_names, measure, number_from_text, read_text
 from efficientdet.data.records import RawBox, Records, RecordsBuilder
 from efficientdet.errors import DataError, MissingSplitError, require
 
 IMAGES_WITHOUT_LABEL_FILE = "images without label file"
-FIELDS = ("class", "x centre", "y centre", "width", "height")
+FIELDS = ("class", "x center", "y center", "width", "height")
 SUFFIXES = frozenset(".avif .bmp .gif .jp2 .jpeg .jpg .png .tif .tiff .webp".split())
 CONFIG_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLIT_NAMES = {"val": ("val", "valid", "validation"), "valid": ("valid", "val", "validation")}
@@ -20,7 +20,7 @@ ROUNDING = 0.001
 
 
 class YoloBox(NamedTuple):
-    """One line of a label file; xywh is (x centre, y centre, width, height) in fractions of the picture."""
+    """One line of a label file; xywh is (x center, y center, width, height) in fractions of the picture."""
 
     label: int
     xywh: tuple[float, float, float, float]
@@ -83,7 +83,7 @@ def _add(builder: RecordsBuilder, image_id: int, path: Path, labels: Path, class
 
 
 def read_labels(path: Path, class_count: int) -> list[YoloBox]:
-    """Read one label file: a line a box, `class x_centre y_centre width height`.
+    """Read one label file: a line a box, `class x_center y_center width height`.
 
     Args:
         path: the text file; an empty one is a picture without objects.
@@ -122,13 +122,9 @@ def _parse(texts: list[str], place: str, class_count: int) -> tuple[int, tuple[f
 def _class_number(text: str, place: str, class_count: int) -> int:
     place = f"{place}, field 1 (class)"
     if not (text.isascii() and text.isdigit()) or len(text) > 9:
-        raise DataError(
-            f"{place}: {text!r} is not a class number; write an integer from 0 to {class_count - 1}"
-        )
+        raise DataError(f"{place}: {text!r} is not a class number; write an integer from 0 to {class_count - 1}")
     if int(text) >= class_count:
-        raise DataError(
-            f"{place}: class {int(text)} of {class_count}; write 0 to {class_count - 1}, or name the class"
-        )
+        raise DataError(f"{place}: class {int(text)} of {class_count}; write 0 to {class_count - 1}, or name the class")
     return int(text)
 
 
@@ -137,18 +133,14 @@ def _fraction(text: str, place: str, is_side: bool) -> float:
     if number is None:
         raise DataError(f"{place}: {text!r} is not a finite number; write a fraction of the picture, 0 to 1")
     if number > 1 + ROUNDING:
-        raise DataError(
-            f"{place}: {text} is over 1; are these pixels? Divide by the picture's width or height"
-        )
+        raise DataError(f"{place}: {text} is over 1; are these pixels? Divide by the picture's width or height")
     # A side below 0 makes a degenerate box, which is dropped and counted as in every other format.
     if number < -ROUNDING and not is_side:
         raise DataError(f"{place}: {text} is below 0; write a fraction of the picture, 0 to 1")
     return number
 
 
-def _xyxy(
-    xywh: tuple[float, float, float, float], image_size: tuple[int, int]
-) -> tuple[float, float, float, float]:
+def _xyxy(xywh: tuple[float, float, float, float], image_size: tuple[int, int]) -> tuple[float, float, float, float]:
     x, y, width, height = xywh
     rows, columns = image_size
     return (
@@ -176,9 +168,7 @@ def _class_names(folder: Path, config_path: Path | None, config: dict[str, Any])
     if config_path is None:
         listing = _first(folder / name for name in ("classes.txt", "labels/classes.txt", "obj.names"))
         if listing is None:
-            raise DataError(
-                f"{folder}: neither data.yaml nor classes.txt is there; add one, or give class names"
-            )
+            raise DataError(f"{folder}: neither data.yaml nor classes.txt is there; add one, or give class names")
         return [line.strip() for line in read_text(listing).splitlines() if line.strip()]
     names = config.get("names")
     if isinstance(names, dict):
@@ -192,9 +182,7 @@ def _class_names(folder: Path, config_path: Path | None, config: dict[str, Any])
         raise DataError(f"{config_path}, field 'names': missing, or no list; write 'names: [first, second]'")
     count = config.get("nc", len(names))
     if count != len(names):
-        raise DataError(
-            f"{config_path}, field 'nc': {count}, but there are {len(names)} names; correct one of them"
-        )
+        raise DataError(f"{config_path}, field 'nc': {count}, but there are {len(names)} names; correct one of them")
     return names
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from efficientdet.atomic_write import write_json
 from efficientdet.errors import DataError, require
-from efficientdet.files import write_json
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from efficientdet.errors import WeightsError
-from efficientdet.exporting.apart import require_apart
-from efficientdet.exporting.batches import Batch
+from efficientdet.exporting.comparison_images import Batch
 from efficientdet.exporting.metadata import KEY, file_facts, read_facts
+from efficientdet.exporting.optional_library import require_apart
 from efficientdet.exporting.settings import ExportSettings
 from efficientdet.exporting.torch_export_file import make_program
 from efficientdet.inference.detector import Detector

@@ -9,8 +9,8 @@ from pathlib import Path
 from efficientdet.data.dataset import read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import require
-from efficientdet.exporting.batches import comparison_pictures
-from efficientdet.exporting.files import write_file
+from efficientdet.exporting.comparison_images import comparison_pictures
+from efficientdet.exporting.formats import write_file
 from efficientdet.exporting.parity import ParityError, ParityReport, check_file
 from efficientdet.exporting.settings import ExportSettings, check_settings, find_format
 from efficientdet.inference.detector import Detector, load
@@ -36,7 +36,7 @@ def export(
         path: the file to write.
         to: `onnx`, `openvino`, `torch-export`, `executorch` or `tflite`; None to tell by the suffix (.onnx, .xml, .pt2,
             .pte, .tflite).
-        end_to_end: from letterboxed bytes to boxes, instead of from normalised pixels to raw outputs.
+        end_to_end: from letterboxed bytes to boxes, instead of from normalized pixels to raw outputs.
         dynamic_batch: any number of pictures at once, instead of one.
         dynamic_size: any height and width that is a multiple of the coarsest stride.
         half: store convolutions' weights as float16.

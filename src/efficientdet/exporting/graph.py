@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops import while_loop
 
 from efficientdet.boxes import clip_boxes, decode_deltas, pairwise_iou
-from efficientdet.images import Preprocessing
+from efficientdet.images.letterbox import Preprocessing
 from efficientdet.inference.postprocess import PostprocessSettings
 
 
@@ -62,7 +62,7 @@ class EndToEnd(nn.Module):
         Returns:
             boxes_xyxy (B, D, 4) float32 in original pixels, scores (B, D), labels (B, D) int64, counts (B,) int64.
         """
-        class_logits, box_deltas = self.network(self._normalise(images, image_sizes))
+        class_logits, box_deltas = self.network(self._normalize(images, image_sizes))
         canvas = torch.tensor(images.shape[1:3])
         sizes = image_sizes.float()
         scales = (canvas.float() / sizes).amin(1)  # (B,)
@@ -77,7 +77,7 @@ class EndToEnd(nn.Module):
         boxes = clip_boxes(boxes, sizes) * real[..., None]
         return boxes, best, labels.gather(1, order) * real, real.sum(1)
 
-    def _normalise(self, images: Tensor, image_sizes: Tensor) -> Tensor:
+    def _normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """(B, 3, H, W), 0 outside the picture."""
         height, width = images.shape[1:3]
         canvas, swapped = torch.tensor([height, width]), torch.tensor([width, height])

@@ -15,12 +15,12 @@ KEY = "efficientdet"
 
 LETTERBOX = (
     "scale = min(height / image_height, width / image_width); resize to (int(image_height * scale), "
-    "int(image_width * scale)); put at the top left; fill the rest with the mean colour, which is 0 once normalised"
+    "int(image_width * scale)); put at the top left; fill the rest with the mean color, which is 0 once normalized"
 )
 RAW_INPUT = "images: (B, 3, height, width) float32, RGB, (pixel - mean) / std with pixels in 0..255"
 RAW_OUTPUTS = (
     "class_logits: (B, A, K) float32, before the sigmoid; box_deltas: (B, A, 4) float32 (dx, dy, dw, dh): "
-    "centre = anchor centre + d * anchor side, side = anchor side * exp(d)"
+    "center = anchor center + d * anchor side, side = anchor side * exp(d)"
 )
 WHOLE_INPUT = (
     "images: (B, height, width, 3) uint8, RGB, letterboxed (what lies outside the picture is not looked at); "

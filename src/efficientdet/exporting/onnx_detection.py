@@ -1,4 +1,4 @@
-"""Before and behind a raw ONNX network: normalising, decoding, suppression, so that one file goes from bytes to boxes.
+"""Before and behind a raw ONNX network: normalizing, decoding, suppression, so that one file goes from bytes to boxes.
 
 The nodes say what `images.prepare` and `inference.postprocess` do, with ONNX's NonMaxSuppression in the middle.
 """
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from efficientdet.boxes import MAX_LOG_RATIO
 from efficientdet.family import ModelSpec
-from efficientdet.images import Preprocessing
+from efficientdet.images.letterbox import Preprocessing
 from efficientdet.inference.postprocess import PostprocessSettings
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 # The raw network's input, once it is no longer the file's.
-NORMALISED = "normalised_images"
+NORMALIZED = "normalized_images"
 
 
 class Nodes:
@@ -77,12 +77,12 @@ def add_detection(
     for node in own.node:
         for place, name in enumerate(node.input):
             if name == "images":
-                node.input[place] = NORMALISED
+                node.input[place] = NORMALIZED
     batch, _, height, width = (
         dim.dim_param or dim.dim_value for dim in own.input[0].type.tensor_type.shape.dim
     )  # fmt: skip
     front, back = Nodes("front"), Nodes("back")
-    canvas = normalise_input(front, preprocessing)
+    canvas = normalize_input(front, preprocessing)
     anchors = anchors_xyxy if anchors_xyxy is not None else make_anchor_nodes(back, spec, canvas)
     detect(back, anchors, canvas, settings)
     nodes = [*front.nodes, *own.node, *back.nodes]
@@ -110,8 +110,8 @@ def _number(value: float) -> NDArray[np.float32]:
     return np.array(value, np.float32)
 
 
-def normalise_input(n: Nodes, preprocessing: Preprocessing) -> str:
-    """(B, H, W, 3) bytes to the normalised input, 0 outside the picture; gives the canvas' (height, width), (2,)."""
+def normalize_input(n: Nodes, preprocessing: Preprocessing) -> str:
+    """(B, H, W, 3) bytes to the normalized input, 0 outside the picture; gives the canvas' (height, width), (2,)."""
     canvas = n("Slice", n("Shape", "images"), _ints(1), _ints(3))  # (2,): H, W
     # min(H / h, W / w) in whole numbers: each side is min(own, side * other canvas // other side), at least 1.
     swapped = n("Gather", "image_sizes", _ints(1, 0), axis=1)
@@ -125,7 +125,7 @@ def normalise_input(n: Nodes, preprocessing: Preprocessing) -> str:
     rows, columns = n("Unsqueeze", inside[0], _ints(2, 3)), n("Unsqueeze", inside[1], _ints(1, 3))
     mean, std = np.asarray(preprocessing.mean, np.float32), np.asarray(preprocessing.std, np.float32)
     pixels = n("Div", n("Sub", n("Cast", "images", to=1), mean), std)
-    n("Transpose", n("Where", n("And", rows, columns), pixels, _number(0)), name=NORMALISED, perm=[0, 3, 1, 2])
+    n("Transpose", n("Where", n("And", rows, columns), pixels, _number(0)), name=NORMALIZED, perm=[0, 3, 1, 2])
     return canvas
 
 
@@ -133,13 +133,13 @@ def make_anchor_nodes(n: Nodes, spec: ModelSpec, canvas: str) -> str:
     """(A, 4) anchors from the size of the input, whose sides are multiples of the coarsest stride."""
     levels = []
     for stride in spec.strides:
-        centres = []
+        centers = []
         for axis in (1, 0):
             side = n("Squeeze", n("Div", n("Gather", canvas, _ints(axis), axis=0), _ints(stride)))
             cells = n("Range", np.array(0, np.int64), side, np.array(1, np.int64))
-            centres.append(n("Mul", n("Add", n("Cast", cells, to=1), _number(0.5)), _number(stride)))
-        x = n("Unsqueeze", centres[0], _ints(0, 2, 3))  # (1, w, 1, 1)
-        y = n("Unsqueeze", centres[1], _ints(1, 2, 3))  # (h, 1, 1, 1)
+            centers.append(n("Mul", n("Add", n("Cast", cells, to=1), _number(0.5)), _number(stride)))
+        x = n("Unsqueeze", centers[0], _ints(0, 2, 3))  # (1, w, 1, 1)
+        y = n("Unsqueeze", centers[1], _ints(1, 2, 3))  # (h, 1, 1, 1)
         x = n("Mul", x, np.array([1, 0, 1, 0], np.float32))
         y = n("Mul", y, np.array([0, 1, 0, 1], np.float32))
         corners = n("Add", n("Add", x, y), _corner_offsets(spec, stride))  # (h, w, octaves * aspects, 4)
@@ -148,7 +148,7 @@ def make_anchor_nodes(n: Nodes, spec: ModelSpec, canvas: str) -> str:
 
 
 def _corner_offsets(spec: ModelSpec, stride: int) -> NDArray[np.float32]:
-    """(octaves * aspects, 4): from the centre of a cell to the corners of its anchors."""
+    """(octaves * aspects, 4): from the center of a cell to the corners of its anchors."""
     sides = [
         (wide * spec.anchor_scale * stride * 2 ** (octave / spec.octaves),
          high * spec.anchor_scale * stride * 2 ** (octave / spec.octaves))
@@ -200,11 +200,11 @@ def decode(n: Nodes, deltas: str, anchors: str) -> str:
     first, second = _ints(0), _ints(2)
     corner = n("Slice", anchors, first, second, second)
     sides = n("Sub", n("Slice", anchors, second, _ints(4), second), corner)
-    centres = n("Add", corner, n("Mul", sides, _number(0.5)))
-    centres = n("Add", n("Mul", n("Slice", deltas, first, second, second), sides), centres)
+    centers = n("Add", corner, n("Mul", sides, _number(0.5)))
+    centers = n("Add", n("Mul", n("Slice", deltas, first, second, second), sides), centers)
     ratios = n("Min", n("Slice", deltas, second, _ints(4), second), _number(MAX_LOG_RATIO))
     half = n("Mul", n("Mul", n("Exp", ratios), _number(0.5)), sides)
-    return n("Concat", n("Sub", centres, half), n("Add", centres, half), axis=2)
+    return n("Concat", n("Sub", centers, half), n("Add", centers, half), axis=2)
 
 
 def clip(n: Nodes, boxes: str, sizes: str) -> str:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from efficientdet.errors import require
-from efficientdet.exporting.batches import Batch
+from efficientdet.exporting.comparison_images import Batch
 from efficientdet.exporting.metadata import KEY, file_facts, layer_name, read_facts
 from efficientdet.exporting.onnx_detection import add_detection
 from efficientdet.exporting.settings import ExportSettings
 from efficientdet.inference.detector import Detector
-from efficientdet.inference.onnx_network import OUTPUTS, onnx_network
+from efficientdet.inference.engines.onnx_graph import OUTPUTS, onnx_network
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -40,9 +40,7 @@ def make_onnx(detector: Detector, settings: ExportSettings) -> ModelProto:
     """
     onnx = require("onnx", "export")
     size, spec = detector.image_size, detector.model.spec
-    graph = onnx_network(
-        detector.model, size, dynamic_batch=settings.dynamic_batch, dynamic_size=settings.dynamic_size
-    )
+    graph = onnx_network(detector.model, size, dynamic_batch=settings.dynamic_batch, dynamic_size=settings.dynamic_size)
     name_convolutions(graph)
     if settings.half:
         halve_weights(graph)

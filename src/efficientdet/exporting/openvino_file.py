@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from efficientdet.errors import require
-from efficientdet.exporting.batches import Batch
+from efficientdet.exporting.comparison_images import Batch
 from efficientdet.exporting.metadata import KEY, file_facts, read_facts
 from efficientdet.exporting.onnx_file import write_onnx
 from efficientdet.exporting.settings import ExportSettings
 from efficientdet.inference.detector import Detector
-from efficientdet.inference.onnx_network import OUTPUTS
-from efficientdet.inference.runtimes import openvino_core
+from efficientdet.inference.engines.onnx_graph import OUTPUTS
+from efficientdet.inference.engines.runtimes import openvino_core
 
 
 def write_openvino(detector: Detector, path: Path, settings: ExportSettings) -> None:

@@ -15,14 +15,14 @@ from efficientdet.data.dataset import read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import EfficientDetError, SettingError, WeightsError
 from efficientdet.evaluation.evaluate import evaluate
-from efficientdet.exporting.batches import Batch, comparison_pictures, groups, make_batch
-from efficientdet.exporting.departure import first_departure
-from efficientdet.exporting.files import ExportedFile, open_file
-from efficientdet.images import Preprocessing
+from efficientdet.exporting.comparison_images import Batch, comparison_pictures, groups, make_batch
+from efficientdet.exporting.first_difference import first_departure
+from efficientdet.exporting.formats import ExportedFile, open_file
+from efficientdet.images.convert import RgbImage
+from efficientdet.images.letterbox import Preprocessing
 from efficientdet.inference.detector import Detector
-from efficientdet.inference.engines import Engine, Outputs
+from efficientdet.inference.engines.engine import Engine, Outputs
 from efficientdet.inference.postprocess import BatchDetections, PostprocessSettings, postprocess
-from efficientdet.pixels import RgbImage
 
 
 class Bounds(NamedTuple):
@@ -209,7 +209,7 @@ def _ap(raw: Callable[[Tensor], tuple[Tensor, Tensor]], detector: Detector, reco
 
 
 def _as_batch(images: Tensor, preprocessing: Preprocessing) -> Batch:
-    """Normalised images as the inputs of either kind of file: bytes again for an end-to-end one, padding included."""
+    """Normalized images as the inputs of either kind of file: bytes again for an end-to-end one, padding included."""
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (preprocessing.mean, preprocessing.std))
     canvases = (images * std + mean).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     sizes = torch.tensor([images.shape[2:]] * len(images))
@@ -221,9 +221,7 @@ def _postprocess(
 ) -> BatchDetections:
     height, width = batch.images.shape[2:]
     anchors = detector.model.anchors((height, width)).cpu()
-    return postprocess(
-        [raw[0]], [raw[1]], anchors, settings, scales=batch.scales, image_sizes=batch.image_sizes
-    )
+    return postprocess([raw[0]], [raw[1]], anchors, settings, scales=batch.scales, image_sizes=batch.image_sizes)
 
 
 class _Tally:
@@ -292,9 +290,7 @@ def _batches(facts: dict[str, Any], detector: Detector, images: Sequence[RgbImag
     return [make_batch(group, size, detector.info.preprocessing, facts["end_to_end"]) for group, size in plan]
 
 
-def _detections(
-    found: list[Tensor], wanted: BatchDetections
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _detections(found: list[Tensor], wanted: BatchDetections) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Boxes and scores of the file and of ours, side by side; of different shapes where counts or labels differ."""
     boxes, scores, labels, counts = found
     places = min(scores.shape[1], wanted.scores.shape[1])

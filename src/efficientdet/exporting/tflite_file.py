@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from efficientdet.errors import WeightsError
-from efficientdet.exporting.apart import require_apart
-from efficientdet.exporting.batches import Batch
+from efficientdet.exporting.comparison_images import Batch
 from efficientdet.exporting.metadata import KEY, file_facts, read_facts
+from efficientdet.exporting.optional_library import require_apart
 from efficientdet.exporting.settings import ExportSettings
 from efficientdet.inference.detector import Detector
-from efficientdet.inference.folding import fold
-from efficientdet.inference.onnx_network import FlatOutputs
+from efficientdet.inference.engines.fold import fold
+from efficientdet.inference.engines.onnx_graph import FlatOutputs
 
 # Where the metadata lie in the archive.
 FACTS_FILE = f"{KEY}.json"

@@ -14,13 +14,13 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from efficientdet.errors import WeightsError
-from efficientdet.exporting.batches import Batch
+from efficientdet.exporting.comparison_images import Batch
 from efficientdet.exporting.graph import EndToEnd, HalfWeights
 from efficientdet.exporting.metadata import KEY, file_facts, layer_name, read_facts
 from efficientdet.exporting.settings import ExportSettings
 from efficientdet.inference.detector import Detector
-from efficientdet.inference.folding import fold
-from efficientdet.inference.onnx_network import FlatOutputs
+from efficientdet.inference.engines.fold import fold
+from efficientdet.inference.engines.onnx_graph import FlatOutputs
 
 # Where the metadata lie in the archive.
 FACTS_FILE = f"{KEY}.json"

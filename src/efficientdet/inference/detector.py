@@ -15,14 +15,15 @@ import torch
 from efficientdet.detections import Detections
 from efficientdet.errors import ImageError, SettingError, unknown_name
 from efficientdet.family import ASPECTS
-from efficientdet.images import ImageSource, ResizeMethod, letterbox_scale, prepare, read, read_reduced
-from efficientdet.inference.ahead import ahead
-from efficientdet.inference.engines import Engine, choose_backend, open_engine
-from efficientdet.inference.exported import is_exported, open_exported
+from efficientdet.images.convert import FloatImage, RgbImage
+from efficientdet.images.letterbox import ResizeMethod, letterbox_scale, prepare
+from efficientdet.images.read import ImageSource, read, read_reduced
+from efficientdet.inference.engines.engine import Engine, choose_backend, open_engine
+from efficientdet.inference.engines.exported import is_exported, open_exported
 from efficientdet.inference.postprocess import BatchDetections, PostprocessSettings, postprocess
+from efficientdet.inference.prefetch import ahead
 from efficientdet.network.anchors import make_anchors
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.pixels import FloatImage, RgbImage
 from efficientdet.weights.checkpoint import CheckpointInfo, load_checkpoint
 from efficientdet.weights.names import find_weights
 
@@ -216,7 +217,7 @@ class Detector:
             return error
 
     def _make_ready(self, source: ImageSource) -> _Ready:
-        """Read, letterbox and normalise: what can be done ahead of the network, in other threads."""
+        """Read, letterbox and normalize: what can be done ahead of the network, in other threads."""
         if self.reduces_decoding:
             image, image_size = read_reduced(source, self.image_size)
         else:
@@ -317,7 +318,7 @@ def load(
 
     Args:
         name_or_path: a bundled model (`people`, `cells`); the path of a `.safetensors` checkpoint, or of an exported or
-            quantised `.onnx` or OpenVINO `.xml`; a released model (`d0`, `lite0`, ...), downloaded at the first call;
+            quantized `.onnx` or OpenVINO `.xml`; a released model (`d0`, `lite0`, ...), downloaded at the first call;
             or `hf://owner/repo`.
         device: where to run; `auto` takes a GPU where there is one. Exported files run on the CPU.
         backend: `eager`, `compile`, `onnxruntime`, `openvino` or `tensorrt`; `auto` takes the best installed.

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from efficientdet.boxes import aligned_iou, clip_boxes, decode_deltas
 from efficientdet.errors import SettingError, unknown_name
-from efficientdet.inference.alternatives import MATRIX_CANDIDATES, fuse_boxes, matrix_scores
 from efficientdet.inference.candidates import CANDIDATE_KINDS, select_candidates
-from efficientdet.inference.one_core import on_one_core
+from efficientdet.inference.nms import MATRIX_CANDIDATES, fuse_boxes, matrix_scores
+from efficientdet.inference.single_core import on_one_core
 
 NMS_KINDS = ("hard", "soft", "matrix", "wbf")
 # Candidates that are suppressed among themselves at a time.

@@ -36,9 +36,9 @@ def _level_anchors(spec: ModelSpec, image_size: tuple[int, int], size: tuple[int
     )  # (octaves * aspects, 2)
     y = (torch.arange(size[0], dtype=torch.float64) + 0.5) * stride_y
     x = (torch.arange(size[1], dtype=torch.float64) + 0.5) * stride_x
-    centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).flip(-1)  # (h, w, 2), (x, y)
-    centres = centres[:, :, None]  # (h, w, 1, 2)
-    corners = torch.cat([centres - sides / 2, centres + sides / 2], -1)  # (h, w, octaves * aspects, 4)
+    centers = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).flip(-1)  # (h, w, 2), (x, y)
+    centers = centers[:, :, None]  # (h, w, 1, 2)
+    corners = torch.cat([centers - sides / 2, centers + sides / 2], -1)  # (h, w, octaves * aspects, 4)
     return corners.reshape(-1, 4)
 
 

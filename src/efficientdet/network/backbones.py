@@ -52,7 +52,7 @@ class TimmBackbone(nn.Module):
         return []
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalised images to [P3, P4, P5], each (B, channels[i], ceil(H / stride), ceil(W / stride))."""
+        """(B, 3, H, W) normalized images to [P3, P4, P5], each (B, channels[i], ceil(H / stride), ceil(W / stride))."""
         height, width = images.shape[2:]
         # Stems without padding round down: fill up to whole cells of P5, and cut off what that adds.
         images = functional.pad(images, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))

@@ -55,7 +55,7 @@ class EfficientDet(nn.Module):
         """Predict, in training and in evaluation alike.
 
         Args:
-            images: (B, 3, H, W) float, RGB, normalised as the spec says. Any H and W.
+            images: (B, 3, H, W) float, RGB, normalized as the spec says. Any H and W.
 
         Returns:
             class_logits: list over levels, finest first, of (B, A_l, K).
@@ -88,7 +88,7 @@ def create_model(
         num_classes: K, at least 1. Classes are 0-based; there is no background class.
         backbone: `b0`-`b7`, `lite0`-`lite4`, `resnet18`, `resnet34`, `resnet50`, `resnet101`, or `timm:NAME`: a model
             of timm (`pip install timm`) that gives features of strides 8, 16 and 32. None for the spec's. The input's
-            normalisation goes with it: `lite` for `lite0`-`lite4`, else `imagenet`.
+            normalization goes with it: `lite` for `lite0`-`lite4`, else `imagenet`.
         feature_network: `bifpn`, `fpn`, `panet`, `simplified-panet`, `nas-fpn` or `fully-connected`; a
             `.yaml` file (see `graph_file`) or a `Topology` of one's own; None for the spec's.
         fusion: `fast`, `softmax`, `unbounded` or `none`; None for the spec's.
@@ -109,8 +109,8 @@ def create_model(
     if num_classes < 1:
         raise SettingError(f"num_classes is {num_classes}; a detector needs at least one class")
     if backbone is not None:
-        normalisation = "lite" if backbone.startswith("lite") else "imagenet"
-        spec = dataclasses.replace(spec, backbone=backbone, normalisation=normalisation)
+        normalization = "lite" if backbone.startswith("lite") else "imagenet"
+        spec = dataclasses.replace(spec, backbone=backbone, normalization=normalization)
     if feature_network is not None:
         spec = _with_feature_network(spec, feature_network)
     changes = {"fusion": fusion, "fusion_per_channel": fusion_per_channel, "separable": separable}

@@ -172,9 +172,9 @@ class EfficientNet(nn.Module):
             blocks.append(nn.Sequential(*rows))
         self.blocks = nn.ModuleList(blocks)
         self.channels = tuple(scale_channels(STAGES[i].channels, width) for i in TAPS)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
@@ -187,7 +187,7 @@ class EfficientNet(nn.Module):
         return [[self.conv_stem, self.bn1], *([stage] for stage in self.blocks)]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalised images to [P3, P4, P5], each (B, channels[i], ceil(H / stride), ceil(W / stride))."""
+        """(B, 3, H, W) normalized images to [P3, P4, P5], each (B, channels[i], ceil(H / stride), ceil(W / stride))."""
         x = self.act(self.bn1(self.conv_stem(images)))
         features = []
         for i, block in enumerate(self.blocks):

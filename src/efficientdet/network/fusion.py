@@ -1,4 +1,4 @@
-"""How a node weighs the maps that it fuses (section 3.3): unbounded, softmax, fast normalised, or not at all."""
+"""How a node weighs the maps that it fuses (section 3.3): unbounded, softmax, fast normalized, or not at all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Fusion(nn.Module):
         shape = (inputs,) if channels is None else (inputs, channels, 1, 1)
         self.weights = None if kind == "none" else nn.Parameter(torch.ones(shape))
 
-    def normalised_weights(self) -> Tensor | None:
+    def normalized_weights(self) -> Tensor | None:
         """(inputs,) or (inputs, C, 1, 1): the factors of the maps, or None for a plain sum."""
         if self.weights is None or self.kind == "unbounded":
             return self.weights
@@ -43,7 +43,7 @@ class Fusion(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """List of (B, C, h, w) to their weighted sum, (B, C, h, w)."""
-        weights = self.normalised_weights()
+        weights = self.normalized_weights()
         terms = maps if weights is None else [x * w.to(x.dtype) for x, w in zip(maps, weights, strict=True)]
         total = terms[0]
         for term in terms[1:]:

@@ -33,17 +33,13 @@ class Head(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.outputs_per_anchor = outputs_per_anchor
-        self.convs = nn.ModuleList(
-            SeparableConv2d(width, width, bias=bias, padding=padding) for _ in range(depth)
-        )
-        self.bns = nn.ModuleList(
-            nn.ModuleList(batch_norm(width) for _ in range(levels)) for _ in range(depth)
-        )
+        self.convs = nn.ModuleList(SeparableConv2d(width, width, bias=bias, padding=padding) for _ in range(depth))
+        self.bns = nn.ModuleList(nn.ModuleList(batch_norm(width) for _ in range(levels)) for _ in range(depth))
         self.act = activation(act)
         self.predict = SeparableConv2d(width, anchors_per_cell * outputs_per_anchor, padding=padding)
-        self._initialise(prior)
+        self._initialize(prior)
 
-    def _initialise(self, prior: float | None) -> None:
+    def _initialize(self, prior: float | None) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_in = module.weight[0].numel()

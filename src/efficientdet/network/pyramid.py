@@ -98,9 +98,9 @@ class FeatureNetwork(nn.Module):
                 )
             self.cells.append(cell)
             channels = {}
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)

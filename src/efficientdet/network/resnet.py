@@ -120,7 +120,7 @@ class ResNet(nn.Module):
         return [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalised images to [P3, P4, P5], each (B, channels[i], ceil(H / stride), ceil(W / stride))."""
+        """(B, 3, H, W) normalized images to [P3, P4, P5], each (B, channels[i], ceil(H / stride), ceil(W / stride))."""
         x = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
         p3 = self.layer2(x)
         p4 = self.layer3(p3)

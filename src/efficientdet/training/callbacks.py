@@ -13,11 +13,11 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from rich.console import Console
 from torch import Tensor
 
+from efficientdet.atomic_write import write_json
 from efficientdet.data.dataset import DetectionDataset
-from efficientdet.files import write_json
 from efficientdet.training.config import TrainConfig
-from efficientdet.training.folder import RESUME_FILE, TrainingRun
 from efficientdet.training.module import DetectionModule
+from efficientdet.training.run_folder import RESUME_FILE, TrainingRun
 from efficientdet.training.schedule import EmaUpdate
 from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
 

@@ -11,7 +11,7 @@ from efficientdet.data.augment import Augmentation
 from efficientdet.errors import SettingError, unknown_name
 from efficientdet.training.losses import LossSettings
 
-OPTIMISERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adamw")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BATCH_NORMS = ("auto", "train", "frozen")
@@ -34,7 +34,7 @@ class TrainConfig:
         image_size: side of the square input; None for the model's own.
         learning_rate: peak; None derives it from the batch: 0.08 per 64 pictures for `sgd`, 0.001 per 16 for `adamw`
             (by the square root).
-        optimiser: `sgd` (momentum 0.9) or `adamw`.
+        optimizer: `sgd` (momentum 0.9) or `adamw`.
         weight_decay: on convolution kernels only; None for 4e-5 (`sgd`) or 0.01 (`adamw`).
         warmup_epochs: the learning rate grows from a tenth in this time, then falls as a cosine to nothing; at most
             half the run.
@@ -68,7 +68,7 @@ class TrainConfig:
     accumulate: int = 1
     image_size: int | None = None
     learning_rate: float | None = None
-    optimiser: str = "sgd"
+    optimizer: str = "sgd"
     weight_decay: float | None = None
     warmup_epochs: float = 1.0
     gradient_clip: float = 10.0
@@ -127,7 +127,7 @@ class TrainConfig:
         if self.seed >= 2**32:
             raise SettingError(f"seed is {self.seed}; it must be below 2**32")
         for name, known in (
-            ("optimiser", OPTIMISERS), ("precision", PRECISIONS), ("batch_norm", BATCH_NORMS), ("device", DEVICES),
+            ("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("batch_norm", BATCH_NORMS), ("device", DEVICES),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise unknown_name(name, str(getattr(self, name)), known)
@@ -145,7 +145,7 @@ class TrainConfig:
         if self.learning_rate is not None:
             return self.learning_rate
         pictures = self.batch_size * self.accumulate * self.devices
-        if self.optimiser == "sgd":
+        if self.optimizer == "sgd":
             return 0.08 * pictures / 64
         return 1e-3 * math.sqrt(pictures / 16)
 
@@ -153,7 +153,7 @@ class TrainConfig:
         """The weight decay."""
         if self.weight_decay is not None:
             return self.weight_decay
-        return 4e-5 if self.optimiser == "sgd" else 1e-2
+        return 4e-5 if self.optimizer == "sgd" else 1e-2
 
     def freezes_batch_norm(self, is_pretrained: bool) -> bool:
         """Whether the backbone's batch norms keep their running statistics."""

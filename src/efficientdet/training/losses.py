@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from efficientdet.training.matching import BACKGROUND, Matches, match_batch
+from efficientdet.training.assignment import BACKGROUND, Matches, match_batch
 
 # Logits that a CPU takes at a time: with what is computed of them, they stay in the cache of two cores.
 CPU_PIECE = 2**16
@@ -44,9 +44,7 @@ class Losses(NamedTuple):
     boxes: Tensor
 
 
-def focal_loss(
-    logits: Tensor, is_object: bool, alpha: float, gamma: float, smoothing: float
-) -> tuple[Tensor, Tensor]:
+def focal_loss(logits: Tensor, is_object: bool, alpha: float, gamma: float, smoothing: float) -> tuple[Tensor, Tensor]:
     """Focal loss of each logit against one target (Lin et al. 2017, eq. 5), stable at any logit, and its slope.
 
     Args:
@@ -160,12 +158,12 @@ def matched_loss(
         deltas = torch.cat(box_deltas, 1)
         deltas = deltas.double() if class_logits[0].dtype == torch.float64 else deltas.float()
         target_deltas = targets.deltas.to(deltas.dtype)
-        normaliser = targets.normaliser()
+        normalizer = targets.normalizer()
         shape = (settings.alpha, settings.gamma, settings.label_smoothing)
         focal: Tensor = FocalSum.apply(targets.labels, *shape, *class_logits)  # type: ignore[no-untyped-call]
-        classes = focal / normaliser
+        classes = focal / normalizer
 
         counted = target_deltas != 0 if settings.skips_zero_targets else (targets.labels != BACKGROUND)[..., None]
         huber = functional.huber_loss(deltas, target_deltas, reduction="none", delta=settings.delta)
-        boxes = (huber * counted).sum() / (4.0 * normaliser)
+        boxes = (huber * counted).sum() / (4.0 * normalizer)
         return Losses(classes + settings.box_weight * boxes, classes, boxes)

@@ -24,11 +24,11 @@ from efficientdet.evaluation.coco_ap import Metrics, coco_metrics
 from efficientdet.evaluation.results import batch_results
 from efficientdet.inference.postprocess import PostprocessSettings, postprocess
 from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.training.assignment import match_batch
 from efficientdet.training.config import TrainConfig
+from efficientdet.training.gradient_checkpointing import recompute_maps
 from efficientdet.training.losses import matched_loss
-from efficientdet.training.matching import match_batch
-from efficientdet.training.recompute import recompute_maps
-from efficientdet.training.schedule import batch_norm_momentum, build_optimiser, check_stages, rate_factor
+from efficientdet.training.schedule import batch_norm_momentum, build_optimizer, check_stages, rate_factor
 
 
 def loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class DetectionModule(LightningModule):
         self._results: list[dict[str, Any]] = []
         # Of the batches whose gradients are being added: places of the pictures, and what each loss was divided by.
         self._indices: list[Tensor] = []
-        self._normalisers: list[Tensor] = []
+        self._normalizers: list[Tensor] = []
         self._kept_statistics: list[Tensor] = []
         check_stages(model.backbone, config)
         self._freeze_stages()
@@ -172,28 +172,26 @@ class DetectionModule(LightningModule):
             # Every device must go through the backward pass: give a zero that touches all weights.
             return torch.stack([(p.nan_to_num() * 0).sum() for p in self.model.parameters()]).sum()
         shown = {"loss": losses.total, "class_loss": losses.classes, "box_loss": losses.boxes}
-        self.log_dict(
-            {f"train/{name}": value.detach() for name, value in shown.items()}, batch_size=len(batch.indices)
-        )
+        self.log_dict({f"train/{name}": value.detach() for name, value in shown.items()}, batch_size=len(batch.indices))
         self.log("loss", losses.total.detach(), prog_bar=True, logger=False, batch_size=len(batch.indices))
         self._indices.append(batch.indices)
-        return losses.total if self.config.accumulate == 1 else losses.total * self._share(targets.normaliser())
+        return losses.total if self.config.accumulate == 1 else losses.total * self._share(targets.normalizer())
 
-    def _share(self, normaliser: Tensor) -> Tensor:
+    def _share(self, normalizer: Tensor) -> Tensor:
         """Weight of a batch among those whose gradients are added, relative to the first of them.
 
         The loss is a sum over anchors divided by (positives + 1) of its batch. Undoing that here and dividing the added
         gradients by (all positives + 1), as `_end_accumulation` does, gives what one large batch would have given.
         """
-        self._normalisers.append(normaliser)
-        return normaliser / self._normalisers[0]
+        self._normalizers.append(normalizer)
+        return normalizer / self._normalizers[0]
 
     def _end_accumulation(self, parameters: list[nn.Parameter]) -> None:
-        if self._normalisers:
-            positives = sum(normaliser - 1.0 for normaliser in self._normalisers)
-            factor = self.config.accumulate * self._normalisers[0] / (positives + 1.0)
+        if self._normalizers:
+            positives = sum(normalizer - 1.0 for normalizer in self._normalizers)
+            factor = self.config.accumulate * self._normalizers[0] / (positives + 1.0)
             torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
-        self._normalisers = []
+        self._normalizers = []
 
     def _skip(self, why: str, indices: list[Tensor]) -> None:
         image_ids = [self.train_set.records.images[i].image_id for i in torch.cat(indices).tolist()]
@@ -217,11 +215,11 @@ class DetectionModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW, with warm-up and cosine by the step."""
-        optimiser = build_optimiser(self.model, self.config)
+        optimizer = build_optimizer(self.model, self.config)
         total = self._total_steps()
         warmup = min(round(total * self.config.warmup_epochs / self.config.epochs), total // 2)
-        schedule = LambdaLR(optimiser, lambda step: rate_factor(step, warmup, total))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = LambdaLR(optimizer, lambda step: rate_factor(step, warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the report of a resumed run needs."""
@@ -265,7 +263,9 @@ class DetectionModule(LightningModule):
         self.evaluated_epoch = self.current_epoch
         self.log_dict(
             {
-                "val/ap": self.metrics.ap, "val/ap50": self.metrics.ap50, "val/ap75": self.metrics.ap75,
+                "val/ap": self.metrics.ap,
+                "val/ap50": self.metrics.ap50,
+                "val/ap75": self.metrics.ap75,
                 "val/ar100": self.metrics.ar100,
             }  # fmt: skip
         )

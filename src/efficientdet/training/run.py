@@ -17,23 +17,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
+from efficientdet.atomic_write import write_text
 from efficientdet.data.dataset import DetectionDataset, read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import DataError, EfficientDetError, MissingSplitError, SettingError, require
 from efficientdet.family import ModelSpec
-from efficientdet.files import write_text
-from efficientdet.images import Preprocessing
+from efficientdet.images.letterbox import Preprocessing
 from efficientdet.network.efficientdet import EfficientDet, create_model
 from efficientdet.network.topology import Topology
 from efficientdet.training.config import TrainConfig
-from efficientdet.training.folder import CONFIG_FILE, RESUME_FILE, TrainingRun
+from efficientdet.training.initial_weights import start_backbone_from, start_from
 from efficientdet.training.memory import KEEP_VARIABLE, kept_memory
 from efficientdet.training.precision import LIGHTNING_PRECISIONS, choose_precision
-from efficientdet.training.start import start_backbone_from, start_from
+from efficientdet.training.run_folder import CONFIG_FILE, RESUME_FILE, TrainingRun
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import CSVLogger
+
 
 def train(
     model: str | ModelSpec,
@@ -182,9 +183,7 @@ def _run_folder(out: str | Path | None, resume: bool) -> Path:
     return folder
 
 
-def _read(
-    data: Path, config: TrainConfig, skip_missing: bool, console: Console
-) -> tuple[Records, Records | None]:
+def _read(data: Path, config: TrainConfig, skip_missing: bool, console: Console) -> tuple[Records, Records | None]:
     train_records = read_split(data, "train", skip_missing)
     try:
         is_one_split = data.is_file() and data.suffix not in (".yaml", ".yml")
@@ -206,8 +205,7 @@ def _read(
             "annotations, or set allow_no_boxes if only negatives are meant"
         )
     if val_records is not None and (
-        (val_records.class_names, val_records.category_ids)
-        != (train_records.class_names, train_records.category_ids)
+        (val_records.class_names, val_records.category_ids) != (train_records.class_names, train_records.category_ids)
     ):
         ours, theirs = (dict(zip(r.category_ids, r.class_names, strict=True)) for r in (train_records, val_records))
         raise DataError(f"{val_records.source}: its classes {theirs} are not those of {train_records.source}: {ours}")
@@ -280,9 +278,7 @@ def _fit(
     precision = choose_precision(config.precision, accelerator)
     threads = f", {torch.get_num_threads()} threads" if accelerator == "cpu" else f" x {config.devices}"
     console.print(f"training on {accelerator}{threads}, in {precision}")
-    module = DetectionModule(
-        network, config, train_set, val_set, config.freezes_batch_norm(is_pretrained), workers
-    )
+    module = DetectionModule(network, config, train_set, val_set, config.freezes_batch_norm(is_pretrained), workers)
     ema = Ema(config.ema_decay) if config.ema_decay else None
     saver = SaveCheckpoints(folder, info, config, ema)
     callbacks = [Throughput(config.batch_size * config.devices), saver]

@@ -1,4 +1,4 @@
-"""Optimiser, learning rate and averaged weights (section 5.1; google/automl tf2/train_lib.py)."""
+"""Optimizer, learning rate and averaged weights (section 5.1; google/automl tf2/train_lib.py)."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def parameter_groups(model: EfficientDet, config: TrainConfig) -> list[dict[str,
     ]
 
 
-def build_optimiser(model: EfficientDet, config: TrainConfig) -> Optimizer:
+def build_optimizer(model: EfficientDet, config: TrainConfig) -> Optimizer:
     """SGD with momentum 0.9, or AdamW, over `parameter_groups`."""
     groups = parameter_groups(model, config)
-    if config.optimiser == "sgd":
+    if config.optimizer == "sgd":
         return SGD(groups, lr=config.peak_learning_rate(), momentum=0.9, foreach=True)
     return AdamW(groups, lr=config.peak_learning_rate(), foreach=True)
 

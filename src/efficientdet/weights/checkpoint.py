@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from efficientdet.atomic_write import replacing
 from efficientdet.errors import EfficientDetError, WeightsError
 from efficientdet.family import ModelSpec
-from efficientdet.files import replacing
-from efficientdet.images import IMAGENET, LITE, Preprocessing
+from efficientdet.images.letterbox import IMAGENET, LITE, Preprocessing
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.version import __version__
 
@@ -35,7 +35,7 @@ class CheckpointInfo:
         postprocess: settings of the post-processing that differ from the defaults.
         metrics: what the model reached, by name, with the data set's name in `data`.
         training: the settings it was trained with.
-        about: facts for people, by name: `licence`, `data`, `source`, `note`.
+        about: facts for people, by name: `license`, `data`, `source`, `note`.
     """
 
     spec: ModelSpec
@@ -95,8 +95,8 @@ class CheckpointInfo:
 
 
 def default_preprocessing(spec: ModelSpec) -> Preprocessing:
-    """The normalisation that the spec names."""
-    return LITE if spec.normalisation == "lite" else IMAGENET
+    """The normalization that the spec names."""
+    return LITE if spec.normalization == "lite" else IMAGENET
 
 
 def _half(tensor: Tensor) -> Tensor:
@@ -104,9 +104,7 @@ def _half(tensor: Tensor) -> Tensor:
     return tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
 
 
-def save_checkpoint(
-    path: str | Path, state: dict[str, Tensor], info: CheckpointInfo, half: bool = False
-) -> None:
+def save_checkpoint(path: str | Path, state: dict[str, Tensor], info: CheckpointInfo, half: bool = False) -> None:
     """Write a checkpoint to a temporary name beside it, then rename.
 
     Args:

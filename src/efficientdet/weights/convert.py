@@ -14,8 +14,8 @@ from efficientdet.family import MODELS, VARIANTS, ModelSpec, find_spec
 from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
 from efficientdet.weights.checkpoint import METADATA_KEY, CheckpointInfo, default_preprocessing
 from efficientdet.weights.coco_classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
-from efficientdet.weights.files import read_state
 from efficientdet.weights.foreign import DIALECTS, detect_source, load_foreign, unwrap
+from efficientdet.weights.read_file import read_state
 from efficientdet.weights.registry import ReleasedWeights
 
 
@@ -69,7 +69,7 @@ def released_checkpoint(state: Mapping[str, Any], row: ReleasedWeights) -> tuple
         category_ids=row.category_ids,
         preprocessing=row.preprocessing,
         metrics={"ap": row.ap / 100, "data": "COCO val2017, stated by the publisher"},
-        about={"licence": row.licence, "source": row.url, "data": "COCO train2017", "note": row.note},
+        about={"license": row.license, "source": row.url, "data": "COCO train2017", "note": row.note},
     )
     return network.state_dict(), info
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from efficientdet.errors import WeightsError, unknown_name
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.weights.effdet_names import EFFDET
-from efficientdet.weights.places import Dialect, Found, redundant_biases
-from efficientdet.weights.tensorflow_names import TENSORFLOW, is_tensorflow
-from efficientdet.weights.zylo_names import ZYLO, is_zylo
+from efficientdet.weights.remap.effdet import EFFDET
+from efficientdet.weights.remap.layout import Dialect, Found, redundant_biases
+from efficientdet.weights.remap.tensorflow import TENSORFLOW, is_tensorflow
+from efficientdet.weights.remap.zylo117 import ZYLO, is_zylo
 
 DIALECTS: dict[str, Dialect] = {"effdet": EFFDET, "zylo": ZYLO, "tensorflow": TENSORFLOW}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from efficientdet.errors import UnknownNameError, unknown_name
 from efficientdet.family import find_spec
-from efficientdet.images import IMAGENET, LITE, Preprocessing
+from efficientdet.images.letterbox import IMAGENET, LITE, Preprocessing
 from efficientdet.weights.coco_classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 
 _RELEASE = "https://github.com/rwightman/efficientdet-pytorch/releases/download/v0.1/"
@@ -36,7 +36,7 @@ class ReleasedWeights:
         note: where the weights come from, and how the AP was measured differently, if it was.
         size_bytes: of the file; None: not published, so not checked.
         nms: suppression with which the AP was measured.
-        licence: of the weights, by the repository that publishes them.
+        license: of the weights, by the repository that publishes them.
         source: whose names the file uses, for `load_foreign`.
         num_classes: outputs for each anchor.
         class_names: by label; slots that COCO never filled are called `unused-ID`.
@@ -52,7 +52,7 @@ class ReleasedWeights:
     note: str
     size_bytes: int | None = None
     nms: str = "hard"
-    licence: str = "Apache-2.0"
+    license: str = "Apache-2.0"
     source: str = "effdet"
     num_classes: int = len(COCO_CLASS_NAMES)
     class_names: tuple[str, ...] = COCO_CLASS_NAMES

@@ -7,7 +7,7 @@ from typing import Any
 
 from efficientdet.errors import WeightsError
 from efficientdet.weights.download import cache_dir, download
-from efficientdet.weights.files import load_pickle_safely
+from efficientdet.weights.read_file import load_pickle_safely
 from efficientdet.weights.registry import ReleasedWeights, find_released
 
 

@@ -1,0 +1,141 @@
+"""Checks that every reader makes: text, numbers, class names, and the pictures that a file names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from PIL import Image
+
+from efficientdet.errors import DataError, ImageError
+from efficientdet.images import read as images
+
+# A folder that holds none of this many first file names is not the folder of the pictures.
+NAMES_TO_LOOK_FOR = 20
+
+
+def measure(path: Path, place: str) -> tuple[int, int]:
+    """Size of a picture from its header.
+
+    Args:
+        path: the picture.
+        place: where the annotations name it, for the message.
+
+    Returns:
+        (height, width) in pixels, after EXIF orientation.
+
+    Raises:
+        DataError: the file is no readable picture.
+    """
+    try:
+        height, width = images.image_size(path)
+    except ImageError as error:
+        raise DataError(f"{place}: {error}") from error
+    return height, width
+
+
+def check_size(path: Path, stated: tuple[int, int], measured: tuple[int, int], place: str) -> None:
+    """Refuse annotations that were made for a picture of another size.
+
+    Args:
+        path: the picture.
+        stated: (height, width) that the annotations give.
+        measured: (height, width) of the file, after EXIF orientation.
+        place: file and picture, for the message.
+
+    Raises:
+        DataError: the two differ; says so if the EXIF orientation explains it.
+    """
+    if stated == measured:
+        return
+    message = (
+        f"{place}, fields 'width' and 'height': the annotations say {stated[1]}x{stated[0]}, "
+        f"but {path.name} is {measured[1]}x{measured[0]}"
+    )
+    if stated == measured[::-1]:
+        with Image.open(path) as picture:
+            raw_size = picture.size
+        if raw_size == (stated[1], stated[0]):
+            raise DataError(
+                f"{message} once its EXIF orientation is applied; the boxes appear to be for the unrotated "
+                "picture: remove the EXIF orientation from the picture, or rotate the boxes with it"
+            )
+        message += " (width and height swapped?)"
+    raise DataError(f"{message}; were the boxes made for another version of the picture? Correct one of the two")
+
+
+def check_file_name(file_name: str, place: str, field_name: str = "file_name") -> None:
+    """Refuse a picture's name that is absolute or climbs out of the image folder.
+
+    Args:
+        file_name: the name as the annotations give it.
+        place: file and entry, for the message.
+        field_name: the format's word for the field.
+
+    Raises:
+        DataError: names the place and the file name.
+    """
+    posix, windows = PurePosixPath(file_name), PureWindowsPath(file_name)
+    climbs = ".." in posix.parts or ".." in windows.parts
+    if climbs or posix.is_absolute() or windows.drive or windows.root or "\0" in file_name:
+        raise DataError(
+            f"{place}, field '{field_name}': {file_name!r} leaves the image folder; "
+            "write names relative to the image folder, without '..'"
+        )
+
+
+def find_image_folder(candidates: Iterable[Path], file_names: Sequence[str]) -> Path:
+    """First folder that holds any of the first file names; else the first that exists; else the first."""
+    folders = list(candidates)
+    for folder in folders:
+        if any((folder / name).is_file() for name in file_names[:NAMES_TO_LOOK_FOR]):
+            return folder
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def check_class_names(names: Sequence[Any], place: str) -> tuple[str, ...]:
+    """Class names as a tuple of distinct, non-empty strings.
+
+    Raises:
+        DataError: none at all, or one is empty, no text, or there twice; gives its index.
+    """
+    if not names:
+        raise DataError(f"{place}: there are no class names; give at least one")
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"{place}: class name {index} is {name!r}; write a text, in quotes")
+        if name in seen:
+            raise DataError(f"{place}: class name {name!r} is there twice, at {seen[name]} and {index}; keep one")
+        seen[name] = index
+    return tuple(seen)
+
+
+def number_from_text(text: str) -> float | None:
+    """The finite number that a text spells, else None."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    # Python reads "1_0" as 10, which no annotation tool writes on purpose.
+    return number if math.isfinite(number) and "_" not in text else None
+
+
+def read_text(path: Path) -> str:
+    """The text of an annotation file (UTF-8, with or without byte order mark).
+
+    Raises:
+        DataError: the file is missing, a folder, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; check the path") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: this is a folder; give the annotation file itself") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text at byte {error.start}; save the file as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error

@@ -1,0 +1,1 @@
+"""Any image source -> an RGB array -> the network's input: the one pixel path."""

@@ -1,0 +1,206 @@
+"""Resize, letterbox and normalize: from an RGB array to the network's input. The one pixel path.
+
+Training, evaluation, inference, calibration and export all come through here, so that a network never meets a pixel
+that was made in another way. numpy and Pillow only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from efficientdet.errors import SettingError
+from efficientdet.images.convert import FloatImage, RgbImage
+
+ResizeMethod: TypeAlias = Literal["official", "effdet"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels become the numbers that a network was trained on; saved in every checkpoint.
+
+    Attributes:
+        mean: of R, G, B in units of 0..255; also the color of the padding, which is 0 once normalized.
+        std: of R, G, B in units of 0..255.
+        resize: "effdet" is Pillow's antialiased bilinear, "official" is TensorFlow 2's bilinear without
+            antialiasing (half-pixel centers).
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: ResizeMethod = "effdet"
+
+    def __post_init__(self) -> None:
+        """Check every field; SettingError names the first that is wrong."""
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
+        if min(self.std) <= 0:
+            raise SettingError(f"preprocessing std must be above 0, got {self.std}")
+        if self.resize not in get_args(ResizeMethod):
+            raise SettingError(f"preprocessing resize must be 'effdet' or 'official', got {self.resize!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain types, ready for JSON."""
+        values = asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The settings that `to_dict` wrote.
+
+        Raises:
+            SettingError: a field is unknown, missing or of the wrong kind; names it.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown, missing = sorted(set(values) - known), sorted(known - set(values))
+        if unknown:
+            raise SettingError(f"preprocessing has unknown fields {unknown}; known are {sorted(known)}")
+        if missing:
+            raise SettingError(f"preprocessing lacks the fields {missing}")
+        return cls(**values)
+
+
+def _three_numbers(name: str, value: Any) -> tuple[float, float, float]:
+    try:
+        numbers = tuple(float(number) for number in value)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
+        raise SettingError(f"preprocessing {name} must be three finite numbers (R, G, B), got {value!r}")
+    return numbers[0], numbers[1], numbers[2]
+
+
+IMAGENET = Preprocessing(mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255))
+LITE = Preprocessing(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
+
+
+def letterbox_scale(
+    image_size: tuple[int, int], size: tuple[int, int], method: ResizeMethod = "effdet"
+) -> tuple[float, tuple[int, int]]:
+    """How far a picture is scaled to fit a network's input, and the height and width it then has.
+
+    Args:
+        image_size: (height, width) of the picture.
+        size: (height, width) of the network's input.
+        method: TensorFlow ("official") works in float32, which rounds some sizes otherwise.
+
+    Returns:
+        The scale, boxes in network pixels = boxes in the picture * scale; and (new_height, new_width), each
+        at least 1 and within `size`.
+
+    Raises:
+        ValueError: a side is below 1; gives both sizes.
+    """
+    if min(*image_size, *size) < 1:
+        raise ValueError(f"sizes must be at least 1 pixel: picture {image_size}, network input {size}")
+    real = np.float32 if method == "official" else np.float64
+    height, width = real(image_size[0]), real(image_size[1])
+    scale = min(real(size[0]) / height, real(size[1]) / width)
+    new_height, new_width = max(int(height * scale), 1), max(int(width * scale), 1)
+    return float(scale), (min(new_height, size[0]), min(new_width, size[1]))
+
+
+def resize(
+    image: RgbImage,
+    size: tuple[int, int],
+    method: ResizeMethod = "effdet",
+    box: tuple[float, float, float, float] | None = None,
+) -> RgbImage | FloatImage:
+    """Resize an image, or a part of it, to exactly `size`, bilinear: the same pixels on every processor.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: (height, width) of the result.
+        method: "effdet" (Pillow's bilinear filter, antialiased, gives uint8) or "official" (TensorFlow 2, not
+            antialiased, gives float32).
+        box: (left, top, right, bottom) of the part, in pixels of the image, fractions allowed; None for all of it.
+
+    Returns:
+        (height, width, 3) uint8 or float32 in units of 0..255.
+    """
+    if method == "official":
+        return _resize_as_tensorflow(image, size, box or (0.0, 0.0, image.shape[1], image.shape[0]))
+    if box is None and image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR, box))
+
+
+def _resize_as_tensorflow(
+    image: NDArray[Any], size: tuple[int, int], box: tuple[float, float, float, float]
+) -> FloatImage:
+    """As `tf.image.resize(image, size, "bilinear", antialias=False)` of TF 2: half-pixel centers, float32."""
+    top, bottom, down = _neighbors(image.shape[0], box[1], box[3], size[0])
+    left, right, across = _neighbors(image.shape[1], box[0], box[2], size[1])
+    across = across[None, :, None]
+
+    def row(index: NDArray[np.intp]) -> FloatImage:
+        pixels = image[index]
+        first = pixels[:, left].astype(np.float32)
+        return np.asarray(first + (pixels[:, right] - first) * across, dtype=np.float32)
+
+    upper = row(top)
+    return np.asarray(upper + (row(bottom) - upper) * down[:, None, None], dtype=np.float32)
+
+
+def _neighbors(old: int, start: float, end: float, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], FloatImage]:
+    """Of each new pixel along a side: the old pixels before and after it, and where between them it lies."""
+    step = np.float32(end - start) / np.float32(new)
+    place = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * step - np.float32(0.5) + np.float32(start)
+    floor = np.floor(place)
+    before = np.maximum(floor, 0).astype(np.intp)
+    after = np.minimum(np.ceil(place), old - 1).astype(np.intp)
+    return before, after, np.asarray(place - floor, dtype=np.float32)
+
+
+def normalize(image: NDArray[Any], preprocessing: Preprocessing) -> FloatImage:
+    """(x - mean) / std.
+
+    Args:
+        image: (..., 3) uint8 or floating, RGB in units of 0..255.
+        preprocessing: gives mean and std.
+
+    Returns:
+        (..., 3) float32.
+    """
+    mean, std = np.asarray(preprocessing.mean, np.float32), np.asarray(preprocessing.std, np.float32)
+    return np.asarray((image.astype(np.float32) - mean) / std, dtype=np.float32)
+
+
+def prepare(
+    image: RgbImage, size: tuple[int, int], preprocessing: Preprocessing, image_size: tuple[int, int] | None = None
+) -> tuple[FloatImage, float]:
+    """Letterbox and normalize: a picture as the network takes it.
+
+    The picture is scaled to fit, keeping its shape, and put at the top left; what remains is padded with 0,
+    which is the mean color.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        size: (height, width) of the network's input.
+        preprocessing: mean, std and the way of resizing.
+        image_size: (height, width) of the whole picture, where `image` was reduced while reading.
+
+    Returns:
+        (3, height, width) float32, C-contiguous; and the scale: boxes in network pixels / scale = boxes in
+        the picture.
+
+    Raises:
+        ValueError: `image` is not (H, W, 3) uint8, or a side of `size` is below 1.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; see images.read")
+    scale, (height, width) = letterbox_scale(image_size or image.shape[:2], size, preprocessing.resize)
+    resized = resize(image, (height, width), preprocessing.resize)
+    canvas = np.zeros((3, *size), dtype=np.float32)
+    # As `normalize`, a channel at a time into its place, which saves two copies.
+    for channel, mean, std in zip(range(3), preprocessing.mean, preprocessing.std, strict=True):
+        place = canvas[channel, :height, :width]
+        np.subtract(resized[:, :, channel], np.float32(mean), out=place)
+        place /= np.float32(std)
+    return canvas, scale

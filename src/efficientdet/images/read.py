@@ -1,0 +1,228 @@
+"""Any image source -> an RGB array, EXIF orientation applied. numpy and Pillow only."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from efficientdet.errors import ImageError
+from efficientdet.images.convert import RgbImage, from_array, from_tensor, to_rgb
+from efficientdet.images.jpeg import decode_jpeg, reduce_while_decoding
+from efficientdet.images.letterbox import letterbox_scale
+
+if TYPE_CHECKING:
+    import torch
+
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any] | torch.Tensor"
+)
+_Result = TypeVar("_Result")
+
+_EXIF_ORIENTATION = 274
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+_RUNS_A_PROGRAM = ("EPS", "WMF")  # Pillow hands these to Ghostscript or Windows: not for files of strangers
+
+
+def read(source: ImageSource) -> RgbImage:
+    """Read a picture from anything that holds one.
+
+    EXIF orientation is applied, 16-bit grayscale is scaled to 8 bits, transparency is laid over white, and
+    of an animation or a document the first frame is taken.
+
+    Args:
+        source: a path; an encoded file as bytes or binary file object; a PIL image; a numpy array (H, W),
+            (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of uint8, uint16 or bool; or a torch tensor
+            (1 or 3, H, W), uint8, or floating within 0..1.
+
+    Returns:
+        (H, W, 3) uint8 RGB, C-contiguous. An array that is already so is returned itself, not a copy.
+
+    Raises:
+        ImageError: it cannot be read; names the file and the reason.
+    """
+    if isinstance(source, np.ndarray):
+        return from_array(source)
+    if hasattr(source, "permute"):
+        return from_tensor(cast("torch.Tensor", source))
+    return _with_image(source, _decode)
+
+
+def read_reduced(source: ImageSource, size: tuple[int, int]) -> tuple[RgbImage, tuple[int, int]]:
+    """Read a picture for a network's input of (height, width) `size`, a large JPEG at a part of its size.
+
+    Returns:
+        As `read`, but perhaps at a half, a quarter or an eighth, never below what `letterbox` will make of it; and the
+        (height, width) of the whole picture.
+
+    Raises:
+        ImageError: it cannot be read; names the file and the reason.
+    """
+    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        image = read(source)
+        return image, image.shape[:2]
+
+    def decode(image: Image.Image) -> tuple[RgbImage, tuple[int, int]]:
+        whole = _upright_size(image)
+        _, needed = letterbox_scale(whole, size)
+        reduce_while_decoding(image, needed if whole == (image.height, image.width) else needed[::-1])
+        return _decode(image), whole
+
+    return _with_image(source, decode)
+
+
+def image_size(source: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[int, int]:
+    """Height and width that `read` would give, from the file's header alone: nothing is decoded.
+
+    Raises:
+        ImageError: the header cannot be read; names the file and the reason.
+    """
+    return _with_image(source, _upright_size)
+
+
+def _with_image(source: Any, use: Callable[[Image.Image], _Result]) -> _Result:
+    """Open the source, use the image, close what was opened here, turn every failure into an ImageError."""
+    name = _name_of(source)
+    try:
+        if isinstance(source, Image.Image):
+            return use(source)
+        with Image.open(_openable(source, name)) as image:
+            _refuse_dangerous(image, name)
+            return use(image)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: no such file") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name}: is a folder, not a picture") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: {_why_unidentified(source)}") from error
+    # Decoders raise nearly anything on damaged bytes (struct.error, ValueError, MemoryError, warnings that a
+    # filter has turned into errors ...): whatever it is, this picture is at fault and the others are not.
+    except Exception as error:
+        raise ImageError(f"{name}: cannot be read as a picture ({error or type(error).__name__})") from error
+
+
+def _name_of(source: Any) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fsdecode(os.fspath(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"<{len(source)} bytes>"
+    name = getattr(source, "filename", None) or getattr(source, "name", None)
+    return name if isinstance(name, str) and name else f"<{type(source).__name__}>"
+
+
+def _openable(source: Any, name: str) -> str | IO[bytes]:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source)
+    if isinstance(source, (str, os.PathLike)):
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+            raise ImageError(f"{name}: addresses are not opened; download it first and pass the path")
+        return name
+    if hasattr(source, "read"):
+        return cast("IO[bytes]", source)
+    raise ImageError(
+        f"{name}: not a picture; pass a path, bytes, a binary file, a PIL image, a numpy array or a tensor"
+    )
+
+
+def _refuse_dangerous(image: Image.Image, name: str) -> None:
+    """Refuse what Pillow only warns of; by comparing sizes, for warning filters are not thread-safe."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ImageError(
+            f"{name}: {image.width}x{image.height} is over the limit of {limit} pixels: "
+            "a decompression bomb? Shrink the picture, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        )
+    if image.format in _RUNS_A_PROGRAM:
+        raise ImageError(f"{name}: {image.format} is not made of pixels; convert it to PNG or JPEG first")
+
+
+def _why_unidentified(source: Any) -> str:
+    head = b""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        head = bytes(source[:16])
+    elif isinstance(source, (str, os.PathLike)):
+        with Path(source).open("rb") as file:
+            head = file.read(16)
+        if not head:
+            return "the file is empty"
+    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf"):
+        return "HEIF/HEIC has no decoder in Pillow; convert it to JPEG, or install and register pillow-heif"
+    if head[4:11] == b"ftypavi" or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        kind = "AVIF" if head[4:8] == b"ftyp" else "WebP"
+        return f"damaged, or this Pillow lacks the {kind} decoder; upgrade Pillow or convert the picture"
+    return "not a picture, damaged, or of a format whose decoder is missing"
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be understood."""
+    try:
+        try:
+            exif = image.getexif()
+        except Warning:  # a corrupt entry, where warnings raise: the next call gives what came before it
+            exif = image.getexif()
+        value = exif.get(_EXIF_ORIENTATION, 1)
+    except (SyntaxError, ValueError, KeyError, IndexError, TypeError, struct.error):
+        return 1
+    return value if isinstance(value, int) and value in _UPRIGHT else 1
+
+
+def _decode(image: Image.Image) -> RgbImage:
+    if _orientation(image) not in _UPRIGHT and (pixels := decode_jpeg(image)) is not None:
+        return pixels
+    image.load()  # before the orientation: Pillow turns a TIFF upright itself, and finds late EXIF in a PNG
+    orientation = _orientation(image)
+    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    return np.ascontiguousarray(to_rgb(upright))
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    if image.format == "PNG" and "exif" not in image.info and not _png_has_late_metadata(image):
+        # PngImageFile.getexif decodes all pixels in search of EXIF behind them; there is none.
+        orientation = _orientation_of_header(image)
+    else:
+        orientation = _orientation(image)
+    sideways = orientation in _SIDEWAYS and image.format != "TIFF"  # whose size is upright already
+    return (image.width, image.height) if sideways else (image.height, image.width)
+
+
+def _orientation_of_header(image: Image.Image) -> int:
+    header = Image.new("1", (1, 1))
+    header.info = image.info
+    return _orientation(header)
+
+
+def _png_has_late_metadata(image: Image.Image) -> bool:
+    file = getattr(image, "fp", None)
+    if file is None:
+        return False
+    position, late = file.tell(), False
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        late = late or kind == b"IDAT"
+        if late and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+            break
+        file.seek(length + 4, os.SEEK_CUR)
+    else:
+        late = False
+    file.seek(position)
+    return late

@@ -1,0 +1,65 @@
+"""The table of models, counted from the code."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from efficientdet.family import MODELS, PUBLISHED, PUBLISHED_AP, ModelSpec
+from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
+
+PARTS = ("backbone", "feature_network", "class_head", "box_head")
+
+
+@lru_cache
+def count_parts(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> dict[str, tuple[int, int]]:
+    """Count each part of a network at the spec's input size, batch 1.
+
+    Nothing is computed: the network lives on torch's meta device. Squeeze-and-excite counts; batch norms, activations,
+    pooling, resizing, fusion and biases do not.
+
+    Returns:
+        (learnable parameters, multiply-adds of the convolutions) by the names in `PARTS`.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = EfficientDet(spec, num_classes).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, spec.image_size, spec.image_size))
+    flops = counter.get_flop_counts()
+    counts = {}
+    for part in PARTS:
+        parameters = sum(parameter.numel() for parameter in model.get_submodule(part).parameters())
+        counts[part] = parameters, sum(flops[f"{type(model).__name__}.{part}"].values()) // 2
+    return counts
+
+
+def count(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> tuple[int, int]:
+    """Learnable parameters, and multiply-adds of the convolutions, of the whole network; see `count_parts`."""
+    parts = count_parts(spec, num_classes).values()
+    return sum(parameters for parameters, _ in parts), sum(multiply_adds for _, multiply_adds in parts)
+
+
+def family_rows() -> list[dict[str, Any]]:
+    """One row a model: its scaling, what the code counts, and what was published."""
+    rows = []
+    for name, spec in MODELS.items():
+        parameters, multiply_adds = count(spec)
+        rows.append(
+            {
+                "name": name,
+                "backbone": spec.backbone,
+                "input": spec.image_size,
+                "width": spec.width,
+                "depth": spec.depth,
+                "head": spec.head_depth,
+                "params M": round(parameters / 1e6, 2),
+                "published M": round(PUBLISHED[name][0] / 1e6, 2),
+                "GMAC": round(multiply_adds / 1e9, 2),
+                "published GMAC": round(PUBLISHED[name][1] / 1e9, 2),
+                "published AP": PUBLISHED_AP[name],
+            }
+        )
+    return rows

@@ -1,0 +1,117 @@
+"""What a run starts from: a whole detector, or a backbone alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from efficientdet.data.records import Records
+from efficientdet.errors import WeightsError
+from efficientdet.images.letterbox import Preprocessing, prepare
+from efficientdet.images.read import read
+from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.network.efficientnet import EfficientNet
+from efficientdet.network.resnet import ResNet
+from efficientdet.weights.checkpoint import fit_state, load_checkpoint
+from efficientdet.weights.foreign import unwrap
+from efficientdet.weights.imagenet_backbone import load_folded_backbone
+from efficientdet.weights.names import find_weights
+from efficientdet.weights.read_file import read_state
+from efficientdet.weights.remap.layout import unwrapped
+
+# Pictures from which the batch norms of folded weights take their statistics.
+STATISTICS_PICTURES = 256
+CLASS_LAYER = "class_head.predict.pointwise."
+# Kinds of files in which torchvision's weights come.
+TORCHVISION_SUFFIXES = (".pth", ".pt")
+
+
+def start_from(
+    network: EfficientDet, weights: str | Path, class_names: tuple[str, ...], console: Console
+) -> Preprocessing:
+    """Copy a detector's weights and its shapes of anchors into a network of the same kind.
+
+    Where the classes differ in name or order, the last layer of the class head starts afresh, and what is dropped is
+    printed.
+
+    Args:
+        network: changed in place.
+        weights: what `find_weights` takes.
+        class_names: of the new data set, by label.
+        console: for the report.
+
+    Returns:
+        The preprocessing that those weights were trained with.
+
+    Raises:
+        WeightsError: the two differ in more than the classes; lists the tensors.
+    """
+    source, info = load_checkpoint(find_weights(weights))
+    state, own = source.state_dict(), network.state_dict()
+    dropped = [] if info.class_names == class_names else [key for key in state if key.startswith(CLASS_LAYER)]
+    shapes, own_shapes = ({key: value.shape for key, value in part.items()} for part in (state, own))
+    problems = [key for key in {*state, *own} - {*dropped} if shapes.get(key) != own_shapes.get(key)]
+    if problems:
+        listed = "\n  ".join(sorted(problems))
+        raise WeightsError(f"{weights}: {source.spec.name} does not fit {network.spec.name}; differing:\n  {listed}")
+    if dropped:
+        console.print(f"{weights}: its classes differ, so these start afresh: {', '.join(dropped)}")
+    network.load_state_dict({key: value for key, value in state.items() if key not in dropped}, strict=False)
+    network.spec = dataclasses.replace(network.spec, aspects=source.spec.aspects)
+    return info.preprocessing
+
+
+def start_backbone_from(
+    network: EfficientDet, weights: str | Path, records: Records, size: int, preprocessing: Preprocessing
+) -> list[str]:
+    """Start the backbone alone: from another detector with the same one, or from ImageNet weights.
+
+    Args:
+        network: changed in place.
+        weights: for an EfficientNet a `.npz` of folded weights, for a ResNet torchvision's `.pth`; or what
+            `find_weights` takes.
+        records: pictures for the statistics that folded weights need.
+        size: side of the square input.
+        preprocessing: of those pictures.
+
+    Returns:
+        Names of the file's tensors for which a detector has no use: the classifier's.
+
+    Raises:
+        WeightsError: the weights do not fit the backbone; lists what differs.
+    """
+    suffix, backbone = Path(weights).suffix.lower(), network.backbone
+    if suffix in TORCHVISION_SUFFIXES and isinstance(backbone, ResNet):
+        return _load_torchvision(backbone, Path(weights), network.spec.backbone)
+    if suffix != ".npz":
+        source, _ = load_checkpoint(find_weights(weights))
+        if source.spec.backbone != network.spec.backbone:
+            raise WeightsError(f"{weights}: its backbone is {source.spec.backbone}, not {network.spec.backbone}")
+        backbone.load_state_dict(source.backbone.state_dict())
+        return []
+    if not isinstance(backbone, EfficientNet):
+        raise WeightsError(f"{weights}: folded weights of an EfficientNet; the backbone is {network.spec.backbone}")
+
+    def batches() -> Iterator[Tensor]:
+        step = max(1, len(records) // STATISTICS_PICTURES)
+        for record in records.images[::step]:
+            yield torch.from_numpy(prepare(read(record.path), (size, size), preprocessing)[0])[None]
+
+    load_folded_backbone(backbone, weights, batches(), str(records.source))
+    return []
+
+
+def _load_torchvision(backbone: ResNet, path: Path, name: str) -> list[str]:
+    """Copy torchvision's weights, strictly, and return the names of the classifier's; old files lack the counters."""
+    theirs = {bare: found.tensor for bare, found in unwrapped(unwrap(read_state(path))).items()}
+    dropped = [key for key in theirs if key.startswith("fc.")]
+    counters = {key: tensor for key, tensor in backbone.state_dict().items() if key.endswith("num_batches_tracked")}
+    state = counters | {key: tensor for key, tensor in theirs.items() if key not in dropped}
+    fit_state(backbone, state, str(path), name)
+    backbone.load_state_dict(state)
+    return dropped

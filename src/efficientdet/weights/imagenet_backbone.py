@@ -1,0 +1,127 @@
+"""EfficientNet weights whose batch norms are folded into the convolutions, placed under batch norms again.
+
+A folded convolution is y = w * x + b. Under a batch norm the function stays the same if the norm's statistics are those
+of w * x over real pictures, gamma = sqrt(variance + epsilon) and beta = b + mean; and then training can go on from it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.lib.npyio import NpzFile
+from torch import Tensor, nn
+
+from efficientdet.errors import WeightsError
+from efficientdet.network.efficientnet import EfficientNet
+
+# The classifier's part of such files, which a detector has no use for.
+UNUSED = ("conv_head",)
+
+
+def load_folded_backbone(backbone: EfficientNet, path: str | Path, batches: Iterable[Tensor], source: str = "") -> None:
+    """Fill a backbone from a `.npz` of folded convolutions, and its batch norms from real pictures.
+
+    Args:
+        backbone: changed in place; its function becomes exactly the folded one in evaluation mode.
+        path: arrays `<layer>.weight` (OIHW) and `<layer>.bias`, with the layer names of this backbone.
+        batches: (B, 3, H, W) normalized pictures, some hundred in all, for the statistics.
+        source: where the pictures come from, for the error.
+
+    Raises:
+        WeightsError: the file is missing or damaged, a layer is missing, unexpected or of another shape (all are
+            listed), or there is no picture.
+    """
+    arrays = _read(Path(path))
+    pairs = _conv_norm_pairs(backbone)
+    problems = _mismatches(pairs, arrays)
+    if problems:
+        raise WeightsError(f"{path}: does not fit the backbone:\n  " + "\n  ".join(problems))
+    with torch.no_grad():
+        for name, (conv, norm) in pairs.items():
+            conv.weight.copy_(torch.from_numpy(arrays[f"{name}.weight"]))
+            norm.running_mean.zero_()  # type: ignore[union-attr]
+            norm.running_var.fill_(1.0)  # type: ignore[union-attr]
+            norm.weight.fill_((1.0 + norm.eps) ** 0.5)
+            norm.bias.copy_(torch.from_numpy(arrays[f"{name}.bias"]))
+    _take_statistics(backbone, [norm for _, norm in pairs.values()], batches, source)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    try:
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, NpzFile):
+                raise ValueError("one array, without names")
+            return {name: np.asarray(arrays[name], dtype=np.float32) for name in arrays.files}
+    except (OSError, EOFError, TypeError, ValueError, RuntimeError, BadZipFile, zlib.error) as error:
+        raise WeightsError(f"{path}: not a readable .npz file ({error})") from error
+
+
+def _mismatches(pairs: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]], arrays: dict[str, np.ndarray]) -> list[str]:
+    expected = {f"{name}.weight": tuple(conv.weight.shape) for name, (conv, _) in pairs.items()}
+    expected |= {f"{name}.bias": (norm.num_features,) for name, (_, norm) in pairs.items()}
+    unused = {f"{name}.{leaf}" for name in UNUSED for leaf in ("weight", "bias")}
+    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in arrays]
+    problems += [f"unexpected: {name}" for name in arrays if name not in expected and name not in unused]
+    problems += [
+        f"shape: {name} is {arrays[name].shape}, the backbone has {shape}"
+        for name, shape in expected.items()
+        if name in arrays and arrays[name].shape != shape
+    ]
+    return problems
+
+
+def _conv_norm_pairs(backbone: EfficientNet) -> dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Every convolution that a batch norm follows, by name."""
+    pairs: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
+    for prefix, module in backbone.named_modules():
+        order = ("conv_dw", "conv_pw") if not hasattr(module, "conv_pwl") else ("conv_pw", "conv_dw", "conv_pwl")
+        names = ("conv_stem",) if module is backbone else order
+        for i, name in enumerate(names, start=1):
+            if hasattr(module, name) and hasattr(module, f"bn{i}"):
+                full = f"{prefix}.{name}" if prefix else name
+                pairs[full] = (getattr(module, name), getattr(module, f"bn{i}"))
+    return pairs
+
+
+def _take_statistics(
+    backbone: EfficientNet, norms: list[nn.BatchNorm2d], batches: Iterable[Tensor], source: str
+) -> None:
+    """One pass over the pictures: mean and variance of what enters each norm, then the norm set to them."""
+    sums = {norm: (torch.zeros(norm.num_features, dtype=torch.float64),) * 2 for norm in norms}
+    counts = dict.fromkeys(norms, 0)
+
+    def collect(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].double()
+        first, second = sums[norm]  # type: ignore[index]
+        sums[norm] = (first + x.sum((0, 2, 3)).cpu(), second + x.square().sum((0, 2, 3)).cpu())  # type: ignore[index]
+        counts[norm] += x.shape[0] * x.shape[2] * x.shape[3]  # type: ignore[index]
+
+    handles = [norm.register_forward_pre_hook(collect) for norm in norms]
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                backbone(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        backbone.train(was_training)
+    if not counts[norms[0]]:
+        raise WeightsError(f"no pictures{' in ' + source if source else ''} to take the statistics from")
+    with torch.no_grad():
+        for norm in norms:
+            mean = sums[norm][0] / counts[norm]
+            variance = (sums[norm][1] / counts[norm] - mean.square()).clamp(min=0)
+            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+            norm.running_var.copy_(variance)  # type: ignore[union-attr]
+            norm.weight.copy_((variance + norm.eps).sqrt())
+            norm.bias.add_(mean)

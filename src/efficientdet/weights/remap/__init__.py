@@ -1,0 +1,1 @@
+"""Tensor names and layouts of other implementations."""

@@ -1,0 +1,186 @@
+"""Quantized files: close to the network, loadable, held to their bound."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from efficientdet.cli import app
+from efficientdet.cli import quantize as _command  # noqa: F401  (adds the command)
+from efficientdet.data.dataset import read_split
+from efficientdet.errors import MissingExtraError, SettingError, UnknownNameError
+from efficientdet.exporting import parity
+from efficientdet.exporting.quantize import Calibration, QuantizationReport, level_differences, quantize, settings_for
+from efficientdet.family import MODELS
+from efficientdet.images.letterbox import LITE, prepare
+from efficientdet.images.read import read
+from efficientdet.inference.detector import Detector, load
+from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
+
+SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, image_size=128)
+INFO = CheckpointInfo(SPEC, ("box",), (3,), LITE)
+
+
+def make_detector() -> Detector:
+    torch.manual_seed(0)
+    model = EfficientDet(SPEC, 1).eval()
+    with torch.no_grad():  # scores of 0.01 would leave nothing to find
+        model.class_head.predict.pointwise.bias.fill_(-1.0)
+    return Detector(model, INFO, device="cpu", backend="eager")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 7), ("val", 2)):
+        images, annotations = [], []
+        for number in range(1, count + 1):
+            pixels = random.integers(0, 256, (100, 128, 3), dtype=np.uint8)
+            pixels[20:60, 30:90] //= 8
+            Image.fromarray(pixels).save(folder / f"{split}{number}.png")
+            images.append({"id": number, "file_name": f"{split}{number}.png", "width": 128, "height": 100})
+            box = {"category_id": 3, "bbox": [30, 20, 60, 40], "area": 2400, "iscrowd": 0}
+            annotations.append({"id": number, "image_id": number, **box})
+        content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "box"}]}
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFICIENTDET_CACHE", str(tmp_path / "cache"))
+
+
+def test_calibration_pictures_are_what_the_network_sees(data: Path) -> None:
+    records = read_split(data, "train").images
+    calibration = Calibration(make_detector(), records[:3])
+    found = list(calibration)
+    assert len(calibration) == len(found) == 3
+    expected, _ = prepare(read(records[2].path), (128, 128), LITE)
+    np.testing.assert_array_equal(found[2], expected[None])
+
+
+def test_a_size_is_free_where_it_can_be() -> None:
+    detector = make_detector()
+    assert settings_for(detector, "openvino").dynamic_size
+    detector.image_size = (128, 96)
+    assert not settings_for(detector, "openvino").dynamic_size
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "error", "message"),
+    [
+        ("x.onnx", {}, SettingError, r"openvino must be called \*.xml"),
+        ("x.xml", {"to": "openvin"}, UnknownNameError, "did you mean 'openvino'"),
+        ("x.xml", {"pictures": 0}, SettingError, "pictures is 0"),
+        ("x.xml", {"preset": "best"}, UnknownNameError, "performance, mixed"),
+    ],
+)
+def test_wrong_choices_are_refused_at_once(
+    data: Path, tmp_path: Path, name: str, choices: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        quantize(make_detector(), data, tmp_path / name, **choices)  # type: ignore[arg-type]
+    assert not (tmp_path / name).exists()
+
+
+def test_without_nncf_it_says_what_to_install(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'efficientdet\[export\]'"):
+        quantize(make_detector(), data, tmp_path / "x.xml")
+
+
+@pytest.fixture(scope="module")
+def written(data: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """One file for each runtime."""
+    pytest.importorskip("nncf")
+    detector, folder = make_detector(), tmp_path_factory.mktemp("int8")
+    reports = {}
+    for to, name in (("openvino", "net.xml"),):
+        reports[to] = (folder / name, quantize(detector, data, folder / name, to=to, pictures=4))
+    return SimpleNamespace(detector=detector, reports=reports, folder=folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["openvino"])
+def test_a_quantized_file_is_close_small_and_loads(written: SimpleNamespace, data: Path, to: str) -> None:
+    path, report = written.reports[to]
+    whole = sum(tensor.numel() * 4 for tensor in written.detector.model.state_dict().values())
+    assert report.size_bytes < 0.5 * whole
+    assert report.calibration["pictures"] == 4
+    assert report.parity is not None and not report.parity.failures and report.parity.ap is not None
+    assert json.loads(json.dumps(report.to_dict()))["parity"]["precision"] == "int8"
+    names = [level.output for level in report.levels]
+    assert names == [f"{output} of P{level}" for output in ("class_logits", "box_deltas") for level in range(3, 8)]
+    for level in report.levels:
+        assert 0 < level.mean < 0.5 * level.spread
+    detector = load(path)
+    assert (detector.engine.precision, detector.info) == ("int8", INFO)
+    square = detector.predict(data / "val1.png", score_threshold=0.0)
+    exact = written.detector.predict(data / "val1.png", score_threshold=0.0)
+    assert square.scores[0] == pytest.approx(exact.scores[0], abs=0.05)
+    load(path, image_size=256, rectangular=True).predict(data / "val1.png")
+
+
+@pytest.mark.slow
+def test_only_whole_files_are_left(written: SimpleNamespace) -> None:
+    assert sorted(path.name for path in written.folder.iterdir()) == ["net.bin", "net.onnx", "net.xml"]
+
+
+@pytest.mark.slow
+def test_level_differences_are_of_the_right_level(written: SimpleNamespace, data: Path) -> None:
+    path, _ = written.reports["openvino"]
+    other = make_detector()
+    with torch.no_grad():  # P5 alone: the third norms of the class head
+        other.model.class_head.bns[0][2].bias.add_(1.0)  # type: ignore[index, union-attr, operator]
+    found = level_differences(other, path, "openvino", read_split(data, "val").images)
+    before = level_differences(written.detector, path, "openvino", read_split(data, "val").images)
+    changed = [a.output for a, b in zip(found, before, strict=True) if a.mean != b.mean]
+    assert changed == ["class_logits of P5"]
+
+
+@pytest.mark.slow
+def test_over_the_bound_nothing_is_written(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nncf")
+    monkeypatch.setitem(parity.BOUNDS, "int8", parity.Bounds(None, -1.0))  # no difference is small enough
+    detector = make_detector()
+    save_checkpoint(tmp_path / "net.safetensors", detector.model.state_dict(), INFO)
+    arguments = ["quantize", str(tmp_path / "net.safetensors"), "--data", str(data), "--out", str(tmp_path / "x.xml"),
+                 "--pictures", "2"]  # fmt: skip
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1, result.output
+    assert "class_logits of P3" in result.output and "AP int8" in result.output
+    assert "over the bound" in result.output and "not written" in result.output
+    assert not (tmp_path / "x.xml").exists() and not (tmp_path / "x.bin").exists()
+
+
+def test_the_command_prints_what_it_cost(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def stand_in(detector: Detector, data: Path, out: Path, **choices: object) -> QuantizationReport:
+        asked.update(choices, out=out)
+        report = parity.ParityReport("x.xml", "int8", 1, (), 49.5, 50.0, 1.0)
+        return QuantizationReport("x.xml", "openvino", {}, 3_400_000, report, ())
+
+    monkeypatch.setattr("efficientdet.exporting.quantize.quantize", stand_in)
+    save_checkpoint(tmp_path / "net.safetensors", make_detector().model.state_dict(), INFO)
+    arguments = ["quantize", str(tmp_path / "net.safetensors"), "--data", str(data), "--out", str(tmp_path / "x.xml")]
+    result = CliRunner().invoke(app, [*arguments, "--check", "none", "--split", "val"])
+    assert result.exit_code == 0, result.output
+    for text in ("50.00", "49.50", "-0.50", "3.4"):
+        assert text in result.output
+    assert (asked["check"], asked["split"], asked["pictures"]) == (None, "val", 300)
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert json.loads(result.output)["parity"]["ap_difference"] == -0.5
+    assert asked["check"] == "val"

@@ -1,0 +1,218 @@
+"""Every engine gives what the network gives, from any thread, at any size; what it builds is kept and found again."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from efficientdet.errors import MissingExtraError, SettingError, UnknownNameError
+from efficientdet.family import MODELS
+from efficientdet.images.letterbox import LITE
+from efficientdet.inference import engines
+from efficientdet.inference.detector import Detector
+from efficientdet.inference.engines.engine import Engine, Outputs, choose_backend, open_engine
+from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.weights.checkpoint import CheckpointInfo
+
+SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, image_size=128, fusion="fast")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> EfficientDet:
+    torch.manual_seed(0)
+    model = EfficientDet(SPEC, 3).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.2)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One folder for the module, so that each graph is written once."""
+    folder = tmp_path_factory.getbasetemp() / "engines-cache"
+    monkeypatch.setenv("EFFICIENTDET_CACHE", str(folder))
+    return folder
+
+
+def images(batch: int, height: int, width: int) -> torch.Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(batch + height))
+
+
+def check(outputs: Outputs, expected: Outputs, tolerance: float) -> None:
+    assert all(x.dtype == torch.float32 for x in outputs[1])
+    for ours, theirs in zip(outputs, expected, strict=True):
+        assert [x.shape for x in ours] == [x.shape for x in theirs]
+        for a, b in zip(ours, theirs, strict=True):
+            if tolerance < 0.01:
+                assert a.dtype == torch.float32
+                torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+            assert (a - b).abs().mean() < tolerance
+
+
+def libraries_of(backend: str) -> None:
+    for name in engines.LIBRARIES.get(backend, ()):
+        pytest.importorskip(name)
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "tolerance"),
+    [
+        ("eager", "fp32", 1e-4), ("onnxruntime", "fp32", 1e-4), ("openvino", "fp32", 1e-4), ("eager", "bf16", 0.1),
+        ("openvino", "bf16", 0.1),
+    ],
+)  # fmt: skip
+def test_the_same_outputs(model: EfficientDet, backend: str, precision: str, tolerance: float) -> None:
+    libraries_of(backend)
+    engine = open_engine(model, backend, precision)
+    assert str(engine) == f"{backend} {precision} on cpu"
+    for shape in ((1, 128, 128), (2, 128, 128), (1, 256, 128), (1, 100, 72)):
+        pixels = images(*shape)
+        with torch.no_grad():
+            expected = model(pixels)
+        check(engine.run(pixels), expected, tolerance)
+        if engine.run_alone is not None:
+            check(engine.run_alone(pixels), expected, tolerance)
+
+
+@pytest.mark.slow
+def test_compiled_gives_the_same(model: EfficientDet) -> None:
+    pixels = images(1, 128, 128)
+    with torch.no_grad():
+        check(open_engine(model, "compile").run(pixels), model(pixels), 1e-4)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_one_graph_serves_all_regular_sizes_and_is_found_again(
+    model: EfficientDet, backend: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries_of(backend)
+    open_engine(model, backend).run(images(1, 128, 128))
+    written = sorted(path.name for path in (cache / "engines").glob("*-any.onnx"))
+    assert len(written) == 1
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the graph is in the cache")
+
+    monkeypatch.setattr(engines, "write_onnx_network", refuse)
+    open_engine(model, backend).run(images(1, 256, 384))
+    changed = EfficientDet(SPEC, 3)  # other weights are another graph
+    with pytest.raises(AssertionError, match="in the cache"):
+        open_engine(changed, backend).run(images(1, 128, 128))
+
+
+@pytest.mark.parametrize("backend", ["eager", "onnxruntime", "openvino"])
+def test_threads_do_not_disturb_each_other(model: EfficientDet, backend: str) -> None:
+    libraries_of(backend)
+    engine = open_engine(model, backend)
+    batches = [images(1, 128, 128) + i for i in range(6)]
+    run = engine.run_alone or engine.run
+
+    def copies(pixels: torch.Tensor) -> Outputs:
+        classes, boxes = run(pixels)
+        return [x.clone() for x in classes], [x.clone() for x in boxes]
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(copies, batches))
+    with torch.no_grad():
+        for outputs, pixels in zip(found, batches, strict=True):
+            check(outputs, model(pixels), 1e-3)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_detector_finds_the_same_with_it(model: EfficientDet, backend: str) -> None:
+    libraries_of(backend)
+    info = CheckpointInfo(SPEC, ("a", "b", "c"), (1, 2, 3), LITE)
+    pictures = [
+        np.random.default_rng(i).integers(0, 256, (90 + 10 * i, 140 - 5 * i, 3), dtype=np.uint8) for i in range(5)
+    ]
+    settings = {"score_threshold": 0.0, "max_detections": 20}
+    expected = Detector(model, info, backend="eager", **settings).predict(pictures)
+    detector = Detector(model, info, backend=backend, **settings)
+    assert detector.warmup() is detector.engine
+    for found, wanted in zip(detector.predict(pictures), expected, strict=True):
+        np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-4)
+        assert found.image_size == wanted.image_size
+
+
+def test_rectangular_inputs_are_the_smallest_multiples_that_hold_the_picture(model: EfficientDet) -> None:
+    seen = []
+
+    def run(pixels: torch.Tensor) -> Outputs:
+        seen.append(tuple(pixels.shape))
+        with torch.no_grad():
+            outputs: Outputs = model(pixels)
+        return outputs
+
+    info = CheckpointInfo(dataclasses.replace(SPEC, image_size=512), ("a", "b", "c"), (1, 2, 3), LITE)
+    detector = Detector(model, info, backend="eager", rectangular=True, score_threshold=0.0)
+    detector._engine = Engine("eager", "fp32", run)
+    for height, width in ((480, 640), (640, 300), (100, 640), (512, 512)):
+        detector.predict(np.zeros((height, width, 3), np.uint8))
+    assert seen == [(1, 3, 384, 512), (1, 3, 512, 256), (1, 3, 128, 512), (1, 3, 512, 512)]
+    detector.predict([np.zeros((480, 640, 3), np.uint8), np.zeros((640, 300, 3), np.uint8)])
+    assert seen[-1] == (2, 3, 512, 512)
+
+
+def test_reduced_decoding_keeps_the_pictures_own_pixels(model: EfficientDet, tmp_path: Path) -> None:
+    from PIL import Image
+
+    info = CheckpointInfo(SPEC, ("a", "b", "c"), (1, 2, 3), LITE)
+    path = tmp_path / "large.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((1601, 1201), Image.Resampling.BICUBIC).save(path, quality=95)
+    settings = {"backend": "eager", "score_threshold": 0.0, "max_detections": 5}
+    whole = Detector(model, info, **settings).predict(path)
+    reduced = Detector(model, info, reduced_decoding=True, **settings).predict(path)
+    assert reduced.image_size == whole.image_size == (1201, 1601) and reduced.image is None
+    np.testing.assert_allclose(reduced.scores, whole.scores, atol=0.02)
+    assert reduced.draw().size == (1601, 1201)
+
+
+# ---- choices
+def test_unknown_names_list_the_known() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown backend 'onxruntime'; did you mean 'onnxruntime'\?"):
+        choose_backend("onxruntime", "fp32", CPU)
+    with pytest.raises(UnknownNameError, match="unknown precision 'int4'"):
+        choose_backend("eager", "int4", CPU)
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "device", "words"),
+    [
+        ("onnxruntime", "bf16", "cpu", "does not offer precision bf16; these do: eager, compile, openvino"),
+        ("eager", "fp16", "cpu", "needs a GPU"),
+        ("openvino", "fp32", "cuda", "runs on the CPU here"),
+        ("tensorrt", "fp32", "cpu", "needs an NVIDIA GPU"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(backend: str, precision: str, device: str, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        choose_backend(backend, precision, torch.device(device))
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(engines.LIBRARIES, "openvino", ("a_library_that_is_not_there",))
+    with pytest.raises(MissingExtraError, match=r"pip install 'efficientdet\[export\]'"):
+        choose_backend("openvino", "fp32", CPU)
+
+
+def test_auto_takes_the_variable_then_the_best_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(engines.BACKEND_VARIABLE, "compile")
+    assert choose_backend("auto", "fp32", CPU) == "compile"
+    monkeypatch.delenv(engines.BACKEND_VARIABLE)
+    assert choose_backend("auto", "bf16", torch.device("cuda")) == "eager"
+    for backend in ("openvino", "onnxruntime"):
+        libraries_of(backend)
+    assert choose_backend("auto", "fp32", CPU) == "openvino"
+    monkeypatch.setitem(engines.LIBRARIES, "openvino", ("a_library_that_is_not_there",))
+    assert choose_backend("auto", "fp32", CPU) == "onnxruntime"
+    monkeypatch.setitem(engines.LIBRARIES, "onnxruntime", ("a_library_that_is_not_there",))
+    assert choose_backend("auto", "fp32", CPU) == "eager"

@@ -1,0 +1,136 @@
+"""Trials under one budget, in processes of their own, that go on where they were stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from efficientdet.errors import EfficientDetError, SettingError, UnknownNameError
+from efficientdet.network.fusion import FUSIONS
+from efficientdet.network.topology import TOPOLOGIES
+from efficientdet.research import ablation as module
+from efficientdet.research.ablation import Trial, ablate, as_markdown, plan_trials
+
+BUDGET: dict[str, Any] = {
+    "epochs": 1, "batch_size": 3, "precision": "fp32", "device": "cpu", "workers": 0, "optimizer": "adamw",
+}  # fmt: skip
+
+
+# ---- the plan
+def test_networks_with_the_fast_fusion_and_fusions_in_bifpn() -> None:
+    trials = plan_trials(list(TOPOLOGIES), list(FUSIONS), 2, every_pair=False)
+    pairs = [(trial.feature_network, trial.fusion) for trial in trials if trial.seed == 1]
+    assert len(pairs) == len(set(pairs)) == 9 and len(trials) == 18
+    assert {network for network, fusion in pairs if fusion == "fast"} == set(TOPOLOGIES)
+    assert {fusion for network, fusion in pairs if network == "bifpn"} == set(FUSIONS)
+    assert [trial.seed for trial in trials] == [0] * 9 + [1] * 9  # a stopped ablation has whole seeds
+
+
+def test_every_pair() -> None:
+    assert len(plan_trials(list(TOPOLOGIES), list(FUSIONS), 3, every_pair=True)) == 6 * 4 * 3
+
+
+def test_without_bifpn_the_first_named_stands_for_it() -> None:
+    trials = plan_trials(["fpn", "panet"], ["none", "softmax"], 1, every_pair=False)
+    assert [trial.name for trial in trials] == ["fpn-none-seed0", "panet-none-seed0", "fpn-softmax-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("networks", "fusions", "seeds", "error", "words"),
+    [
+        (["bifpm"], ["fast"], 1, UnknownNameError, "unknown feature network 'bifpm'; did you mean 'bifpn'.*panet"),
+        (["bifpn"], ["fats"], 1, UnknownNameError, "unknown fusion 'fats'; did you mean 'fast'.*softmax"),
+        ([], ["fast"], 1, SettingError, "no feature network named; known: all, bifpn, fpn"),
+        (["fpn"], ["fast"], 0, SettingError, "seeds is 0"),
+    ],
+)
+def test_what_cannot_be_planned(
+    networks: list[str], fusions: list[str], seeds: int, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        plan_trials(networks, fusions, seeds, every_pair=False)
+
+
+# ---- the table
+def row(ap: list[float], network: str = "bifpn", difference: float = 0.0) -> dict[str, Any]:
+    deviation = abs(ap[0] - ap[1]) / 2**0.5 if len(ap) > 1 else None
+    return {
+        "feature_network": network, "fusion": "fast", "ap": sum(ap) / len(ap), "ap_deviation": deviation,
+        "ap_by_seed": ap, "ap50": 0.5, "ap_difference": difference, "parameters": 3_200_000,
+        "multiply_adds": 900_000_000, "images_per_second": 20.0,
+    }  # fmt: skip
+
+
+def test_the_table_says_what_the_noise_allows() -> None:
+    # Deviations of 0.01 each: two seeds a row, so two standard errors of a difference are 0.02.
+    rows = [row([0.30, 0.3141421]), row([0.25, 0.2641421], "fpn", -0.05), row([0.29, 0.3041421], "panet", -0.01)]
+    text = as_markdown(rows, {"model": "lite0", "epochs": 3, "image_size": None}, 2)
+    assert "0.010 AP apart" in text and "more than 0.020" in text
+    assert "further from BiFPN than that: fpn with fast." in text
+    assert "(model lite0, epochs 3)" in text and "| fpn | fast | 0.257 ± 0.010 | 0.250, 0.264 | -0.050 |" in text
+
+
+def test_one_seed_says_that_it_knows_nothing_of_noise() -> None:
+    text = as_markdown([row([0.3])], {}, 1)
+    assert "One seed each" in text and "±" not in text.splitlines()[4]
+
+
+# ---- the trials
+@pytest.fixture(scope="module")
+def data(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = shapes.write_shapes(tmp_path_factory.mktemp("set") / "shapes", {"train": 4, "val": 2})
+    return folder
+
+
+def here(
+    trials: list[Trial], model: Any, data: Any, folder: Path, jobs: int, settings: dict[str, Any], say: Any
+) -> list[str]:
+    """In place of the processes: the same trials one after another in this one."""
+    for trial in trials:
+        module._run(trial, model, data, folder, settings)
+    return []
+
+
+def test_goes_on_where_it_was_stopped(
+    shapes: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_run_all", here)
+    said: list[str] = []
+    choice: dict[str, Any] = {"model": shapes.TINY, "feature_networks": ["bifpn", "fpn"], "fusions": ["fast"], **BUDGET}
+    rows = ablate(data, tmp_path / "out", seeds=1, say=said.append, **choice)
+    assert [(row["feature_network"], row["fusion"]) for row in rows] == [("bifpn", "fast"), ("fpn", "fast")]
+    assert rows[0]["ap_difference"] == 0 and rows[0]["ap_deviation"] is None
+    assert rows[0]["parameters"] > rows[1]["parameters"] and rows[0]["images_per_second"] > 0
+    assert json.loads((tmp_path / "out" / "ablation.json").read_text())["rows"] == rows
+    assert "| fpn | fast |" in (tmp_path / "out" / "ablation.md").read_text()
+
+    shutil.rmtree(tmp_path / "out" / "fpn-fast-seed0")
+    ablate(data, tmp_path / "out", seeds=1, say=said.append, **choice)
+    assert said[-1] == "2 trials, 1 of them done already; 1 at a time"
+    with pytest.raises(SettingError, match="begun with other settings: epochs was 1, now 2"):
+        ablate(data, tmp_path / "out", seeds=1, **{**choice, "epochs": 2})
+
+
+@pytest.mark.slow
+def test_processes_train_and_one_that_fails_does_not_fell_the_others(
+    shapes: ModuleType, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    blocked = out / "fpn-fast-seed0"
+    blocked.mkdir(parents=True)
+    (blocked / "config.json").write_text("{")  # a run that cannot be resumed
+    with pytest.raises(EfficientDetError, match="1 of 2 trials failed:\n  fpn-fast-seed0: "):
+        ablate(
+            data, out, model=shapes.TINY, feature_networks=["bifpn", "fpn"], fusions=["fast"], seeds=1, jobs=2, **BUDGET
+        )
+    assert (out / "bifpn-fast-seed0" / "report.json").is_file()
+    shutil.rmtree(blocked)
+    rows = ablate(
+        data, out, model=shapes.TINY, feature_networks=["bifpn", "fpn"], fusions=["fast"], seeds=1, jobs=2, **BUDGET
+    )
+    assert len(rows) == 2

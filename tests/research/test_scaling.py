@@ -1,0 +1,105 @@
+"""phi is found for a cost, and scaling one dimension alone changes that one."""
+
+from __future__ import annotations
+
+import pytest
+
+from efficientdet.errors import SettingError, UnknownNameError
+from efficientdet.family import ModelSpec, compound_scaling
+from efficientdet.network.count import count_parts
+from efficientdet.research.scaling import (
+    DIMENSIONS,
+    alone_rows,
+    find_phi,
+    fit_power,
+    forward_ms,
+    law,
+    multiply_adds,
+    pyramid_multiply_adds,
+    relative_time_per_multiply_add,
+    scale_alone,
+    scaling_rows,
+)
+
+
+def test_the_model_found_costs_no_more_and_the_next_one_does() -> None:
+    spec = find_phi(4e9)
+    assert multiply_adds(spec) <= 4e9
+    phi = float(spec.name.removeprefix("phi"))
+    assert multiply_adds(compound_scaling(phi + 0.125)) > 4e9
+
+
+def test_any_cost_can_be_given() -> None:
+    assert find_phi(900, lambda spec: spec.image_size).image_size == 896
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, float("nan"), float("inf")])
+def test_targets_must_be_positive(target: float) -> None:
+    with pytest.raises(SettingError, match="target"):
+        find_phi(target)
+
+
+def test_a_target_below_the_smallest_says_what_that_costs() -> None:
+    with pytest.raises(SettingError, match="phi 0, costs 2.492e.09 already"):
+        find_phi(1e9)
+
+
+@pytest.mark.parametrize(
+    ("dimension", "changed"),
+    [("resolution", {"image_size"}), ("width", {"width"}), ("depth", {"depth", "head_depth"})],
+)
+def test_one_dimension_alone_changes(dimension: str, changed: set[str]) -> None:
+    base, larger = compound_scaling(0), scale_alone(dimension, 3)
+    fields = ModelSpec.__dataclass_fields__
+    differing = {name for name in fields if getattr(base, name) != getattr(larger, name)}
+    assert differing == changed | {"name"}
+    assert law(larger) > law(base)
+
+
+def test_unknown_dimensions_list_the_known_ones() -> None:
+    with pytest.raises(UnknownNameError, match="resolution, width, depth, compound"):
+        scale_alone("height", 1)
+
+
+def test_rows_grow_with_phi() -> None:
+    rows = scaling_rows(2)
+    assert [row["phi"] for row in rows] == [0, 1, 2]
+    assert rows[0]["GMAC"] == 2.49
+    assert rows[1]["GMAC"] == 6.0
+    assert rows[2]["times phi 0"] > rows[1]["times phi 0"] > 1
+
+
+def test_the_law_s_own_part_is_counted_without_the_backbone() -> None:
+    spec = compound_scaling(0)
+    parts = count_parts(spec)
+    assert pyramid_multiply_adds(spec) == multiply_adds(spec) - parts["backbone"][1]
+    assert scaling_rows(1)[1]["law"] == round(7 * 88**2 * 640**2 / (6 * 64**2 * 512**2), 2)
+
+
+def test_a_power_law_is_found_exactly() -> None:
+    fit = fit_power([1, 2, 4, 10], [3, 12, 48, 300])
+    assert fit == pytest.approx((2.0, 3.0, 1.0))
+    assert fit_power([1, 2, 4], [1, 3, 4]).r_squared < 1
+
+
+@pytest.mark.parametrize(("x", "y"), [([1, 2], [1, 2]), ([1, 2, 0], [1, 2, 3]), ([1, 2, 3], [1, -2, 3])])
+def test_a_power_law_needs_three_positive_points(x: list[float], y: list[float]) -> None:
+    with pytest.raises(SettingError, match="three points above 0"):
+        fit_power(x, y)
+
+
+def test_time_over_cost_is_relative_to_the_base() -> None:
+    times, costs = {"d0": 10.0, "d1": 30.0, "d2": 30.0}, {"d0": 2.0, "d1": 4.0, "d2": 8.0, "d3": 9.0}
+    assert relative_time_per_multiply_add(times, costs, "d0") == {"d0": 1.0, "d1": 1.5, "d2": 0.75}
+
+
+def test_scaling_alone_costs_less_than_scaling_everything() -> None:
+    start, end = alone_rows(1)
+    assert len({start[name] for name in DIMENSIONS}) == 1
+    assert start["depth"] < end["depth"] < end["width"] < end["resolution"] < end["compound"]
+
+
+def test_each_forward_pass_is_timed_but_the_first() -> None:
+    spec = ModelSpec("tiny", "lite0", 64, 16, 1, 1, activation="relu6")
+    times = forward_ms(spec, rounds=3)
+    assert len(times) == 3 and min(times) > 0

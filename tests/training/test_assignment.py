@@ -1,0 +1,137 @@
+"""Matching beyond the goldens: awkward boxes, and a slow literal version on random ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from efficientdet.boxes import decode_deltas, pairwise_iou
+from efficientdet.family import MODELS
+from efficientdet.network.anchors import make_anchors
+from efficientdet.training.assignment import BACKGROUND, Matches, match_anchors
+
+ANCHORS = make_anchors(MODELS["d0"], (128, 128))
+EMPTY = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+
+
+def _match(boxes: list[list[float]], labels: list[int] | None = None, anchors: Tensor = ANCHORS) -> Matches:
+    numbers = list(range(len(boxes))) if labels is None else labels
+    return match_anchors(anchors, torch.tensor(boxes, dtype=torch.float32), torch.tensor(numbers))
+
+
+def test_no_boxes() -> None:
+    found = match_anchors(ANCHORS, *EMPTY)
+    assert found.labels.dtype == torch.int64 and found.deltas.dtype == torch.float32
+    assert found.labels.shape == (len(ANCHORS),) and (found.labels == BACKGROUND).all()
+    assert found.deltas.shape == (len(ANCHORS), 4) and (found.deltas == 0).all()
+
+
+def test_targets_decode_to_the_box() -> None:
+    box = [20.0, 30.0, 75.0, 70.0]
+    found = _match([box], [7])
+    positive = found.labels != BACKGROUND
+    assert positive.any() and set(found.labels[positive].tolist()) == {7}
+    decoded = decode_deltas(found.deltas[positive], ANCHORS[positive])
+    assert torch.allclose(decoded, torch.tensor(box).expand_as(decoded), atol=1e-3)
+    iou = pairwise_iou(torch.tensor([box]), ANCHORS)[0]
+    assert torch.equal(positive, iou >= 0.5)  # a good fit exists, so nothing is forced beyond the threshold
+
+
+def test_a_duplicate_changes_nothing_and_the_first_label_wins() -> None:
+    box = [40.0, 40.0, 80.0, 90.0]
+    once, twice = _match([box], [3]), _match([box, box], [3, 5])
+    assert torch.equal(once.labels, twice.labels) and torch.equal(once.deltas, twice.deltas)
+
+
+def test_the_first_box_wins_a_shared_anchor() -> None:
+    """Two boxes of no great IoU with anything claim one anchor: the first has it, though the second fits better."""
+    anchors = torch.tensor([[0.0, 0.0, 32.0, 32.0], [100.0, 100.0, 132.0, 132.0]])
+    worse, better = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 20.0, 20.0]
+    for first, second in ((worse, better), (better, worse)):
+        found = _match([first, second], [4, 9], anchors)
+        assert found.labels.tolist() == [4, BACKGROUND]
+        assert torch.allclose(decode_deltas(found.deltas, anchors)[0], torch.tensor(first), atol=1e-3)
+
+
+def test_a_forced_anchor_leaves_the_box_that_fits_it_better() -> None:
+    anchors = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
+    # The second box is the anchor; the first one claims it all the same, being first.
+    assert _match([[0, 0, 8, 8], [0, 0, 32, 32]], [1, 2], anchors).labels.tolist() == [1]
+
+
+def test_of_tied_anchors_the_first_is_forced() -> None:
+    found = _match([[61.0, 61.0, 63.0, 63.5]])  # inside many anchors of the smallest size
+    iou = pairwise_iou(torch.tensor([[61.0, 61.0, 63.0, 63.5]]), ANCHORS)[0]
+    tied = (iou >= iou.max() * (1 - 1e-5)).nonzero()[:, 0]
+    assert len(tied) > 1
+    assert (found.labels != BACKGROUND).nonzero()[:, 0].tolist() == [int(tied[0])]
+
+
+def test_a_tiny_box_is_forced_on_an_anchor_around_it() -> None:
+    """IoU down to 1e-8: a tolerance in units of IoU would call all anchors tied."""
+    box = [100.0, 100.0, 100.01, 100.01]
+    found = _match([box])
+    (anchor,) = (found.labels != BACKGROUND).nonzero()[:, 0].tolist()
+    assert ANCHORS[anchor, 0] <= 100 <= ANCHORS[anchor, 2] and ANCHORS[anchor, 1] <= 100 <= ANCHORS[anchor, 3]
+
+
+def test_a_box_that_meets_no_anchor_takes_none_and_no_ones() -> None:
+    anchors = torch.tensor([[0.0, 0.0, 32.0, 32.0], [40.0, 0.0, 72.0, 32.0]])
+    outside, small = [500.0, 500.0, 520.0, 520.0], [0.0, 0.0, 10.0, 10.0]
+    assert _match([outside], None, anchors).labels.tolist() == [BACKGROUND] * 2
+    for rows, labels in (([outside, small], [1, 2]), ([small, outside], [2, 1])):
+        assert _match(rows, labels, anchors).labels.tolist() == [2, BACKGROUND]
+
+
+@pytest.mark.parametrize("box", [[10.0, 10.0, 10.0, 40.0], [50.0, 20.0, 20.0, 60.0], [5.0, 5.0, 5.0, 5.0]])
+def test_degenerate_boxes_match_nothing(box: list[float]) -> None:
+    found = _match([box])
+    assert (found.labels == BACKGROUND).all() and (found.deltas == 0).all()
+
+
+def test_many_boxes_stay_finite() -> None:
+    torch.manual_seed(0)
+    corners = torch.rand(300, 2) * 128
+    boxes = torch.cat([corners, corners + torch.rand(300, 2) * 60 + 0.1], 1)
+    found = match_anchors(ANCHORS, boxes, torch.arange(300))
+    assert found.deltas.isfinite().all()
+    assert ((found.labels >= 0) & (found.labels < 300) | (found.labels == BACKGROUND)).all()
+
+
+def literal(anchors: np.ndarray, boxes: np.ndarray) -> list[int]:
+    """Index of each anchor's box, or -1: one anchor and one box at a time."""
+    iou = pairwise_iou(torch.from_numpy(boxes).double(), torch.from_numpy(anchors).double()).numpy()
+    result = []
+    for anchor in range(len(anchors)):
+        best = max(range(len(boxes)), key=lambda box: iou[box, anchor])
+        result.append(best if iou[best, anchor] >= 0.5 else -1)
+    for box in reversed(range(len(boxes))):
+        anchor = max(range(len(anchors)), key=lambda a: iou[box, a])
+        if iou[box, anchor] > 0:
+            result[anchor] = box
+    return result
+
+
+# So small that no two different IoUs are nearer than the tolerance within which anchors tie.
+whole = st.integers(0, 20)
+rows = st.lists(st.tuples(whole, whole, st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=8)
+
+
+@given(rows, rows)
+def test_equals_the_literal_version(anchor_rows: list[tuple[int, ...]], box_rows: list[tuple[int, ...]]) -> None:
+    anchors, boxes = (
+        np.array([(x, y, x + w, y + h) for x, y, w, h in part], np.float32) for part in (anchor_rows, box_rows)
+    )
+    found = match_anchors(torch.from_numpy(anchors), torch.from_numpy(boxes), torch.arange(len(boxes)))
+    expected = literal(anchors, boxes)
+    assert found.labels.tolist() == expected
+    for anchor, box in enumerate(expected):
+        if box >= 0:
+            sides = torch.from_numpy(boxes[box])
+            assume(bool((found.deltas[anchor, 2:] < 4).all()))  # beyond, decoding clamps
+            decoded = decode_deltas(found.deltas[anchor : anchor + 1], torch.from_numpy(anchors[anchor : anchor + 1]))
+            assert torch.allclose(decoded[0], sides, atol=1e-3)
