@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from efficientdet.data.dataset import read_split
+from efficientdet.detections import Detections
 from efficientdet.errors import DataError, ImageError, SettingError
 from efficientdet.evaluation.evaluate import evaluate
 from efficientdet.family import MODELS
 from efficientdet.images.letterbox import LITE
 from efficientdet.inference.detector import Detector
-from efficientdet.inference.postprocess import BatchDetections, PostprocessSettings
+from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
 
@@ -71,18 +71,18 @@ class Stub(Detector):
         self.answers = answers
         self.asked: list[tuple[int, PostprocessSettings]] = []
 
-    def _detect(self, ready: Sequence[Any], settings: PostprocessSettings, alone: bool = False) -> BatchDetections:
-        images = [picture.image for picture in ready]
+    def _detect(self, images: Sequence[Any], settings: PostprocessSettings, alone: bool = False) -> list[Detections]:
         self.asked.append((len(images), settings))
-        size = max((len(answer) for answer in self.answers), default=0)
-        boxes, scores = torch.zeros(len(images), size, 4), torch.zeros(len(images), size)
-        labels, counts = torch.zeros(len(images), size).long(), torch.zeros(len(images)).long()
-        for row, image in enumerate(images):
-            for i, ((x, y, width, height), name, score) in enumerate(self.answers[image.shape[1] - 60]):
-                boxes[row, i] = torch.tensor([x, y, x + width, y + height])
-                scores[row, i], labels[row, i] = score, self.class_names.index(name)
-                counts[row] += 1
-        return BatchDetections(boxes, scores, labels, counts)
+        found = []
+        for image in images:
+            answer = self.answers[image.image_size[1] - 60]
+            boxes = [[x, y, x + width, y + height] for (x, y, width, height), _, _ in answer]
+            labels = [self.class_names.index(name) for _, name, _ in answer]
+            scores = [score for *_, score in answer]
+            found.append(
+                Detections(np.array(boxes), np.array(scores), np.array(labels), self.class_names, image.image_size)
+            )
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_what_lies_in_a_crowd_is_neither_right_nor_wrong(model: EfficientDet, tm
 def test_the_threshold_is_low_unless_given_and_never_that_for_showing(model: EfficientDet, tmp_path: Path) -> None:
     folder = write_data(tmp_path, TRUTH)
     stub = Stub(model, ("cat", "dog"), the_truth(TRUTH), score_threshold=0.4, iou_threshold=0.6)
-    assert stub.settings.score_threshold == 0.4
+    assert stub.postprocess.score_threshold == 0.4
     evaluate(stub, folder)
     assert stub.asked[-1][1] == PostprocessSettings(score_threshold=0.001, iou_threshold=0.6)
     evaluate(stub, folder, score_threshold=0.2, nms="soft")
@@ -182,7 +182,11 @@ def test_the_threshold_is_low_unless_given_and_never_that_for_showing(model: Eff
 
 @pytest.mark.parametrize(
     ("setting", "says"),
-    [({"batch_size": 0}, "batch_size is 0"), ({"treshold": 1}, "unknown settings"), ({"sigma": -1}, "sigma is -1")],
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"treshold": 1}, "unknown setting"),
+        ({"sigma": -1}, "sigma is -1"),
+    ],
 )
 def test_settings_that_are_none_are_named(
     setting: dict[str, Any], says: str, model: EfficientDet, tmp_path: Path

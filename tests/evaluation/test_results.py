@@ -36,6 +36,7 @@ def test_results_are_xywh_with_the_data_sets_categories_up_to_the_count() -> Non
         torch.tensor([[0.75, 0.5], [0.25, 0.125]]),
         torch.tensor([[1, 0], [0, 1]]),
         torch.tensor([1, 2]),
+        torch.zeros(2, 2, dtype=torch.int64),
     )
     assert batch_results(found, [2, 0], records([10, 20, 30])) == [
         {"image_id": 30, "category_id": 4, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.75},

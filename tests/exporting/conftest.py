@@ -10,7 +10,7 @@ from PIL import Image
 
 from efficientdet.exporting import onnx_file
 from efficientdet.images.convert import RgbImage
-from efficientdet.images.find import sample_picture
+from efficientdet.images.find import sample_image
 from efficientdet.images.read import read
 from efficientdet.inference.detector import Detector, load
 from efficientdet.inference.engines.onnx_graph import free_shapes, onnx_network
@@ -25,7 +25,7 @@ def people() -> Detector:
 @pytest.fixture(scope="session")
 def portrait() -> RgbImage:
     """A real picture of a person, not square."""
-    return read(sample_picture())
+    return read(sample_image())
 
 
 @pytest.fixture(scope="session")

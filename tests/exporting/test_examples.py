@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from efficientdet.exporting.export import export
-from efficientdet.images.find import sample_picture
+from efficientdet.images.find import sample_image
 from efficientdet.inference.detector import Detector
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -28,7 +28,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def run_example(program: str, file: Path, barred: tuple[str, ...]) -> list[dict[str, Any]]:
     """What an example prints of the sample picture."""
-    argv = [str(EXAMPLES / program), str(file), str(sample_picture())]
+    argv = [str(EXAMPLES / program), str(file), str(sample_image())]
     code = BARRED.format(barred=barred, argv=argv)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -37,7 +37,7 @@ def run_example(program: str, file: Path, barred: tuple[str, ...]) -> list[dict[
 
 def check_example(detector: Detector, found: list[dict[str, Any]]) -> None:
     """Boxes within 0.1 pixels of the detector's, scores within 1e-4."""
-    wanted = detector.predict(sample_picture())
+    wanted = detector.predict(sample_image())
     assert len(found) == len(wanted) > 0
     assert [line["class"] for line in found] == [wanted.class_names[label] for label in wanted.labels]
     assert np.allclose([line["box_xyxy"] for line in found], wanted.boxes_xyxy, rtol=0, atol=0.1)

@@ -21,7 +21,7 @@ from efficientdet.errors import MissingExtraError, SettingError, UnknownNameErro
 from efficientdet.exporting import parity
 from efficientdet.exporting.quantize import Calibration, QuantizationReport, level_differences, quantize, settings_for
 from efficientdet.family import MODELS
-from efficientdet.images.letterbox import LITE, prepare
+from efficientdet.images.letterbox import LITE, letterbox
 from efficientdet.images.read import read
 from efficientdet.inference.detector import Detector, load
 from efficientdet.network.efficientdet import EfficientDet
@@ -67,7 +67,7 @@ def test_calibration_pictures_are_what_the_network_sees(data: Path) -> None:
     calibration = Calibration(make_detector(), records[:3])
     found = list(calibration)
     assert len(calibration) == len(found) == 3
-    expected, _ = prepare(read(records[2].path), (128, 128), LITE)
+    expected, _ = letterbox(read(records[2].path), (128, 128), LITE)
     np.testing.assert_array_equal(found[2], expected[None])
 
 

@@ -83,7 +83,9 @@ def test_labels_lie_inside_the_picture_and_apart(size: tuple[int, int], boxes: A
     detections = found(boxes, size, names=(name,))
     placed: list[Any] = []
     for index in range(len(boxes)):
-        tag = module._place_tag(detections, index, (size[1], size[0]), 3, placed)
+        box = module._inside(detections.boxes_xyxy[index], (size[1], size[0]))
+        score = f"{detections.scores[index]:.0%}"
+        tag = module._place_tag(" ".join(name.split()), score, 0, box, (size[1], size[0]), 3, placed)
         if tag is None:
             assert index > 0
             continue
@@ -96,8 +98,8 @@ def test_labels_lie_inside_the_picture_and_apart(size: tuple[int, int], boxes: A
 
 
 def test_a_long_name_is_shortened_to_the_picture() -> None:
-    detections = found([[10, 20, 60, 90]], (100, 90), names=("a very long name of a very rare bird",))
-    tag = module._place_tag(detections, 0, (90, 100), 1, [])
+    name = "a very long name of a very rare bird"
+    tag = module._place_tag(name, "100%", 0, (10, 20, 60, 90), (90, 100), 1, [])
     assert tag is not None
     assert tag.text.endswith("…")
     assert tag.text.startswith("a ver")
@@ -153,5 +155,5 @@ def _contrast(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
 
 @pytest.mark.parametrize("image", [np.zeros((40, 30, 3), np.uint8), np.zeros((30, 40, 3), np.float32)])
 def test_another_picture_is_refused(image: Any) -> None:
-    with pytest.raises(ValueError, match=r"image_size \(30, 40\)"):
+    with pytest.raises(ValueError, match=r"must be \(H, W, 3\)"):
         draw(image, found([[1, 2, 3, 4]], (30, 40)))

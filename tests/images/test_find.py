@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efficientdet.errors import ImageError
-from efficientdet.images.find import find_pictures, output_names, standard_input
+from efficientdet.images.find import find_images, output_names, standard_input
 from efficientdet.images.read import read
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(folder: Path, *sources: str) -> list[str]:
-    found = find_pictures([source if source == "-" else str(folder / source) for source in sources])
+    found = find_images([source if source == "-" else str(folder / source) for source in sources])
     return [str(path) if path == "-" else Path(path).relative_to(folder).as_posix() for path in found]
 
 
@@ -68,12 +68,12 @@ def test_each_is_listed_once_in_the_order_of_the_sources(folder: Path) -> None:
 )
 def test_a_source_that_matches_nothing_is_named(folder: Path, source: str, says: str) -> None:
     with pytest.raises(ImageError) as caught:
-        find_pictures([str(folder / "a.png"), str(folder / source)])
+        find_images([str(folder / "a.png"), str(folder / source)])
     assert str(folder / source) in str(caught.value) and says in str(caught.value)
 
 
 def test_no_sources_no_pictures() -> None:
-    assert find_pictures([]) == []
+    assert find_images([]) == []
 
 
 # ---- names of the annotated copies

@@ -53,7 +53,7 @@ def test_padding_is_the_mean_color_and_white_stays_white(
     image_size: tuple[int, int], size: tuple[int, int], preprocessing: Preprocessing
 ) -> None:
     white = np.full((*image_size, 3), 255, np.uint8)
-    prepared, _ = images.prepare(white, size, preprocessing)
+    prepared, _ = images.letterbox(white, size, preprocessing)
     _, (height, width) = images.letterbox_scale(image_size, size, preprocessing.resize)
     assert prepared.shape == (3, *size)
     assert prepared.dtype == np.float32
@@ -68,7 +68,7 @@ def test_padding_is_the_mean_color_and_white_stays_white(
 
 def test_prepare_normalizes_the_resized_picture_at_the_top_left() -> None:
     image = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
-    prepared, scale = images.prepare(image, (64, 60), IMAGENET)
+    prepared, scale = images.letterbox(image, (64, 60), IMAGENET)
     assert scale == 0.4
     resized = images.resize(image, (40, 60))
     expected = (resized - np.array(IMAGENET.mean)) / IMAGENET.std
@@ -123,7 +123,7 @@ def test_a_square_in_the_picture_lands_where_the_scale_says(scale: float, box: t
     image = np.zeros((60, 60, 3), np.uint8)
     image[box[0] : box[0] + 30, box[1] : box[1] + 30] = 255
     size = (round(60 * scale), round(60 * scale))
-    prepared, factor = images.prepare(image, size, Preprocessing((0, 0, 0), (255, 255, 255), method))
+    prepared, factor = images.letterbox(image, size, Preprocessing((0, 0, 0), (255, 255, 255), method))
     assert prepared[0].sum() == pytest.approx((30 * factor) ** 2, rel=0.25)
     rows = (prepared[0].sum(1) * np.arange(0.5, size[0])).sum() / prepared[0].sum()
     assert rows == pytest.approx((box[0] + 15) * factor, abs=1.1)  # sizes are cut to integers
@@ -132,7 +132,7 @@ def test_a_square_in_the_picture_lands_where_the_scale_says(scale: float, box: t
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])
 def test_prepare_refuses_what_read_does_not_give(image: Any) -> None:
     with pytest.raises(ValueError, match="uint8"):
-        images.prepare(image, (8, 8), LITE)
+        images.letterbox(image, (8, 8), LITE)
 
 
 # ---- settings

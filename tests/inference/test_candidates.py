@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from efficientdet.inference import candidates as module
-from efficientdet.inference.candidates import Candidates, select_candidates
+from efficientdet.inference import postprocess as module
+from efficientdet.inference.postprocess import Candidates, select_candidates
 
 THRESHOLDS = st.sampled_from([0.0, 0.001, 0.2, 0.5, 0.9, 0.99])
 ODD = (float("nan"), -float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 3e38, -3e38)

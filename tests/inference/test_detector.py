@@ -21,7 +21,7 @@ from efficientdet.errors import ImageError, SettingError, UnknownNameError, Weig
 from efficientdet.family import MODELS
 from efficientdet.images.convert import RgbImage
 from efficientdet.images.letterbox import LITE
-from efficientdet.inference.detector import SHOWN_SCORE, Detector, load
+from efficientdet.inference.detector import Detector, load
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
 
@@ -191,10 +191,10 @@ def test_threads_can_share_a_detector(guessing: EfficientDet) -> None:
 
 # ---- settings
 def test_settings_of_the_call_of_the_detector_and_of_the_checkpoint(guessing: EfficientDet) -> None:
-    assert Detector(guessing, INFO).settings.score_threshold == SHOWN_SCORE
+    assert Detector(guessing, INFO).postprocess.score_threshold == 0.3
     info = dataclasses.replace(INFO, postprocess={"score_threshold": 0.4, "nms": "soft"})
     detector = Detector(guessing, info, max_detections=7, score_threshold=0.5)
-    assert detector.settings.nms == "soft"
+    assert detector.postprocess.nms == "soft"
     image = noise(60, 60)
     found = detector.predict(image)
     assert len(found) == 7 and found.scores.min() >= 0.5
@@ -203,7 +203,7 @@ def test_settings_of_the_call_of_the_detector_and_of_the_checkpoint(guessing: Ef
     assert_equal(detector.predict(image), found)  # a call's settings end with it
 
 
-@pytest.mark.parametrize("setting", [{"threshold": 0.5}, {"batchsize": 3}, {"iou": 0.4, "nms": "hard"}])
+@pytest.mark.parametrize("setting", [{"thresold": 0.5}, {"batchsize": 3}, {"iou": 0.4, "nms": "hard"}])
 def test_unknown_settings_are_named_with_the_known(setting: dict[str, Any], planted: Planted) -> None:
     detector = Detector(planted, INFO)
     name = next(iter(setting))
@@ -212,7 +212,7 @@ def test_unknown_settings_are_named_with_the_known(setting: dict[str, Any], plan
         lambda: detector.predict(noise(9, 9), **setting),
         lambda: Detector(planted, dataclasses.replace(INFO, postprocess=setting)),
     ):
-        with pytest.raises(SettingError, match=rf"unknown settings \['{name}'\]; known: score_threshold, "):
+        with pytest.raises(SettingError, match=rf"unknown setting '{name}'.* Known: .*score_threshold, "):
             act()
 
 
@@ -226,7 +226,7 @@ def test_settings_out_of_range_are_named(setting: dict[str, Any], planted: Plant
 
 @pytest.mark.parametrize("size", [0, 16, -64, (64,), (64, 16), (64, 64, 3), (64.0, 64.0), "64"])
 def test_an_impossible_image_size_is_named(size: Any, planted: Planted) -> None:
-    with pytest.raises(SettingError, match="image_size is .* at least 32"):
+    with pytest.raises(SettingError, match="image_size is .* must"):
         Detector(planted, INFO, image_size=size)
 
 
@@ -300,12 +300,12 @@ def test_a_checkpoint_needs_nothing_but_its_path(guessing: EfficientDet, tmp_pat
     save_checkpoint(path, guessing.state_dict(), dataclasses.replace(INFO, postprocess={"max_detections": 5}))
     detector = load(path)
     assert detector.class_names == ("cat", "dog") and detector.image_size == (64, 64)
-    assert detector.settings.max_detections == 5
+    assert detector.postprocess.max_detections == 5
     assert not detector.model.training
     image = noise(60, 80)
     assert_equal(detector.predict(image), Detector(guessing, INFO, max_detections=5).predict(image), 1e-3)
     wide = load(str(path), device="cpu", image_size=(64, 128), score_threshold=0.2)
-    assert wide.image_size == (64, 128) and wide.settings.score_threshold == 0.2
+    assert wide.image_size == (64, 128) and wide.postprocess.score_threshold == 0.2
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import torch
 
 from efficientdet.boxes import pairwise_iou
 from efficientdet.inference.nms import fuse_boxes, matrix_scores
-from efficientdet.inference.postprocess import PostprocessSettings, postprocess
+from efficientdet.inference.postprocess import postprocess
+from efficientdet.inference.settings import PostprocessSettings
 
 
 def crowd(seed: int, count: int, classes: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -12,15 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from efficientdet.errors import SettingError, UnknownNameError
-from efficientdet.inference import postprocess as module
-from efficientdet.inference.postprocess import (
-    NMS_KINDS,
-    BatchDetections,
-    PostprocessSettings,
-    postprocess,
-    suppress,
-)
+from efficientdet.inference import nms as module
+from efficientdet.inference.nms import suppress
+from efficientdet.inference.postprocess import BatchDetections, postprocess
+from efficientdet.inference.settings import PostprocessSettings
+from efficientdet.settings import kinds, to_dict
 
+NMS_KINDS = kinds(PostprocessSettings)["nms"].choices
 TOLERANCE = 1e-5  # of a score
 
 
@@ -368,4 +366,4 @@ def test_unknown_kind() -> None:
 
 def test_settings_survive_a_dictionary() -> None:
     how = PostprocessSettings(0.2, nms="soft", sigma=0.3)
-    assert PostprocessSettings(**how.to_dict()) == how
+    assert PostprocessSettings(**to_dict(how)) == how

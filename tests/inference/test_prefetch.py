@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from efficientdet.inference.prefetch import ahead
+from efficientdet.inference.prefetch import prefetch
 
 
 def test_results_come_in_order_however_long_each_takes() -> None:
@@ -14,7 +14,7 @@ def test_results_come_in_order_however_long_each_takes() -> None:
         time.sleep(0.002 * (number % 3))
         return number * number
 
-    with ahead(work, range(20), threads=4, most=5) as results:
+    with prefetch(work, range(20), threads=4, most=5) as results:
         assert list(results) == [number * number for number in range(20)]
 
 
@@ -27,13 +27,16 @@ def test_no_more_is_taken_than_asked(most: int) -> None:
             taken.append(number)
             yield number
 
-    with ahead(lambda number: number, sources(), threads=2, most=most) as results:
+    with prefetch(lambda number: number, sources(), threads=2, most=most) as results:
         assert next(results) == 0
         assert taken == list(range(most))
 
 
 def test_an_error_stands_where_the_result_would() -> None:
-    with pytest.raises(ZeroDivisionError), ahead(lambda number: 1 / number, [2, 1, 0, 4], threads=2, most=4) as results:
+    with (
+        pytest.raises(ZeroDivisionError),
+        prefetch(lambda number: 1 / number, [2, 1, 0, 4], threads=2, most=4) as results,
+    ):
         assert [next(results), next(results)] == [0.5, 1.0]
         next(results)
 
@@ -48,7 +51,7 @@ def test_who_wants_no_more_waits_for_no_more() -> None:
         done.append(number)
         return number
 
-    with ahead(work, range(50), threads=1, most=50) as results:
+    with prefetch(work, range(50), threads=1, most=50) as results:
         assert next(results) == 0
         gate.set()
     assert len(done) < 50

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, decode_deltas
 from efficientdet.family import MODELS
-from efficientdet.inference.candidates import select_candidates
-from efficientdet.inference.postprocess import PostprocessSettings, postprocess
+from efficientdet.inference.postprocess import postprocess, select_candidates
+from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.network.anchors import level_sizes, make_anchors
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "postprocess.json").read_bytes())

@@ -17,7 +17,7 @@ from efficientdet.boxes import decode_deltas
 from efficientdet.errors import SettingError
 from efficientdet.family import MODELS
 from efficientdet.images.convert import RgbImage
-from efficientdet.images.letterbox import prepare
+from efficientdet.images.letterbox import letterbox
 from efficientdet.inference.detector import Detector
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.fusion import Fusion
@@ -199,7 +199,7 @@ def detector() -> Detector:
 @pytest.mark.parametrize("nms", ["hard", "soft", "matrix", "wbf"])
 def test_a_detection_is_traced_to_the_outputs_at_its_anchor(detector: Detector, picture: RgbImage, nms: str) -> None:
     predictions = detector.predict(picture, nms=nms)
-    canvas, scale = prepare(picture, detector.image_size, detector.info.preprocessing)
+    canvas, scale = letterbox(picture, detector.image_size, detector.info.preprocessing)
     with torch.no_grad():
         class_logits, box_deltas = detector.model(torch.from_numpy(canvas)[None])
     levels = set()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from efficientdet.errors import WeightsError
-from efficientdet.images.letterbox import LITE, prepare
+from efficientdet.images.letterbox import LITE, letterbox
 from efficientdet.images.read import read
 from efficientdet.network.efficientnet import EfficientNet
 from efficientdet.weights.imagenet_backbone import load_folded_backbone
@@ -157,7 +157,7 @@ def test_the_real_file(shared_data: Path) -> None:
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     pictures = sorted((shared_data / "people" / "images").glob("*.jpg"))[:5]
-    prepared = [torch.from_numpy(prepare(read(picture), (128, 128), LITE)[0])[None] for picture in pictures]
+    prepared = [torch.from_numpy(letterbox(read(picture), (128, 128), LITE)[0])[None] for picture in pictures]
     backbone = EfficientNet("lite0")
     load_folded_backbone(backbone, path, prepared[:4])
     assert_same_function(backbone, arrays, torch.cat(prepared), 1e-3)

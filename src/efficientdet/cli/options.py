@@ -1,9 +1,12 @@
-"""What the commands share: the application, its consoles, common options, and the ways of printing and writing."""
+"""What the commands share: the application, options made from settings, and the ways of printing."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -12,33 +15,107 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from efficientdet.errors import SettingError
+from efficientdet.settings import Kind, kinds
+
 app = typer.Typer(
-    help="EfficientDet: detect objects in pictures, and train detectors of your own.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
-)  # fmt: skip
+    help="EfficientDet: detect objects in images, and train detectors of your own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
 # In a file or a pipe there is no edge to wrap at.
 out_console = Console(width=None if sys.stdout.isatty() else 160)
 error_console = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps; auto takes a GPU where there is one.")]
-Size = Annotated[int | None, typer.Option(help="Side of the square input in pixels; default the model's own.")]
-Nms = Annotated[str, typer.Option(help="hard, soft, matrix or wbf.")]
-Candidates = Annotated[str, typer.Option(help="pairs, or argmax: each anchor for its best class alone.")]
-Preprocess = Annotated[str | None, typer.Option(help="official or effdet; default the checkpoint's.")]
-Anchors = Annotated[str | None, typer.Option(help="Aspects: rounded or exact; default the checkpoint's.")]
-Backend = Annotated[str, typer.Option(help="eager, compile, onnxruntime, openvino, tensorrt; auto: the best here.")]
-Precision = Annotated[str, typer.Option(help="fp32, bf16; fp16 on a GPU.")]
-Rectangular = Annotated[
-    bool, typer.Option("--rectangular", help="Pad to the next multiple of the coarsest stride instead of a square.")
-]
-ReducedDecoding = Annotated[
-    bool, typer.Option("--reduced-decoding", help="Decode large JPEG files at a part of their size.")
-]
-FeatureNetwork = Annotated[
-    str | None, typer.Option(help="bifpn, fpn, panet, simplified-panet, nas-fpn, fully-connected, or a YAML file.")
-]
-Fusion = Annotated[str | None, typer.Option(help="fast, softmax, unbounded or none.")]
+SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Leave out images whose file is missing.")]
+
+
+def takes_settings(
+    *classes: type, stored: type | None = None, leave_out: Iterable[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each field of some settings dataclasses.
+
+    The command's function takes a last parameter `settings`: a dict of the settings that were typed, and of no others.
+
+    Args:
+        classes: the dataclasses; their fields give name, type, help and default.
+        stored: the one of them whose values a checkpoint may store, which then go before the defaults.
+        leave_out: fields that are no option of this command.
+    """
+    options = [
+        _option(field, kinds(cls)[field.name], "the checkpoint's, else " if cls is stored else "")
+        for cls in classes
+        for field in dataclasses.fields(cls)
+        if "help" in field.metadata and field.name not in leave_out
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
+
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            typed = {option.name: arguments.pop(option.name) for option in options}
+            settings = {name: value for name, value in typed.items() if value is not None}
+            command(**arguments, settings=settings)
+
+        run.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in (*own, *options)}
+        return run
+
+    return decorate
+
+
+def _option(field: dataclasses.Field[Any], kind: Kind, before: str) -> inspect.Parameter:
+    """A field as an option that is None unless typed; `before` goes before the default in the help."""
+    text, own = field.metadata["help"], field.default
+    if own not in (None, (), False):
+        text += f" Default: {before}{' '.join(map(str, own)) if isinstance(own, tuple) else own}."
+    name = field.name.replace("_", "-")
+    names = [f"--{one.replace('_', '-')}" for one in (field.name, field.metadata["also"]) if one]
+    if kind.types == (bool,):
+        names = [f"--{name}/--no-{name}"]
+    names += [field.metadata["flag"]] if field.metadata["flag"] else []
+    extra: dict[str, Any] = {}
+    annotation: Any = kind.types[0]
+    if kind.choices:
+        annotation = str
+    elif int in kind.types and tuple in kind.types:
+        annotation, extra = str, {"parser": parse_size, "metavar": "SIDE|HEIGHTxWIDTH"}
+    elif kind.items is not None and kind.length is not None:
+        annotation = tuple[(kind.items,) * kind.length]  # type: ignore[misc]
+    elif kind.items is not None:
+        annotation, extra = str, {"parser": _list_parser(field.name, kind.items), "metavar": "A,B,..."}
+    option = typer.Option(*names, help=text, show_default=False, **extra)
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, option]
+    )
+
+
+def parse_size(text: str) -> int | tuple[int, int]:
+    """`512` or `384x512` (height x width) as an image size.
+
+    Raises:
+        SettingError: it is neither.
+    """
+    sides = text.lower().split("x")
+    if not 1 <= len(sides) <= 2 or not all(side.isdigit() for side in sides):
+        raise SettingError(f"image size '{text}': write the side of a square, such as 512, or 384x512 (height x width)")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def _list_parser(name: str, item: type) -> Callable[[str], tuple[Any, ...]]:
+    def parse(text: str) -> tuple[Any, ...]:
+        """Items between commas."""
+        try:
+            return tuple(dict.fromkeys(item(part.strip()) for part in text.split(",") if part.strip()))
+        except ValueError:
+            raise SettingError(f"{name} '{text}': write numbers between commas, such as 1,8") from None
+
+    return parse
 
 
 def progress_bar(is_quiet: bool) -> Progress:
@@ -52,8 +129,13 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print an error's line, in red, beside the output."""
+    """Print an error's line, in red, to standard error."""
     error_console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def tell_progress(text: str) -> None:
+    """Print a line on progress, dimmed, to standard error."""
+    error_console.print(text, style="dim", highlight=False, markup=False)
 
 
 def print_table(title: str, rows: Iterable[Mapping[str, Any]], left: tuple[str, ...] = ("name",)) -> None:
@@ -66,3 +148,17 @@ def print_table(title: str, rows: Iterable[Mapping[str, Any]], left: tuple[str, 
                 table.add_column(short, justify="left" if column in left else "right")
         table.add_row(*("-" if value is None else str(value) for value in row.values()))
     out_console.print(table)
+
+
+def print_facts(title: str, facts: Mapping[str, Any]) -> None:
+    """Print names and values in two columns."""
+    print_table(title, ({"": name, " ": value} for name, value in facts.items()), ("", " "))
+
+
+# Options of commands that are not made from settings yet.
+Device = Annotated[str, typer.Option(help="Device: cpu, cuda, mps; auto takes a GPU where there is one.")]
+Size = Annotated[int | None, typer.Option(help="Side of the square input in pixels; by default the model's own.")]
+FeatureNetwork = Annotated[
+    str | None, typer.Option(help="bifpn, fpn, panet, simplified-panet, nas-fpn, fully-connected, or a YAML file.")
+]
+Fusion = Annotated[str | None, typer.Option(help="fast, softmax, unbounded or none.")]

@@ -20,7 +20,7 @@ from efficientdet.data.voc import read_voc
 from efficientdet.data.yolo import CONFIG_NAMES, read_yolo
 from efficientdet.errors import DataError, MissingSplitError
 from efficientdet.images.convert import RgbImage
-from efficientdet.images.letterbox import Preprocessing, prepare
+from efficientdet.images.letterbox import Preprocessing, letterbox
 from efficientdet.images.read import read
 
 # Where the annotations of a split may lie below the data set's folder, as COCO JSON; {s} is the split.
@@ -204,7 +204,7 @@ class DetectionDataset(Dataset[Sample]):
         scale = 1.0
         pixels: NDArray[np.float32]
         if epoch is None or self.augmentation is None:
-            pixels, scale = prepare(image, self.size, self.preprocessing)
+            pixels, scale = letterbox(image, self.size, self.preprocessing)
             boxes = boxes * np.float32(scale)
         else:
             random = np.random.default_rng((self.seed, epoch, index))

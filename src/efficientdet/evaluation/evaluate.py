@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efficientdet.data.dataset import read_split
 from efficientdet.data.records import Records
 from efficientdet.detections import Detections
 from efficientdet.errors import DataError, require
 from efficientdet.evaluation.coco_ap import Metrics, coco_metrics
-from efficientdet.inference.detector import Detector, load, with_changes
-from efficientdet.inference.postprocess import PostprocessSettings
+from efficientdet.inference.detector import Detector, load
+from efficientdet.inference.settings import EVALUATION_SCORE_THRESHOLD
+from efficientdet.settings import changed, to_dict
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from efficientdet.inference.settings import PostprocessOptions
 
 
 def evaluate(
@@ -23,7 +30,7 @@ def evaluate(
     batch_size: int = 8,
     skip_missing: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    **settings: Any,
+    **settings: Unpack[PostprocessOptions],
 ) -> Metrics:
     """Measure a detector on a data set, through the same path that `predict` takes.
 
@@ -34,7 +41,7 @@ def evaluate(
         batch_size: pictures at a time.
         skip_missing: leave out pictures whose file is missing.
         progress: called with (pictures done, pictures in all).
-        **settings: fields of `PostprocessSettings`; the score threshold is 0.001 unless given.
+        **settings: fields of `PostprocessSettings`; by default the detector's, with a score threshold of 0.001.
 
     Returns:
         The metrics.
@@ -49,10 +56,10 @@ def evaluate(
     records = data if isinstance(data, Records) else read_split(data, split, skip_missing)
     detector = detector if isinstance(detector, Detector) else load(detector)
     categories = _categories(detector.class_names, records)
-    # A threshold in the checkpoint is for showing; the whole curve needs the faint detections too.
-    own = {name: value for name, value in detector.info.postprocess.items() if name != "score_threshold"}
-    chosen = with_changes(with_changes(PostprocessSettings(), own), settings)
-    found = detector.predict_many([record.path for record in records.images], batch_size=batch_size, **chosen.to_dict())
+    # A detector's own threshold is for showing; the whole curve needs the faint detections too.
+    whole_curve = dataclasses.replace(detector.postprocess, score_threshold=EVALUATION_SCORE_THRESHOLD)
+    chosen: Any = to_dict(changed(whole_curve, settings))
+    found = detector.predict_many([record.path for record in records.images], batch_size=batch_size, **chosen)
     results = []
     for done, (record, detections) in enumerate(zip(records.images, found, strict=True), start=1):
         results += _results(detections, record.image_id, categories)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from efficientdet.images.convert import RgbImage
-from efficientdet.images.find import find_pictures, sample_picture
-from efficientdet.images.letterbox import Preprocessing, letterbox_scale, normalize, prepare, resize
+from efficientdet.images.find import find_images, sample_image
+from efficientdet.images.letterbox import Preprocessing, letterbox, letterbox_scale, normalize, resize
 from efficientdet.images.read import read
 
 # More pictures would tell nothing new of two networks that shall agree on each.
@@ -58,7 +58,7 @@ def make_batch(pictures: Sequence[RgbImage], size: tuple[int, int], preprocessin
             image = np.zeros((3, *size), np.float32)
             image[:, :height, :width] = normalize(small, preprocessing).transpose(2, 0, 1)
         else:
-            image, scale = prepare(picture, size, preprocessing)
+            image, scale = letterbox(picture, size, preprocessing)
         images.append(image)
         canvases.append(canvas)
         scales.append(scale)
@@ -77,7 +77,7 @@ def comparison_pictures(folder: str | Path | None) -> list[RgbImage]:
         ImageError: the folder has no picture, or one cannot be read.
         MissingExtraError: no folder is given and the sample picture is not installed.
     """
-    found = [sample_picture()] if folder is None else find_pictures([str(folder)])
+    found = [sample_image()] if folder is None else find_images([str(folder)])
     step = -(-len(found) // MOST_PICTURES)
     pictures = [read(path) for path in found[::step]]
     if len(pictures) == 1:  # its mirror image makes a batch of it

@@ -8,7 +8,7 @@ from torch._higher_order_ops import while_loop
 
 from efficientdet.boxes import clip_boxes, decode_deltas, pairwise_iou
 from efficientdet.images.letterbox import Preprocessing
-from efficientdet.inference.postprocess import PostprocessSettings
+from efficientdet.inference.settings import PostprocessSettings
 
 
 class HalfWeights(nn.Module):

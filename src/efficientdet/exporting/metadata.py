@@ -9,6 +9,7 @@ from typing import Any
 from efficientdet.errors import WeightsError
 from efficientdet.exporting.settings import ExportSettings
 from efficientdet.inference.detector import Detector
+from efficientdet.settings import to_dict
 from efficientdet.version import __version__
 
 KEY = "efficientdet"
@@ -56,7 +57,7 @@ def file_facts(detector: Detector, settings: ExportSettings) -> dict[str, Any]:
             "count": len(detector.model.anchors(detector.image_size)),
             "order": "level (finest first), row, column, octave, aspect (width, height)",
         },
-        "postprocess": detector.settings.to_dict(),
+        "postprocess": to_dict(detector.postprocess),
         "inputs": WHOLE_INPUT if settings.end_to_end else RAW_INPUT,
         "outputs": WHOLE_OUTPUTS if settings.end_to_end else RAW_OUTPUTS,
     }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from efficientdet.boxes import MAX_LOG_RATIO
 from efficientdet.family import ModelSpec
 from efficientdet.images.letterbox import Preprocessing
-from efficientdet.inference.postprocess import PostprocessSettings
+from efficientdet.inference.settings import PostprocessSettings
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto

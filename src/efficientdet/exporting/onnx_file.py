@@ -46,7 +46,7 @@ def make_onnx(detector: Detector, settings: ExportSettings) -> ModelProto:
         halve_weights(graph)
     if settings.end_to_end:
         anchors = None if settings.dynamic_size else detector.model.anchors(size).cpu().numpy()
-        add_detection(graph, spec, detector.info.preprocessing, detector.settings, anchors)
+        add_detection(graph, spec, detector.info.preprocessing, detector.postprocess, anchors)
     onnx.helper.set_model_props(graph, {KEY: json.dumps(file_facts(detector, settings))})
     onnx.checker.check_model(graph)
     return graph

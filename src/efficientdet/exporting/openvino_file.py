@@ -19,7 +19,7 @@ from efficientdet.exporting.onnx_file import write_onnx
 from efficientdet.exporting.settings import ExportSettings
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.onnx_graph import OUTPUTS
-from efficientdet.inference.engines.runtimes import openvino_core
+from efficientdet.inference.engines.openvino_engine import openvino_core
 
 
 def write_openvino(detector: Detector, path: Path, settings: ExportSettings) -> None:

@@ -22,7 +22,8 @@ from efficientdet.images.convert import RgbImage
 from efficientdet.images.letterbox import Preprocessing
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.engine import Engine, Outputs
-from efficientdet.inference.postprocess import BatchDetections, PostprocessSettings, postprocess
+from efficientdet.inference.postprocess import BatchDetections, postprocess
+from efficientdet.inference.settings import PostprocessSettings
 
 
 class Bounds(NamedTuple):

@@ -20,7 +20,7 @@ from efficientdet.exporting.formats import open_file
 from efficientdet.exporting.metadata import file_facts
 from efficientdet.exporting.parity import ParityReport, check_file
 from efficientdet.exporting.settings import FORMATS, ExportSettings
-from efficientdet.images.letterbox import prepare
+from efficientdet.images.letterbox import letterbox
 from efficientdet.images.read import read
 from efficientdet.inference.detector import Detector, load
 
@@ -169,7 +169,7 @@ class Calibration:
 
     def __getitem__(self, index: int) -> NDArray[np.float32]:
         """(1, 3, H, W) float32, normalized and padded."""
-        return prepare(read(self.records[index].path), self.size, self.preprocessing)[0][None]
+        return letterbox(read(self.records[index].path), self.size, self.preprocessing)[0][None]
 
 
 def settings_for(detector: Detector, to: str) -> ExportSettings:

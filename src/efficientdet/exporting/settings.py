@@ -109,7 +109,7 @@ def check_settings(settings: ExportSettings, detector: Detector) -> None:
         if getattr(settings, option) and option not in able:
             others = [name for name, format in FORMATS.items() if option in format.able]
             raise SettingError(f"{settings.to} files here cannot have {words}; these can: {', '.join(others)}")
-    post = detector.settings
+    post = detector.postprocess
     if settings.end_to_end and (post.nms, post.candidates) != ("hard", "pairs"):
         raise SettingError(
             f"end-to-end files suppress with nms 'hard' over candidates 'pairs', not '{post.nms}' over "

@@ -42,7 +42,7 @@ def make_program(
     if not settings.end_to_end:
         return _export(network, (torch.zeros(batch, 3, height, width),), (axes,))
     anchors = detector.model.anchors(detector.image_size).cpu()
-    whole = EndToEnd(network, anchors, detector.info.preprocessing, detector.settings)
+    whole = EndToEnd(network, anchors, detector.info.preprocessing, detector.postprocess)
     canvases = torch.zeros(batch, height, width, 3, dtype=torch.uint8)
     return _export(whole, (canvases, torch.tensor([[height, width]] * batch)), (axes, axes))
 

@@ -12,14 +12,14 @@ from typing import BinaryIO
 
 from efficientdet.errors import ImageError, MissingExtraError
 
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm",
 )  # fmt: skip
 STANDARD_INPUT = "-"
 EMPTY_INPUT = "standard input is empty (pipe a picture in, such as: efficientdet predict - < photo.jpg)"
 
 
-def find_pictures(sources: list[str]) -> list[Path | str]:
+def find_images(sources: list[str]) -> list[Path | str]:
     """List the pictures that files, folders, globs and `-` (standard input) mean, each once, in order.
 
     A file is taken whatever its suffix; of a folder, the files (of all levels) with a picture's suffix.
@@ -34,7 +34,7 @@ def find_pictures(sources: list[str]) -> list[Path | str]:
             continue
         path = Path(source)
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         elif path.exists():
             matches = [path]
         else:
@@ -46,7 +46,7 @@ def find_pictures(sources: list[str]) -> list[Path | str]:
     return list(found)
 
 
-def sample_picture() -> Path:
+def sample_image() -> Path:
     """The portrait of Grace Hopper among matplotlib's sample data, found without importing matplotlib.
 
     Raises:

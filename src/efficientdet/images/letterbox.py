@@ -172,7 +172,7 @@ def normalize(image: NDArray[Any], preprocessing: Preprocessing) -> FloatImage:
     return np.asarray((image.astype(np.float32) - mean) / std, dtype=np.float32)
 
 
-def prepare(
+def letterbox(
     image: RgbImage, size: tuple[int, int], preprocessing: Preprocessing, image_size: tuple[int, int] | None = None
 ) -> tuple[FloatImage, float]:
     """Letterbox and normalize: a picture as the network takes it.

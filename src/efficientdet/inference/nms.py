@@ -1,14 +1,133 @@
-"""Other ways than greedy suppression to make one box of many: matrix NMS, and weighted boxes fusion."""
+"""Suppression: hard and Gaussian soft NMS, matrix NMS, and box fusion. Batched, without a loop over boxes.
+
+Hard and soft NMS run in rounds. A candidate that no better one of its class overlaps is final; all such are settled at
+once, and what overlaps them decays (Gaussian soft NMS) or is dropped (hard NMS). Because a score only ever falls, this
+gives exactly what the textbook's loop over boxes gives, in as many rounds as the longest chain of overlaps.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from efficientdet.boxes import pairwise_iou
+from efficientdet.boxes import aligned_iou, pairwise_iou
+from efficientdet.inference.settings import PostprocessSettings
 
+# Candidates that are suppressed among themselves at a time.
+BLOCK = 192
+# exp of this is 0 in float32: hard NMS written as a decay.
+DROP = -1e4
 # Matrix NMS compares all candidates with each other; its paper takes the best 500 of each class.
 MATRIX_CANDIDATES = 1000
+
+
+class Overlaps(NamedTuple):
+    """Pairs of boxes of one class and picture that touch, so that one may decay the other; (P,) each.
+
+    Attributes:
+        first: int64, row * M + place of one box.
+        second: int64, row * N + place of the other.
+        decay: float32, below 0: what either adds to the other's log score.
+    """
+
+    first: Tensor
+    second: Tensor
+    decay: Tensor
+
+
+def _overlaps(
+    boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, settings: PostprocessSettings
+) -> Overlaps:
+    """Of (B, M) boxes with (B, N) others; of boxes with themselves each pair once, the earlier one first."""
+    same = labels[:, :, None] == other_labels[:, None, :]
+    rows, first, second = (same.triu(1) if others is boxes else same).nonzero(as_tuple=True)
+    first, second = rows * boxes.shape[1] + first, rows * others.shape[1] + second
+    iou = aligned_iou(boxes.reshape(-1, 4)[first], others.reshape(-1, 4)[second])
+    touches = (iou > (0 if settings.nms == "soft" else settings.iou_threshold)).nonzero()[:, 0]
+    iou = iou[touches]
+    decay = -iou.square() / settings.sigma if settings.nms == "soft" else torch.full_like(iou, DROP)
+    return Overlaps(first[touches], second[touches], decay)
+
+
+def suppress(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, settings: PostprocessSettings) -> Tensor:
+    """Scores after suppression within each class.
+
+    Args:
+        boxes_xyxy: (B, M, 4) float32.
+        scores: (B, M) float32, best first; 0 marks an empty place.
+        labels: (B, M) int64.
+        settings: kind and its parameters.
+
+    Returns:
+        (B, M) float32: unchanged or decayed scores; 0 for what hard NMS drops.
+    """
+    first, second, decay = _overlaps(boxes_xyxy, labels, boxes_xyxy, labels, settings)
+    final, shape = scores.flatten(), scores.shape
+    undecided = final > 0
+    while len(first):
+        # Of equal scores the earlier one comes first.
+        is_first = final[first] >= final[second]
+        better, worse = torch.where(is_first, first, second), torch.where(is_first, second, first)
+        both = undecided[better] & undecided[worse]
+        waits = torch.zeros_like(undecided).index_fill_(0, worse[both], True)
+        settled = undecided & ~waits
+        undecided = undecided & waits
+        acts = settled[better]
+        total = torch.zeros_like(final).index_add_(0, worse[acts], decay[acts])
+        final = torch.where(undecided, final * total.exp(), final)
+        undecided = undecided & (final > 0)
+        open_pairs = (undecided[first] & undecided[second]).nonzero()[:, 0]
+        first, second, decay = first[open_pairs], second[open_pairs], decay[open_pairs]
+    return final.view(shape)
+
+
+def _suppress_best(
+    boxes: Tensor, scores: Tensor, labels: Tensor, settings: PostprocessSettings
+) -> tuple[Tensor, Tensor]:
+    """The best final scores and their places, (B, D) each, looking at no more candidates than the answer needs.
+
+    Blocks of the best undecided candidates are suppressed among themselves. A final score in a block that is no lower
+    than every score beyond it cannot change any more, since scores only fall: it is settled, and everything else
+    decays by it. So memory stays at a block by all candidates, and most pictures need one block.
+    """
+    total = scores.shape[1]
+    wanted = min(settings.max_detections, total)
+    size = min(max(BLOCK, 3 * wanted // 2), total)
+    final = torch.zeros_like(scores)
+    while True:
+        top, places = scores.topk(min(size + 1, total), 1)
+        beyond = top[:, size:].sum(1, keepdim=True)  # (B, 1): the best score outside the block, or 0
+        top, places = top[:, :size], places[:, :size]
+        block, block_labels = pick_boxes(boxes, places), labels.gather(1, places)
+        finals = suppress(block, top, block_labels, settings)
+        settled = (finals > 0) & (finals >= beyond)
+        final.scatter_add_(1, places, finals * settled)
+        if not bool(((final > 0).sum(1, keepdim=True) < wanted).logical_and(beyond > 0).any()):
+            best, order = final.sort(dim=1, descending=True, stable=True)
+            return best[:, :wanted], order[:, :wanted]
+        first, second, decay = _overlaps(block, block_labels, boxes, labels, settings)
+        acts = settled.flatten()[first]
+        log_factors = torch.zeros_like(scores).flatten().index_add_(0, second[acts], decay[acts])
+        scores = scores * log_factors.exp().view(scores.shape)
+        scores = scores.masked_fill((final > 0) | (scores < settings.score_threshold), 0.0)
+
+
+def best_detections(
+    boxes: Tensor, scores: Tensor, labels: Tensor, settings: PostprocessSettings
+) -> tuple[Tensor, Tensor]:
+    """Scores after the suppression that the settings name, best first, and the places of their boxes: (B, D) each."""
+    if settings.nms != "matrix":
+        return _suppress_best(boxes, scores, labels, settings)
+    size = min(scores.shape[1], max(MATRIX_CANDIDATES, settings.max_detections))
+    final = matrix_scores(boxes[:, :size], scores[:, :size], labels[:, :size], settings.sigma)
+    return final.topk(min(settings.max_detections, size), 1)
+
+
+def pick_boxes(boxes: Tensor, places: Tensor) -> Tensor:
+    """(B, N, 4) and (B, M) places to (B, M, 4)."""
+    return boxes.gather(1, places[..., None].expand(-1, -1, 4))
 
 
 def matrix_scores(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, sigma: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Work done by threads ahead of whoever takes the results."""
+"""Work that threads do ahead of the consumer of its results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Result = TypeVar("_Result")
 
 
 @contextmanager
-def ahead(
+def prefetch(
     work: Callable[[_Item], _Result], sources: Iterable[_Item], threads: int, most: int
 ) -> Iterator[Iterator[_Result]]:
     """Give results in the order of their sources, at most so many of them worked out ahead of what is taken.

@@ -16,17 +16,18 @@ from torch import Tensor
 from efficientdet.boxes import clip_boxes, decode_deltas, pairwise_iou
 from efficientdet.errors import EfficientDetError, SettingError
 from efficientdet.family import ModelSpec
-from efficientdet.images.letterbox import prepare
+from efficientdet.images.letterbox import letterbox
 from efficientdet.images.read import ImageSource, read
-from efficientdet.inference.candidates import select_candidates
-from efficientdet.inference.detector import Detector, with_changes
-from efficientdet.inference.postprocess import PostprocessSettings, postprocess
+from efficientdet.inference.detector import Detector
+from efficientdet.inference.postprocess import postprocess, select_candidates
+from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.network.anchors import level_sizes
 from efficientdet.network.fusion import Fusion, GlobalAttention
 from efficientdet.network.pyramid import FeatureNetwork, NodeModule
 from efficientdet.network.topology import Topology
 from efficientdet.research.attribution import Edge, attribute, level_contributions, strongest_path
 from efficientdet.research.draw_topology import input_shares
+from efficientdet.settings import changed
 
 # Boxes (pixels) and scores that differ by less come from the same candidate.
 SAME = 1e-4
@@ -162,10 +163,10 @@ def explain_detection(detector: Detector, picture: ImageSource, index: int = 0, 
         SettingError: there is no detection of this index, or a setting is unknown or out of range.
         ImageError: the picture cannot be read.
     """
-    chosen = with_changes(detector.settings, settings)
+    chosen = changed(detector.postprocess, settings)
     image = read(picture)
     model, spec, size = detector.model, detector.info.spec, detector.image_size
-    canvas, scale = prepare(image, size, detector.info.preprocessing)
+    canvas, scale = letterbox(image, size, detector.info.preprocessing)
     with torch.inference_mode(False), torch.no_grad():
         pixels = torch.from_numpy(canvas)[None].to(detector.device, memory_format=torch.channels_last)
         features = model.backbone(pixels)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from efficientdet.data.records import Records
 from efficientdet.errors import WeightsError
-from efficientdet.images.letterbox import Preprocessing, prepare
+from efficientdet.images.letterbox import Preprocessing, letterbox
 from efficientdet.images.read import read
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.efficientnet import EfficientNet
@@ -100,7 +100,7 @@ def start_backbone_from(
     def batches() -> Iterator[Tensor]:
         step = max(1, len(records) // STATISTICS_PICTURES)
         for record in records.images[::step]:
-            yield torch.from_numpy(prepare(read(record.path), (size, size), preprocessing)[0])[None]
+            yield torch.from_numpy(letterbox(read(record.path), (size, size), preprocessing)[0])[None]
 
     load_folded_backbone(backbone, weights, batches(), str(records.source))
     return []

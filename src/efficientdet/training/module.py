@@ -22,7 +22,8 @@ from efficientdet.data.dataset import (
 )
 from efficientdet.evaluation.coco_ap import Metrics, coco_metrics
 from efficientdet.evaluation.results import batch_results
-from efficientdet.inference.postprocess import PostprocessSettings, postprocess
+from efficientdet.inference.postprocess import postprocess
+from efficientdet.inference.settings import EVALUATION_SCORE_THRESHOLD, PostprocessSettings
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.training.assignment import match_batch
 from efficientdet.training.config import TrainConfig
@@ -246,7 +247,12 @@ class DetectionModule(LightningModule):
         records = [self.val_set.records.images[i] for i in batch.indices.tolist()]
         sizes = torch.tensor([record.image_size for record in records], device=batch.scales.device)
         found = postprocess(
-            class_logits, box_deltas, anchors, PostprocessSettings(), scales=batch.scales, image_sizes=sizes
+            class_logits,
+            box_deltas,
+            anchors,
+            PostprocessSettings(EVALUATION_SCORE_THRESHOLD),
+            scales=batch.scales,
+            image_sizes=sizes,
         )
         self._results += batch_results(found, batch.indices.tolist(), self.val_set.records)
 

@@ -15,7 +15,7 @@ import torch
 
 from efficientdet.errors import SettingError, UnknownNameError, WeightsError
 from efficientdet.family import MODELS
-from efficientdet.images.letterbox import LITE, prepare
+from efficientdet.images.letterbox import LITE, letterbox
 from efficientdet.inference.detector import Detector, load
 from efficientdet.network.anchors import make_anchors
 from efficientdet.weights.checkpoint import METADATA_KEY, CheckpointInfo
@@ -99,7 +99,7 @@ def test_a_file_says_itself_what_it_is(tmp_path: Path, suffix: str) -> None:
     detector = load(write_stand_in(tmp_path / f"net{suffix}", facts()))
     assert detector.info == INFO
     assert (detector.class_names, detector.image_size) == (("cat", "dog"), (64, 64))
-    assert detector.settings.iou_threshold == 0.4
+    assert detector.postprocess.iou_threshold == 0.4
     backend = "onnxruntime" if suffix == ".onnx" else "openvino"
     assert str(detector.engine) == f"{backend} fp32 on cpu"
     with pytest.raises(SettingError, match="load its checkpoint"):
@@ -111,7 +111,7 @@ def test_it_detects_what_its_outputs_say(tmp_path: Path, suffix: str) -> None:
     detector = load(write_stand_in(tmp_path / f"net{suffix}", facts()))
     image = picture(50, 64)
     found = detector.predict(image, score_threshold=0.0, max_detections=1)
-    pixels, _ = prepare(image, (64, 64), LITE)
+    pixels, _ = letterbox(image, (64, 64), LITE)
     gray = pixels.mean(0)
     fine = gray.reshape(8, 8, 8, 8).mean((1, 3))
     coarse = gray.reshape(4, 16, 4, 16).mean((1, 3))
@@ -150,7 +150,7 @@ def test_a_fixed_size_is_fixed(tmp_path: Path, suffix: str) -> None:
     path = write_stand_in(tmp_path / f"net{suffix}", facts())
     assert load(path, image_size=64).image_size == (64, 64)
     for setting in ({"image_size": 96}, {"rectangular": True}):
-        with pytest.raises(SettingError, match="64x64 alone"):
+        with pytest.raises(SettingError, match="64x64 pixels only"):
             load(path, **setting)  # type: ignore[arg-type]
 
 

@@ -14,19 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from efficientdet.errors import SettingError, WeightsError, require, unknown_name
-from efficientdet.inference.engines.engine import Engine, Outputs
-from efficientdet.inference.engines.runtimes import (
-    Session,
-    Sessions,
-    onnxruntime_options,
-    openvino_core,
-    openvino_session,
-)
+from efficientdet.inference.engines.engine import Engine, Outputs, Session, Sessions
+from efficientdet.inference.engines.onnx_graph import OUTPUTS
+from efficientdet.inference.engines.onnxruntime_engine import onnxruntime_options
+from efficientdet.inference.engines.openvino_engine import openvino_core, openvino_session
 from efficientdet.weights.checkpoint import METADATA_KEY, CheckpointInfo
 
 # What runs a file of each kind; the first unless another is asked for.
 RUNNERS = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
-OUTPUTS = ("class_logits", "box_deltas")
 
 
 @dataclass(frozen=True)
@@ -45,26 +40,31 @@ class ExportedNetwork:
     is_dynamic: bool
     engine: Engine
 
-    def check_size(self, image_size: tuple[int, int], is_rectangular: bool, path: Path) -> None:
-        """Refuse a size that the file cannot take.
+    def choose_size(
+        self, image_size: int | tuple[int, int] | None, is_rectangular: bool, path: Path
+    ) -> tuple[int, int]:
+        """The (height, width) that images are letterboxed to.
 
         Args:
-            image_size: (height, width) that pictures would be letterboxed to.
-            is_rectangular: whether they would be padded to less where that is enough.
+            image_size: what was asked for; None for the file's own.
+            is_rectangular: whether images are to be padded to less where that is enough.
             path: of the file, for the message.
 
         Raises:
-            SettingError: says which sizes it takes.
+            SettingError: the file cannot take that size; says which it can.
         """
-        if not self.is_dynamic and (image_size != self.image_size or is_rectangular):
+        size = self.image_size if image_size is None else image_size
+        size = (size, size) if isinstance(size, int) else size
+        if not self.is_dynamic and (size != self.image_size or is_rectangular):
             height, width = self.image_size
             raise SettingError(
-                f"{path}: takes pictures of {height}x{width} alone; export it with --image-size, or with "
+                f"{path}: takes images of {height}x{width} pixels only; export it with --image-size, or with "
                 "--dynamic-size for any multiple of the coarsest stride"
             )
         step = self.info.spec.strides[-1]
-        if any(side % step for side in image_size) and image_size != self.image_size:
-            raise SettingError(f"{path}: image_size is {image_size}; this file takes multiples of {step} alone")
+        if any(side % step for side in size) and size != self.image_size:
+            raise SettingError(f"{path}: image_size is {size}; this file takes multiples of {step} only")
+        return size
 
 
 def is_exported(path: Path) -> bool:

@@ -102,7 +102,7 @@ def make(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
         "backend": detector.engine.backend,
         "precision": detector.engine.precision,
         "input_size": list(size[2:]),
-        "score_threshold": detector.settings.score_threshold,
+        "score_threshold": detector.postprocess.score_threshold,
         "threads": torch.get_num_threads(),
         "versions": {"efficientdet": __version__, "torch": torch.__version__},
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from efficientdet.errors import SettingError, require
 from efficientdet.inference.detector import load
-from efficientdet.inference.engines.runtimes import onnxruntime_options
+from efficientdet.inference.engines.onnxruntime_engine import onnxruntime_options
 from efficientdet.research.benchmark.conversation import Measure, Stopwatch, serve
 from efficientdet.research.benchmark.steps import input_batch, read_all
 

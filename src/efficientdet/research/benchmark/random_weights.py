@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from efficientdet.family import find_spec
-from efficientdet.images.letterbox import prepare
+from efficientdet.images.letterbox import letterbox
 from efficientdet.images.read import read
 from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet, create_model
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
@@ -74,7 +74,7 @@ def random_model(name: str, image_size: int, picture: str | Path) -> tuple[Effic
         model = create_model(spec, COCO_SLOTS)
     preprocessing = default_preprocessing(spec)
     side = min(image_size, LARGEST_SIDE)
-    pixels = torch.from_numpy(prepare(read(picture), (side, side), preprocessing)[0])[None]
+    pixels = torch.from_numpy(letterbox(read(picture), (side, side), preprocessing)[0])[None]
     _take_statistics(model, pixels)
     _scale_outputs(model, pixels)
     about = {"source": "random weights, for measuring time"}

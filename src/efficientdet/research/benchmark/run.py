@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientdet.errors import EfficientDetError, SettingError, unknown_name
-from efficientdet.inference.engines.engine import BACKENDS, OFFERED, PRECISIONS
+from efficientdet.inference.engines.choose import BACKENDS, OFFERED, PRECISIONS
 from efficientdet.research.benchmark import effdet_side_path
 from efficientdet.research.benchmark.floors import TYPES, network_floors
 from efficientdet.research.benchmark.hardware import Hardware

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from efficientdet.errors import SettingError, WeightsError
 from efficientdet.family import MODELS, ModelSpec
-from efficientdet.images.find import find_pictures
+from efficientdet.images.find import find_images
 from efficientdet.images.letterbox import Preprocessing
 from efficientdet.inference.detector import Detector, load
 from efficientdet.research.benchmark.random_weights import write_random
@@ -113,7 +113,7 @@ def choose_pictures(given: str | Path | None, folder: Path) -> list[str]:
         path = folder / "picture.jpg"
         default_picture(path)
         return [str(path)]
-    return [str(picture) for picture in find_pictures([str(given)])]
+    return [str(picture) for picture in find_images([str(given)])]
 
 
 def peer_python(given: str | Path | None) -> str:

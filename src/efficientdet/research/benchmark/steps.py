@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from efficientdet.images.convert import RgbImage
-from efficientdet.images.letterbox import prepare
+from efficientdet.images.letterbox import letterbox
 from efficientdet.images.read import ImageSource, read, read_reduced
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.postprocess import BatchDetections, postprocess
@@ -34,7 +34,7 @@ def read_all(detector: Detector, sources: Sequence[ImageSource]) -> list[Picture
     Raises:
         ImageError: one cannot be read; names it.
     """
-    if detector.reduces_decoding:
+    if detector.settings.reduced_decoding:
         return [Picture(*read_reduced(source, detector.image_size)) for source in sources]
     return [Picture(image, image.shape[:2]) for image in map(read, sources)]
 
@@ -50,7 +50,7 @@ def input_batch(detector: Detector, pictures: Sequence[Picture]) -> tuple[Tensor
         (B, 3, height, width) float32 on the detector's device; and the scale of each picture.
     """
     prepared = [
-        prepare(image, detector.input_size(size), detector.info.preprocessing, size) for image, size in pictures
+        letterbox(image, detector.input_size(size), detector.info.preprocessing, size) for image, size in pictures
     ]
     canvases = [canvas for canvas, _ in prepared]
     height, width = (max(canvas.shape[axis] for canvas in canvases) for axis in (1, 2))
@@ -81,7 +81,7 @@ def boxes_of(
     """
     found = postprocess(
         *outputs, make_anchors(detector.info.spec, (pixels.shape[2], pixels.shape[3]), detector.device),
-        detector.settings,
+        detector.postprocess,
         scales=torch.tensor(scales, device=detector.device),
         image_sizes=torch.tensor([picture.size for picture in pictures], device=detector.device),
     )  # fmt: skip

@@ -1,10 +1,10 @@
-"""OpenVINO and ONNX Runtime on the CPU: how each is asked to run a graph, whether of a network of ours or of a file."""
+"""The network in OpenVINO, on the CPU."""
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,29 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from efficientdet.errors import require
+from efficientdet.inference.engines.engine import Session
 from efficientdet.weights.download import cache_dir
 
-# (B, 3, H, W) float32 images to the outputs: float32, save class logits that were computed in bfloat16 and stay so. Any
-# thread may call it, and what it gave holds until that thread's next call.
-Session = Callable[[NDArray[np.float32]], list[Tensor]]
 _core_lock = threading.Lock()
-
-
-class Sessions:
-    """Sessions by the shape of their input, each opened at the first need: fixed shapes run fastest."""
-
-    def __init__(self, open_session: Callable[[tuple[int, ...]], Session]) -> None:
-        self._open = open_session
-        self._opened: dict[tuple[int, ...], Session] = {}
-        self._lock = threading.Lock()
-
-    def find(self, shape: tuple[int, ...]) -> Session:
-        """The session for a shape; any thread may ask."""
-        if shape not in self._opened:
-            with self._lock:
-                if shape not in self._opened:
-                    self._opened[shape] = self._open(shape)
-        return self._opened[shape]
 
 
 def openvino_core() -> Any:
@@ -103,11 +84,3 @@ def _as_torch(tensor: Any) -> Tensor:
     if tensor.element_type.to_string() == "bf16":  # which numpy does not know: the bits come as something else
         return torch.from_numpy(tensor.data.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(tensor.data)
-
-
-def onnxruntime_options(streams: int = 1) -> Any:
-    """Options of a silent session, one of so many that share the cores."""
-    options = require("onnxruntime", "export").SessionOptions()
-    options.intra_op_num_threads = max(1, torch.get_num_threads() // streams)
-    options.log_severity_level = 4
-    return options

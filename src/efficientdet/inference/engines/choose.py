@@ -1,0 +1,142 @@
+"""Which engine runs the network: by name, or the best one that is installed.
+
+Every engine runs the folded network (see `fold`). What takes long to build is kept in the cache folder, by network,
+weights and versions, and built anew when one of them changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from efficientdet.errors import SettingError, require, unknown_name
+from efficientdet.inference.engines.engine import BySize, Engine, Session
+from efficientdet.inference.engines.onnx_graph import write_onnx_network
+from efficientdet.inference.engines.onnxruntime_engine import onnxruntime_session
+from efficientdet.inference.engines.openvino_engine import openvino_core, openvino_session
+from efficientdet.inference.engines.torch_engine import torch_run
+from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.weights.download import cache_dir
+
+BACKENDS = ("eager", "compile", "onnxruntime", "openvino", "tensorrt")
+PRECISIONS = ("fp32", "bf16", "fp16")
+# Which precisions each backend can be asked for here; fp16 needs a GPU.
+OFFERED = {
+    "eager": ("fp32", "bf16", "fp16"),
+    "compile": ("fp32", "bf16", "fp16"),
+    "onnxruntime": ("fp32",),
+    "openvino": ("fp32", "bf16"),
+    "tensorrt": ("fp32", "fp16"),
+}
+LIBRARIES = {
+    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "tensorrt": ("onnx", "onnxscript", "onnxruntime"),
+}
+# Where the environment names a backend, `auto` means that one.
+BACKEND_VARIABLE = "EFFICIENTDET_BACKEND"
+
+
+def open_engine(
+    model: EfficientDet, backend: str = "auto", precision: str = "fp32", device: str | torch.device = "cpu"
+) -> Engine:
+    """Make an engine.
+
+    Args:
+        model: the network; not changed.
+        backend: one of `BACKENDS`; `auto` takes what the variable EFFICIENTDET_BACKEND says, else on a CPU OpenVINO or
+            ONNX Runtime, whichever is installed, else torch as it is.
+        precision: one of `PRECISIONS`.
+        device: where to run. ONNX Runtime and OpenVINO run on the CPU here, TensorRT on a GPU.
+
+    Raises:
+        UnknownNameError: the backend or precision is not known.
+        SettingError: the backend cannot do this precision or run on this device; says which can.
+        MissingExtraError: the backend's library is not installed.
+    """
+    device = torch.device(device)
+    backend = choose_backend(backend, precision, device)
+    if backend in ("eager", "compile"):
+        return Engine(backend, precision, torch_run(model, backend, precision, device), device)
+    graphs = _Graphs(model)
+
+    def by_size(open_file: Callable[..., Session], **choices: int) -> BySize:
+        return BySize(lambda shape: open_file(graphs.find((shape[2], shape[3])), shape, precision=precision, **choices))
+
+    if backend == "tensorrt":
+        return Engine(backend, precision, by_size(onnxruntime_session, streams=1, on_gpu=True), device)
+    open_file = _openvino if backend == "openvino" else onnxruntime_session
+    together, alone = (by_size(open_file, streams=streams) for streams in (1, torch.get_num_threads()))
+    return Engine(backend, precision, together, device, alone)
+
+
+def choose_backend(backend: str, precision: str, device: torch.device) -> str:
+    """The backend that a choice means on a device; see `open_engine`, whose errors it raises."""
+    if backend == "auto":
+        backend = os.environ.get(BACKEND_VARIABLE, "auto")
+    if backend == "auto":
+        backend = _fastest(precision, device)
+    if backend not in BACKENDS:
+        raise unknown_name("backend", backend, ("auto", *BACKENDS))
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    if precision not in OFFERED[backend]:
+        able = [name for name, offered in OFFERED.items() if precision in offered]
+        raise SettingError(f"backend {backend} does not offer precision {precision}; these do: {', '.join(able)}")
+    if precision == "fp16" and device.type == "cpu":
+        raise SettingError("precision fp16 needs a GPU; on a CPU bf16 is the fast one")
+    if backend in ("onnxruntime", "openvino") and device.type != "cpu":
+        raise SettingError(f"backend {backend} runs on the CPU here; on {device} use eager, compile or tensorrt")
+    if backend == "tensorrt" and device.type != "cuda":
+        raise SettingError("backend tensorrt needs an NVIDIA GPU; on a CPU use onnxruntime or openvino")
+    for library in LIBRARIES.get(backend, ()):
+        require(library, "export")
+    return backend
+
+
+def _fastest(precision: str, device: torch.device) -> str:
+    """What `auto` means: on a CPU OpenVINO, then ONNX Runtime, where they are installed; else torch as it is."""
+    for backend in ("openvino", "onnxruntime") if device.type == "cpu" else ():
+        if precision in OFFERED[backend] and all(importlib.util.find_spec(name) for name in LIBRARIES[backend]):
+            return backend
+    return "eager"
+
+
+class _Graphs:
+    """A network's ONNX files, written at the first need."""
+
+    def __init__(self, model: EfficientDet) -> None:
+        self.model = model
+        self.key = _fingerprint(model)
+
+    def find(self, size: tuple[int, int]) -> Path:
+        """The ONNX file for a size; one serves all whose sides are multiples of the coarsest stride."""
+        coarsest = self.model.spec.strides[-1]
+        is_regular = not (size[0] % coarsest or size[1] % coarsest)
+        name = "any" if is_regular else f"{size[0]}x{size[1]}"
+        path = cache_dir() / "engines" / f"{self.key}-{name}.onnx"
+        if not path.is_file():
+            write_onnx_network(self.model, path, size, dynamic_size=is_regular, by_level=True)
+        return path
+
+
+def _fingerprint(model: EfficientDet) -> str:
+    """Of the network, its weights and the versions that make the graph."""
+    digest = hashlib.sha256(repr((model.spec, model.num_classes)).encode())
+    for name in ("efficientdet", "torch", "onnx", "onnxscript"):
+        with_version = importlib.metadata.version(name) if importlib.util.find_spec(name) else ""
+        digest.update(f"{name} {with_version} ".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:24]
+
+
+def _openvino(path: Path, shape: tuple[int, ...], *, precision: str, streams: int) -> Session:
+    return openvino_session(openvino_core().read_model(path), shape, precision, streams)

@@ -1,0 +1,113 @@
+"""The settings of a detector and of its post-processing: defaults, ranges and descriptions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+from efficientdet.settings import check_settings, setting
+
+# Evaluation looks at the whole precision-recall curve; predictions are for looking at.
+EVALUATION_SCORE_THRESHOLD = 0.001
+
+
+@dataclass(frozen=True)
+class PostprocessSettings:
+    """How raw outputs become detections. A checkpoint may store values of its own, which go before these defaults."""
+
+    score_threshold: float = setting(
+        0.3, "Score below which detections are dropped.", minimum=0, maximum=1, also="threshold"
+    )
+    iou_threshold: float = setting(
+        0.5,
+        "NMS IoU threshold: of two boxes of a class that overlap by more, the better one stays.",
+        minimum=0,
+        maximum=1,
+    )
+    max_detections: int = setting(100, "Most detections of one image.", minimum=1)
+    nms: Literal["hard", "soft", "matrix", "wbf"] = setting(
+        "hard",
+        "Kind of NMS: hard; soft, Gaussian (Bodla et al. 2017); matrix (Wang et al. 2020); or wbf, hard NMS whose "
+        "boxes move to the mean of those that they suppress (Solovyev et al. 2021).",
+    )
+    sigma: float = setting(0.5, "Width of the decay exp(-iou^2 / sigma) of soft and matrix NMS.", above=0)
+    max_candidates: int = setting(
+        5000, "Candidates, (anchor, class) pairs with the best scores, kept before NMS.", minimum=1
+    )
+    candidates: Literal["pairs", "argmax"] = setting(
+        "pairs", "Which pairs are candidates: every class of an anchor (pairs), or its best class alone (argmax)."
+    )
+
+    def __post_init__(self) -> None:
+        """Check types, choices and ranges.
+
+        Raises:
+            UnknownNameError: a choice is not known.
+            SettingError: a value is out of range; names it.
+        """
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """Where and how a detector runs its network, and what it feeds it."""
+
+    device: str = setting("auto", "Device: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
+    backend: Literal["auto", "eager", "compile", "onnxruntime", "openvino", "tensorrt"] = setting(
+        "auto",
+        "What runs the network: eager or compile (PyTorch), onnxruntime, openvino, tensorrt; auto takes the best "
+        "installed.",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = setting(
+        "fp32", "Precision of the arithmetic: fp32, bf16, or fp16 on a GPU."
+    )
+    image_size: int | tuple[int, int] | None = setting(
+        None, "Input size in pixels, the side of a square or height x width; by default the checkpoint's.", minimum=32
+    )
+    rectangular: bool = setting(
+        False, "Pad images to the next multiple of the coarsest stride instead of a square: fewer pixels to compute."
+    )
+    reduced_decoding: bool = setting(
+        False, "Decode JPEG files at least twice as large as the input at a half, a quarter or an eighth of their size."
+    )
+    preprocess: Literal["effdet", "official"] | None = setting(
+        None, "Resizing: effdet (Pillow's, antialiased) or official (TensorFlow's); by default the checkpoint's."
+    )
+    anchors: Literal["rounded", "exact"] | None = setting(
+        None, "Anchor aspects: rounded (1.4 and 0.7) or exact (square roots of 2 and 1/2); by default the checkpoint's."
+    )
+
+    def __post_init__(self) -> None:
+        """Check types, choices and ranges.
+
+        Raises:
+            UnknownNameError: a choice is not known.
+            SettingError: a value is out of range; names it.
+        """
+        check_settings(self)
+
+
+class PostprocessOptions(TypedDict, total=False):
+    """The fields of `PostprocessSettings` as keywords, for type checkers; `threshold` is `score_threshold`."""
+
+    score_threshold: float
+    threshold: float
+    iou_threshold: float
+    max_detections: int
+    nms: Literal["hard", "soft", "matrix", "wbf"]
+    sigma: float
+    max_candidates: int
+    candidates: Literal["pairs", "argmax"]
+
+
+class DetectorOptions(PostprocessOptions, total=False):
+    """The fields of `DetectorSettings` and `PostprocessSettings` as keywords, for type checkers."""
+
+    device: str
+    backend: Literal["auto", "eager", "compile", "onnxruntime", "openvino", "tensorrt"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    image_size: int | tuple[int, int] | None
+    rectangular: bool
+    reduced_decoding: bool
+    preprocess: Literal["effdet", "official"] | None
+    anchors: Literal["rounded", "exact"] | None
