@@ -43,7 +43,7 @@ def _rejects(manifest: Path) -> set[str]:
 
 
 def _pictures(report: Path) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = json.loads(report.read_text())["pictures"]
+    content: list[dict[str, Any]] = json.loads(report.read_text())["images"]
     return content
 
 
@@ -132,7 +132,7 @@ def test_a_file_a_folder_and_a_glob(data: Path, checkpoint: Path, tmp_path: Path
             with Image.open(entry["annotated"]) as annotated, Image.open(entry["source"]) as picture:
                 assert annotated.size == picture.size
                 assert entry["image_size"] == [picture.height, picture.width]
-        assert said.startswith(f"{len(expected)} pictures, ")
+        assert said.startswith(f"{len(expected)} images, ")
         assert not list(out.glob(".*"))
 
 
@@ -140,7 +140,7 @@ def test_standard_input_in_a_real_process(data: Path, checkpoint: Path, tmp_path
     picture = (data / "images" / "val1.png").read_bytes()
     code, out, err = process("predict", "-", "-w", checkpoint, "-o", tmp_path / "out", "--json", stdin=picture)
     assert (code, err) == (0, "")
-    (entry,) = json.loads(out)["pictures"]
+    (entry,) = json.loads(out)["images"]
     assert entry["source"] == "-"
     assert (tmp_path / "out" / "stdin.jpg").is_file()
     code, _, err = process("predict", "-", "-w", checkpoint, "-o", tmp_path / "none", stdin=b"")
@@ -151,16 +151,16 @@ def test_standard_input_in_a_real_process(data: Path, checkpoint: Path, tmp_path
 
 def test_json_is_all_that_is_printed(data: Path, checkpoint: Path, tmp_path: Path, command: Command) -> None:
     code, out, err = command(
-        "predict", data / "images", "-w", checkpoint, "-o", tmp_path / "out", "--json", "--no-pictures",
+        "predict", data / "images", "-w", checkpoint, "-o", tmp_path / "out", "--json", "--no-images",
         "--score-threshold", "0.001",
     )  # fmt: skip
     assert (code, err) == (0, "")
     printed = json.loads(out)
-    assert printed["pictures"] == _pictures(tmp_path / "out" / "detections.json")
-    assert len(printed["pictures"]) == 6
+    assert printed["images"] == _pictures(tmp_path / "out" / "detections.json")
+    assert len(printed["images"]) == 6
     assert printed["failures"] == []
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["detections.json"]
-    found = [detection for entry in printed["pictures"] for detection in entry["detections"]]
+    found = [detection for entry in printed["images"] for detection in entry["detections"]]
     assert found
     assert {detection["class_name"] for detection in found} <= {"disc", "square"}
 
@@ -177,11 +177,11 @@ def test_predicting_goes_on_past_a_picture_that_cannot_be_read(
     )
     assert code == 1
     assert str(broken) in err
-    assert "1 of 3 pictures failed" in err
+    assert "1 of 3 images failed" in err
     assert "Traceback" not in err
-    assert out.startswith("2 pictures, ")
+    assert out.startswith("2 images, ")
     report = json.loads((tmp_path / "out" / "detections.json").read_text())
-    assert [entry["source"] for entry in report["pictures"]] == [str(good), str(data / "images" / "val2.png")]
+    assert [entry["source"] for entry in report["images"]] == [str(good), str(data / "images" / "val2.png")]
     assert [failure["source"] for failure in report["failures"]] == [str(broken)]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.jpg")) == ["val1.jpg", "val2.jpg"]
 
@@ -229,16 +229,16 @@ def test_a_rejected_picture(name: str, shared_data: Path, checkpoint: Path, tmp_
 def test_the_odd_pictures_together(shared_data: Path, checkpoint: Path, tmp_path: Path, command: Command) -> None:
     folder = shared_data / "odd_images"
     manifest = json.loads((folder / "manifest.json").read_text())
-    code, out, err = command("predict", folder, "-w", checkpoint, "-o", tmp_path / "out", "--no-pictures")
+    code, out, err = command("predict", folder, "-w", checkpoint, "-o", tmp_path / "out", "--no-images")
     assert code == 1
     assert "Traceback" not in err
     report = json.loads((tmp_path / "out" / "detections.json").read_text())
-    sizes = {Path(entry["source"]).name: entry["image_size"] for entry in report["pictures"]}
+    sizes = {Path(entry["source"]).name: entry["image_size"] for entry in report["images"]}
     accepted = {name: entry for name, entry in manifest.items() if entry["expect"] == "ok"}
     assert sizes == {name: [entry["height"], entry["width"]] for name, entry in accepted.items()}
     assert {Path(failure["source"]).name for failure in report["failures"]} == set(ODD_REJECTS)
     assert set(ODD_REJECTS) == _rejects(folder / "manifest.json")
-    assert out.startswith(f"{len(accepted)} pictures, ")
+    assert out.startswith(f"{len(accepted)} images, ")
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_the_demo_prints_its_boxes(data: Path, checkpoint: Path, tmp_path: Path,
     code, out, err = command("demo", picture, "--weights", checkpoint, "--out", tmp_path / "demo")
     assert (code, err) == (0, "")
     assert "found in val1.png" in out
-    assert f"annotated picture: {tmp_path / 'demo' / 'val1.jpg'}" in out
+    assert f"annotated image: {tmp_path / 'demo' / 'val1.jpg'}" in out
     assert (tmp_path / "demo" / "val1.jpg").is_file()
 
 
@@ -301,7 +301,7 @@ def test_evaluating(data: Path, checkpoint: Path, tmp_path: Path, command: Comma
     assert set(metrics["per_class"]) == {"disc", "square"}
     code, out, _ = command("evaluate", checkpoint, "--data", data / "train.json")
     assert code == 0
-    assert "COCO AP on 4 pictures" in " ".join(out.split())
+    assert "COCO AP on 4 images" in " ".join(out.split())
 
 
 def test_evaluating_on_classes_that_the_detector_does_not_know(

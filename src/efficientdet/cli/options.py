@@ -147,7 +147,10 @@ def print_table(title: str, rows: Iterable[Mapping[str, Any]], left: tuple[str, 
                 short = column.replace("published", "publ.")
                 table.add_column(short, justify="left" if column in left else "right")
         table.add_row(*("-" if value is None else str(value) for value in row.values()))
-    out_console.print(table)
+    if table.columns:
+        out_console.print(table)
+    else:
+        say(title)
 
 
 def print_facts(title: str, facts: Mapping[str, Any]) -> None:

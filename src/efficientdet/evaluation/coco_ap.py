@@ -69,7 +69,7 @@ class Metrics:
         by_limit = " / ".join(map(_shown, (self.ar1, self.ar10, self.ar100)))
         by_size = " / ".join(map(_shown, (self.ar_small, self.ar_medium, self.ar_large)))
         table = Table(
-            title=f"COCO AP on {self.images} pictures, {self.boxes} boxes",
+            title=f"COCO AP on {self.images} images, {self.boxes} boxes",
             caption=f"AR with 1 / 10 / 100 detections: {by_limit}\nAR100 small / medium / large: {by_size}",
         )
         table.add_column("class")
