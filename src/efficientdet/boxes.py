@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-# exp(dw) beyond this multiplies an anchor's side by more than 1000 / 16: clamp, so that nothing overflows.
+# Clamp of dw and dh before exp: a box is at most 1000 / 16 times as large as its anchor, so that nothing overflows.
 MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 CODING_EPSILON = 1e-8
 
@@ -25,12 +25,12 @@ def pairwise_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
 
 
 def aligned_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
-    """Intersection over union of each box with the other in its place: (..., 4) twice to (...). Two empty give 0."""
+    """Intersection over union of boxes in the same place of both: (..., 4) twice to (...). Two empty boxes give 0."""
     return _iou(first_xyxy, second_xyxy, box_areas(first_xyxy), box_areas(second_xyxy))
 
 
 def _iou(first: Tensor, second: Tensor, first_areas: Tensor, second_areas: Tensor) -> Tensor:
-    # A coordinate at a time: whole planes are some times faster than pairs of numbers.
+    # One coordinate at a time: several times as fast as (..., 2) slices.
     left, top, right, bottom = first.unbind(-1)
     other_left, other_top, other_right, other_bottom = second.unbind(-1)
     width = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).clamp(min=0)
@@ -41,11 +41,11 @@ def _iou(first: Tensor, second: Tensor, first_areas: Tensor, second_areas: Tenso
 
 
 def clip_boxes(boxes_xyxy: Tensor, sizes: Tensor) -> Tensor:
-    """Move corners that lie outside onto the border.
+    """Clip boxes to their images.
 
     Args:
         boxes_xyxy: (B, N, 4) float.
-        sizes: (B, 2) float, (height, width) of each picture in the boxes' unit.
+        sizes: (B, 2) float, (height, width) of each image, in the unit of the boxes.
 
     Returns:
         (B, N, 4) boxes within [0, width] x [0, height].

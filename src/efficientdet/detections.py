@@ -20,20 +20,20 @@ _NO_BOXES = np.zeros((0, 4), dtype=np.float32)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """The objects found in one picture, any number of them, none included.
+    """The objects found in one image; there may be none.
 
     Indexing keeps everything else: `detections[0]`, `detections[:10]`, `detections[detections.scores > 0.5]`
     and `detections[[2, 0]]` are Detections too.
 
     Attributes:
-        boxes_xyxy: (N, 4) float32, left, top, right, bottom in pixels of the original picture.
+        boxes_xyxy: (N, 4) float32, left, top, right, bottom in pixels of the original image.
         scores: (N,) float32, 0..1.
-        labels: (N,) int64, 0-based, contiguous; indices into `class_names`.
-        class_names: one name a label.
-        image_size: (height, width) of the original picture.
-        category_ids: the data set's own id of every label; None where it has none.
-        image: (H, W, 3) uint8 RGB, the picture itself, for `draw`; None where it was not kept.
-        source: path or name of the picture; None where unknown.
+        labels: (N,) int64, 0-based: indices into `class_names`.
+        class_names: one name for each label.
+        image_size: (height, width) of the original image.
+        category_ids: the dataset's own category id of each label; None where it has none.
+        image: (H, W, 3) uint8 RGB, the image itself, for `draw`; None where it was not kept.
+        source: path or name of the image; None where unknown.
 
     Raises:
         ValueError: a field has the wrong shape or holds an impossible value; names it.
@@ -112,7 +112,7 @@ class Detections:
         image: NDArray[np.uint8] | None = None,
         source: str | None = None,
     ) -> Detections:
-        """Nothing found in a picture of `image_size` (height, width)."""
+        """Nothing found in an image of `image_size` (height, width)."""
         return cls(
             boxes_xyxy=_NO_BOXES.copy(),
             scores=np.zeros(0, dtype=np.float32),
@@ -129,7 +129,7 @@ class Detections:
         return len(self.boxes_xyxy)
 
     def __getitem__(self, index: int | slice | ArrayLike) -> Detections:
-        """Some of the detections: by an integer, a slice, a boolean mask (N,) or integer indices.
+        """Select detections by an integer, a slice, a boolean mask (N,) or integer indices.
 
         Raises:
             IndexError: the index is out of range, or a mask has another length.
@@ -149,7 +149,7 @@ class Detections:
         )
 
     def __repr__(self) -> str:
-        """The count, the classes with their counts, the picture's size and its source."""
+        """The count, the classes with their counts, the image's size and its source."""
         counts = np.bincount(self.labels, minlength=len(self.class_names))
         found = ", ".join(f"{counts[label]} {self.class_names[label]}" for label in np.flatnonzero(counts))
         place = f" in '{self.source}'" if self.source else ""
@@ -157,7 +157,7 @@ class Detections:
         return f"Detections({len(self)}{': ' if found else ''}{found}; {width}x{height} pixels{place})"
 
     def filter(self, min_score: float | None = None, classes: Iterable[str | int] | None = None) -> Detections:
-        """The detections that score enough and are of some classes.
+        """The detections with at least a score, or of some classes.
 
         Args:
             min_score: keep scores of at least this; None keeps all.
@@ -184,14 +184,14 @@ class Detections:
         return int(name)
 
     def draw(self, image: NDArray[np.uint8] | None = None) -> Image.Image:
-        """The picture with boxes and labels on it.
+        """The image with boxes and labels on it.
 
         Args:
-            image: (H, W, 3) uint8 RGB to draw on; by default the one that these detections keep, else the file that
-                they come from, read once more.
+            image: (H, W, 3) uint8 RGB to draw on; by default the image that these detections keep, else their
+                source file, read again.
 
         Raises:
-            ValueError: there is no picture to draw on, or it is not of `image_size`.
+            ValueError: there is no image to draw on, or it is not of `image_size`.
             ImageError: the file cannot be read any more.
         """
         from efficientdet.images.draw import draw_boxes
@@ -210,10 +210,10 @@ class Detections:
         """The entries of a COCO results file.
 
         Args:
-            image_id: the picture's id in the data set.
+            image_id: the image's id in the dataset.
 
         Returns:
-            One dict a detection: image_id, category_id (the label where there are no `category_ids`), bbox
+            One dict for each detection: image_id, category_id (the label where there are no `category_ids`), bbox
             [left, top, width, height] in pixels, score.
         """
         ids = self.category_ids or tuple(range(len(self.class_names)))
@@ -237,7 +237,7 @@ class Detections:
         }
 
     def to_supervision(self) -> supervision.Detections:
-        """The same as `supervision.Detections`, with the names in `data["class_name"]`.
+        """Convert to `supervision.Detections`, with the class names in `data["class_name"]`.
 
         Raises:
             MissingExtraError: supervision is not installed; gives the pip command.

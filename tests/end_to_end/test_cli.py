@@ -245,7 +245,7 @@ def test_the_odd_pictures_together(shared_data: Path, checkpoint: Path, tmp_path
     ("arguments", "message"),
     [
         (("missing.jpg",), "missing.jpg: no such file"),
-        (("{empty}",), "no picture in this folder"),
+        (("{empty}",), "no image in this folder"),
         (("{picture}", "--nms", "medium"), "medium"),
         (("{picture}", "--device", "quantum"), "device 'quantum' cannot be used here"),
         (("{picture}", "--image-size", "8"), "image_size is 8;"),

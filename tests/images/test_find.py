@@ -62,8 +62,8 @@ def test_each_is_listed_once_in_the_order_of_the_sources(folder: Path) -> None:
     ("source", "says"),
     [
         ("none.jpg", "no such file"),
-        ("*.gif", "as a pattern it matches none"),
-        ("folder.jpg", "no picture in this folder"),
+        ("*.gif", "matches it as a pattern"),
+        ("folder.jpg", "no image in this folder"),
     ],
 )
 def test_a_source_that_matches_nothing_is_named(folder: Path, source: str, says: str) -> None:

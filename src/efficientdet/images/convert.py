@@ -1,4 +1,4 @@
-"""Every Pillow mode, array and tensor that may be a picture -> RGB uint8; `images` is its door."""
+"""Pillow images of every mode, arrays and tensors -> RGB uint8. Start at `images.read`, which calls this."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def to_rgb(image: Image.Image) -> RgbImage:
         return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
         return np.repeat(_eight_bits_of_unknown_range(np.asarray(image))[:, :, None], 3, axis=2)
-    if image.mode == "La":  # premultiplied gray, which Pillow turns into no mode but LA
+    if image.mode == "La":  # premultiplied gray, which Pillow converts to LA only
         image = image.convert("LA")
     if image.has_transparency_data:
         return _over_white(np.asarray(image.convert("RGBA")))
@@ -108,7 +108,7 @@ def from_tensor(tensor: torch.Tensor) -> RgbImage:
     """
     shape = tuple(tensor.shape)
     if len(shape) != 3 or shape[0] not in (1, 3) or tensor.numel() == 0:
-        raise ImageError(f"<tensor>: shape {shape}; must be (3, H, W) or (1, H, W): one picture")
+        raise ImageError(f"<tensor>: shape {shape}; must be (3, H, W) or (1, H, W): one image")
     values = tensor.detach().cpu()
     array = (values.float() if values.is_floating_point() else values).permute(1, 2, 0).numpy()
     if array.dtype == np.float32:

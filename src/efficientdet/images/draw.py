@@ -16,7 +16,7 @@ Color: TypeAlias = tuple[int, int, int]
 Rectangle: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom pixel, both included
 Font: TypeAlias = ImageFont.FreeTypeFont
 
-# Kept apart in hue and in lightness, and vivid on photographs; the first ones are what most pictures show.
+# Kept apart in hue and in lightness, and vivid on photographs; the first ones are what most images show.
 _PALETTE: tuple[Color, ...] = (
     (220, 20, 76),  # raspberry
     (0, 194, 168),  # teal
@@ -31,7 +31,7 @@ _PALETTE: tuple[Color, ...] = (
     (255, 226, 77),  # yellow
     (98, 72, 230),  # indigo
 )
-_LOWEST_WITH_LABELS = 64  # pixels; on a lower picture a label hides more than it tells
+_LOWEST_WITH_LABELS = 64  # pixels; on a lower image a label hides more than it tells
 _GOLDEN_RATIO = 0.618033988749895
 
 
@@ -118,12 +118,12 @@ def draw_boxes(
 
 
 def _measure(size: tuple[int, int]) -> float:
-    """The side of a square as large as the picture, or less in a narrow strip, in pixels."""
+    """The side of a square as large as the image, or less in a narrow strip, in pixels."""
     return float(min((size[0] * size[1]) ** 0.5, 3 * min(size)))
 
 
 def _inside(box: NDArray[np.float32], size: tuple[int, int]) -> Rectangle:
-    """Left, top, right, bottom of the outermost pixels to paint, in order and inside the picture."""
+    """Left, top, right, bottom of the outermost pixels to paint, in order and inside the image."""
     left, right = sorted(round(min(max(float(x), 0.0), size[0] - 1.0)) for x in (box[0], box[2]))
     top, bottom = sorted(round(min(max(float(y), 0.0), size[1] - 1.0)) for y in (box[1], box[3]))
     return left, top, right, bottom
@@ -165,7 +165,7 @@ def _place_tag(
 
 
 def _fitting_text(name: str, score: str, box: Rectangle, size: tuple[int, int]) -> tuple[str, Font]:
-    """Words and font: smaller on a small box, fewer in a small picture, none wider than the picture."""
+    """Words and font: smaller on a small box, fewer in a small image, none wider than the image."""
     largest = max(9, round(_measure(size) / 34))
     smallest = max(9, round(largest * 0.65))
     text = f"{name} {score}"

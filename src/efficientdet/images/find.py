@@ -1,4 +1,4 @@
-"""What a user names on the command line -> the pictures that it means."""
+"""The images that files, folders and patterns on the command line name."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm",
 )  # fmt: skip
 STANDARD_INPUT = "-"
-EMPTY_INPUT = "standard input is empty (pipe a picture in, such as: efficientdet predict - < photo.jpg)"
+EMPTY_INPUT = "standard input is empty (pipe an image in, such as: efficientdet predict - < photo.jpg)"
 
 
 def find_images(sources: list[str]) -> list[Path | str]:
-    """List the pictures that files, folders, globs and `-` (standard input) mean, each once, in order.
+    """List the images of files, folders, glob patterns and `-` (standard input): each once, in order.
 
-    A file is taken whatever its suffix; of a folder, the files (of all levels) with a picture's suffix.
+    A file is taken whatever its suffix; of a folder and its subfolders, the files with an image's suffix.
 
     Raises:
         ImageError: a source matches nothing; names it.
@@ -40,7 +40,7 @@ def find_images(sources: list[str]) -> list[Path | str]:
         else:
             matches = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())
         if not matches:
-            what = "no picture in this folder" if path.is_dir() else "no such file, and as a pattern it matches none"
+            what = "no image in this folder" if path.is_dir() else "no such file, and no file matches it as a pattern"
             raise ImageError(f"{source}: {what}")
         found.update(dict.fromkeys(matches))
     return list(found)
@@ -57,27 +57,27 @@ def sample_image() -> Path:
     portrait = folder / "mpl-data" / "sample_data" / "grace_hopper.jpg" if folder else None
     if portrait is None or not portrait.is_file():
         raise MissingExtraError(
-            "the sample picture comes with matplotlib; run: pip install 'efficientdet[demo]', or name one of yours"
+            "the sample image comes with matplotlib; run: pip install 'efficientdet[demo]', or name one of yours"
         )
     return portrait
 
 
 def standard_input() -> BinaryIO:
-    """The picture that another program pipes in, as a file for `images.read`, whose error tells what to do if empty."""
+    """Standard input as a file for `images.read`; if it is empty, that function's error says what to do."""
     content = io.BytesIO(sys.stdin.buffer.read())
     content.name = "standard input" if content.getbuffer().nbytes else EMPTY_INPUT
     return content
 
 
-def output_names(pictures: list[Path | str]) -> list[str]:
-    """A file name for each picture's annotated copy: its own stem, numbered where two would collide.
+def output_names(images: list[Path | str]) -> list[str]:
+    """A file name for each image's annotated copy: its stem, numbered where two would collide.
 
-    Two names collide also when only their case differs, as it does not count on some file systems.
+    Names that differ in case only collide too, since some file systems ignore case.
     """
     taken: set[str] = set()
     names = []
-    for picture in pictures:
-        stem = "stdin" if picture == STANDARD_INPUT else Path(picture).stem
+    for image in images:
+        stem = "stdin" if image == STANDARD_INPUT else Path(image).stem
         numbered = (f"{stem}{'' if number == 1 else f'-{number}'}.jpg" for number in itertools.count(1))
         name = next(name for name in numbered if name.lower() not in taken)
         taken.add(name.lower())

@@ -1,4 +1,4 @@
-"""JPEG files decoded faster than Pillow does it: by simplejpeg, where installed, to the same pixels; or reduced."""
+"""Faster JPEG decoding: by simplejpeg, where it is installed, to the same pixels as Pillow's; or at a reduced size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from efficientdet.images.convert import RgbImage
 
-# libjpeg can decode at so many eighths of the size, each cheaper than the whole.
+# Eighths of the size at which libjpeg can decode, cheapest first.
 EIGHTHS = (1, 2, 4)
 
 
@@ -23,14 +23,14 @@ def _simplejpeg() -> Any:
 
 
 def decode_jpeg(image: Image.Image) -> RgbImage | None:
-    """Decode a picture that Pillow has opened and not read yet.
+    """Decode a JPEG that Pillow has opened and not decoded yet.
 
     Args:
         image: as `Image.open` gives it.
 
     Returns:
-        (H, W, 3) uint8 RGB, before EXIF orientation; None where this is not a plain RGB JPEG or shall be reduced, or
-        simplejpeg is not installed or finds fault with the file: then Pillow shall say.
+        (H, W, 3) uint8 RGB, before EXIF orientation; None if this is not a plain RGB JPEG, is to be reduced, is
+        damaged, or simplejpeg is not installed: then Pillow decodes it, or says what is wrong.
     """
     library = _simplejpeg()
     file = getattr(image, "fp", None)
@@ -49,11 +49,11 @@ def decode_jpeg(image: Image.Image) -> RgbImage | None:
 
 
 def reduce_while_decoding(image: Image.Image, needed: tuple[int, int]) -> None:
-    """Let Pillow decode a JPEG at a half, a quarter or an eighth of its size, if that is still large enough.
+    """Make Pillow decode a JPEG at a half, a quarter or an eighth of its size, if that is still large enough.
 
     Args:
         image: as `Image.open` gives it; changed in place. Other formats are left as they are.
-        needed: (height, width) that the decoded picture, in the file's own orientation, must not fall below.
+        needed: smallest (height, width) of the decoded image, before EXIF orientation.
     """
     if image.format != "JPEG":
         return

@@ -83,22 +83,22 @@ LITE = Preprocessing(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
 def letterbox_scale(
     image_size: tuple[int, int], size: tuple[int, int], method: ResizeMethod = "effdet"
 ) -> tuple[float, tuple[int, int]]:
-    """How far a picture is scaled to fit a network's input, and the height and width it then has.
+    """The factor by which an image is scaled to fit the network's input, and its size then.
 
     Args:
-        image_size: (height, width) of the picture.
+        image_size: (height, width) of the image.
         size: (height, width) of the network's input.
-        method: TensorFlow ("official") works in float32, which rounds some sizes otherwise.
+        method: "official" computes in float32 as TensorFlow does, which rounds some sizes differently.
 
     Returns:
-        The scale, boxes in network pixels = boxes in the picture * scale; and (new_height, new_width), each
-        at least 1 and within `size`.
+        The scale (boxes in network pixels = boxes in the image * scale), and (new_height, new_width), each at
+        least 1 and at most `size`.
 
     Raises:
         ValueError: a side is below 1; gives both sizes.
     """
     if min(*image_size, *size) < 1:
-        raise ValueError(f"sizes must be at least 1 pixel: picture {image_size}, network input {size}")
+        raise ValueError(f"sizes must be at least 1 pixel: image {image_size}, network input {size}")
     real = np.float32 if method == "official" else np.float64
     height, width = real(image_size[0]), real(image_size[1])
     scale = min(real(size[0]) / height, real(size[1]) / width)
@@ -175,20 +175,19 @@ def normalize(image: NDArray[Any], preprocessing: Preprocessing) -> FloatImage:
 def letterbox(
     image: RgbImage, size: tuple[int, int], preprocessing: Preprocessing, image_size: tuple[int, int] | None = None
 ) -> tuple[FloatImage, float]:
-    """Letterbox and normalize: a picture as the network takes it.
+    """Letterbox and normalize an image: the network's input.
 
-    The picture is scaled to fit, keeping its shape, and put at the top left; what remains is padded with 0,
-    which is the mean color.
+    The image is scaled to fit, keeping its aspect ratio, and put at the top left; the rest is padded with 0, which
+    is the mean color.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         size: (height, width) of the network's input.
         preprocessing: mean, std and the way of resizing.
-        image_size: (height, width) of the whole picture, where `image` was reduced while reading.
+        image_size: (height, width) of the whole image, where `image` was reduced while reading.
 
     Returns:
-        (3, height, width) float32, C-contiguous; and the scale: boxes in network pixels / scale = boxes in
-        the picture.
+        (3, height, width) float32, C-contiguous; and the scale: boxes in the image = boxes in network pixels / scale.
 
     Raises:
         ValueError: `image` is not (H, W, 3) uint8, or a side of `size` is below 1.

@@ -42,7 +42,7 @@ _RUNS_A_PROGRAM = ("EPS", "WMF")  # Pillow hands these to Ghostscript or Windows
 
 
 def read(source: ImageSource) -> RgbImage:
-    """Read a picture from anything that holds one.
+    """Read an image from a file, bytes, a PIL image, an array or a tensor.
 
     EXIF orientation is applied, 16-bit grayscale is scaled to 8 bits, transparency is laid over white, and
     of an animation or a document the first frame is taken.
@@ -53,7 +53,7 @@ def read(source: ImageSource) -> RgbImage:
             (1 or 3, H, W), uint8, or floating within 0..1.
 
     Returns:
-        (H, W, 3) uint8 RGB, C-contiguous. An array that is already so is returned itself, not a copy.
+        (H, W, 3) uint8 RGB, C-contiguous. An array that has this form already is returned itself, not copied.
 
     Raises:
         ImageError: it cannot be read; names the file and the reason.
@@ -66,11 +66,11 @@ def read(source: ImageSource) -> RgbImage:
 
 
 def read_reduced(source: ImageSource, size: tuple[int, int]) -> tuple[RgbImage, tuple[int, int]]:
-    """Read a picture for a network's input of (height, width) `size`, a large JPEG at a part of its size.
+    """Read an image for a network's input of (height, width) `size`; decode a large JPEG at a reduced size.
 
     Returns:
-        As `read`, but perhaps at a half, a quarter or an eighth, never below what `letterbox` will make of it; and the
-        (height, width) of the whole picture.
+        As `read`, perhaps at a half, a quarter or an eighth of the size, never smaller than `letterbox` needs; and
+        the (height, width) of the whole image.
 
     Raises:
         ImageError: it cannot be read; names the file and the reason.
@@ -89,7 +89,7 @@ def read_reduced(source: ImageSource, size: tuple[int, int]) -> tuple[RgbImage, 
 
 
 def image_size(source: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[int, int]:
-    """Height and width that `read` would give, from the file's header alone: nothing is decoded.
+    """(height, width) of what `read` returns, from the file's header: no pixel is decoded.
 
     Raises:
         ImageError: the header cannot be read; names the file and the reason.
@@ -111,13 +111,13 @@ def _with_image(source: Any, use: Callable[[Image.Image], _Result]) -> _Result:
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{name}: is a folder, not a picture") from error
+        raise ImageError(f"{name}: is a folder, not an image") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: {_why_unidentified(source)}") from error
     # Decoders raise nearly anything on damaged bytes (struct.error, ValueError, MemoryError, warnings that a
-    # filter has turned into errors ...): whatever it is, this picture is at fault and the others are not.
+    # filter has turned into errors ...): whatever it is, this image is at fault and the others are not.
     except Exception as error:
-        raise ImageError(f"{name}: cannot be read as a picture ({error or type(error).__name__})") from error
+        raise ImageError(f"{name}: cannot be read as an image ({error or type(error).__name__})") from error
 
 
 def _name_of(source: Any) -> str:
@@ -138,9 +138,7 @@ def _openable(source: Any, name: str) -> str | IO[bytes]:
         return name
     if hasattr(source, "read"):
         return cast("IO[bytes]", source)
-    raise ImageError(
-        f"{name}: not a picture; pass a path, bytes, a binary file, a PIL image, a numpy array or a tensor"
-    )
+    raise ImageError(f"{name}: not an image; pass a path, bytes, a binary file, a PIL image, a numpy array or a tensor")
 
 
 def _refuse_dangerous(image: Image.Image, name: str) -> None:
@@ -149,7 +147,7 @@ def _refuse_dangerous(image: Image.Image, name: str) -> None:
     if limit is not None and image.width * image.height > limit:
         raise ImageError(
             f"{name}: {image.width}x{image.height} is over the limit of {limit} pixels: "
-            "a decompression bomb? Shrink the picture, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+            "a decompression bomb? Shrink the image, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         )
     if image.format in _RUNS_A_PROGRAM:
         raise ImageError(f"{name}: {image.format} is not made of pixels; convert it to PNG or JPEG first")
@@ -168,8 +166,8 @@ def _why_unidentified(source: Any) -> str:
         return "HEIF/HEIC has no decoder in Pillow; convert it to JPEG, or install and register pillow-heif"
     if head[4:11] == b"ftypavi" or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         kind = "AVIF" if head[4:8] == b"ftyp" else "WebP"
-        return f"damaged, or this Pillow lacks the {kind} decoder; upgrade Pillow or convert the picture"
-    return "not a picture, damaged, or of a format whose decoder is missing"
+        return f"damaged, or this Pillow lacks the {kind} decoder; upgrade Pillow or convert the image"
+    return "not an image, damaged, or of a format whose decoder is missing"
 
 
 def _orientation(image: Image.Image) -> int:

@@ -24,12 +24,12 @@ MATRIX_CANDIDATES = 1000
 
 
 class Overlaps(NamedTuple):
-    """Pairs of boxes of one class and picture that touch, so that one may decay the other; (P,) each.
+    """Pairs of boxes of one class and image that overlap, so that one may suppress the other; (P,) each.
 
     Attributes:
-        first: int64, row * M + place of one box.
-        second: int64, row * N + place of the other.
-        decay: float32, below 0: what either adds to the other's log score.
+        first: int64, row * M + index of one box.
+        second: int64, row * N + index of the other.
+        decay: float32, negative: what the better one adds to the other's log score.
     """
 
     first: Tensor
@@ -56,7 +56,7 @@ def suppress(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, settings: Postp
 
     Args:
         boxes_xyxy: (B, M, 4) float32.
-        scores: (B, M) float32, best first; 0 marks an empty place.
+        scores: (B, M) float32, best first; 0 marks an unused row.
         labels: (B, M) int64.
         settings: kind and its parameters.
 
@@ -86,24 +86,24 @@ def suppress(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, settings: Postp
 def _suppress_best(
     boxes: Tensor, scores: Tensor, labels: Tensor, settings: PostprocessSettings
 ) -> tuple[Tensor, Tensor]:
-    """The best final scores and their places, (B, D) each, looking at no more candidates than the answer needs.
+    """The best scores after hard or soft NMS, and the indices of their boxes, (B, D) each.
 
-    Blocks of the best undecided candidates are suppressed among themselves. A final score in a block that is no lower
-    than every score beyond it cannot change any more, since scores only fall: it is settled, and everything else
-    decays by it. So memory stays at a block by all candidates, and most pictures need one block.
+    The best candidates are suppressed among themselves, a block at a time. A score in the block that is at least as
+    high as every score outside it is final, since scores only fall; all other candidates then decay by it. So at most a
+    block is compared with all candidates, and most images need one block.
     """
     total = scores.shape[1]
     wanted = min(settings.max_detections, total)
     size = min(max(BLOCK, 3 * wanted // 2), total)
     final = torch.zeros_like(scores)
     while True:
-        top, places = scores.topk(min(size + 1, total), 1)
+        top, indices = scores.topk(min(size + 1, total), 1)
         beyond = top[:, size:].sum(1, keepdim=True)  # (B, 1): the best score outside the block, or 0
-        top, places = top[:, :size], places[:, :size]
-        block, block_labels = pick_boxes(boxes, places), labels.gather(1, places)
+        top, indices = top[:, :size], indices[:, :size]
+        block, block_labels = pick_boxes(boxes, indices), labels.gather(1, indices)
         finals = suppress(block, top, block_labels, settings)
         settled = (finals > 0) & (finals >= beyond)
-        final.scatter_add_(1, places, finals * settled)
+        final.scatter_add_(1, indices, finals * settled)
         if not bool(((final > 0).sum(1, keepdim=True) < wanted).logical_and(beyond > 0).any()):
             best, order = final.sort(dim=1, descending=True, stable=True)
             return best[:, :wanted], order[:, :wanted]
@@ -117,7 +117,7 @@ def _suppress_best(
 def best_detections(
     boxes: Tensor, scores: Tensor, labels: Tensor, settings: PostprocessSettings
 ) -> tuple[Tensor, Tensor]:
-    """Scores after the suppression that the settings name, best first, and the places of their boxes: (B, D) each."""
+    """Scores after the NMS that the settings name, best first, and the indices of their boxes: (B, D) each."""
     if settings.nms != "matrix":
         return _suppress_best(boxes, scores, labels, settings)
     size = min(scores.shape[1], max(MATRIX_CANDIDATES, settings.max_detections))
@@ -125,19 +125,19 @@ def best_detections(
     return final.topk(min(settings.max_detections, size), 1)
 
 
-def pick_boxes(boxes: Tensor, places: Tensor) -> Tensor:
-    """(B, N, 4) and (B, M) places to (B, M, 4)."""
-    return boxes.gather(1, places[..., None].expand(-1, -1, 4))
+def pick_boxes(boxes: Tensor, indices: Tensor) -> Tensor:
+    """(B, N, 4) boxes at (B, M) indices: (B, M, 4)."""
+    return boxes.gather(1, indices[..., None].expand(-1, -1, 4))
 
 
 def matrix_scores(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, sigma: float) -> Tensor:
     """Scores after matrix NMS with the Gaussian kernel (Wang et al. 2020, SOLOv2, eq. 5): one pass, no rounds.
 
-    A box decays by the better box that argues most strongly against it, less so where that one is itself in doubt.
+    A box decays by the better box that overlaps it most, less so if that one is itself overlapped by a better one.
 
     Args:
         boxes_xyxy: (B, M, 4) float32.
-        scores: (B, M) float32, best first; 0 marks an empty place.
+        scores: (B, M) float32, best first; 0 marks an unused row.
         labels: (B, M) int64.
         sigma: width of the kernel exp(-iou**2 / sigma).
 
@@ -165,7 +165,7 @@ def fuse_boxes(
         kept_xyxy: (B, D, 4) float32.
         kept_labels: (B, D) int64.
         boxes_xyxy: (B, N, 4) float32, all candidates.
-        scores: (B, N) float32; 0 marks an empty place.
+        scores: (B, N) float32; 0 marks an unused row.
         labels: (B, N) int64.
         iou_threshold: of membership.
 

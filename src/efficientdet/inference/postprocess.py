@@ -109,7 +109,7 @@ def _postprocess(
 
 
 class Candidates(NamedTuple):
-    """The best (anchor, class) pairs of each picture, best first.
+    """The candidates of each image, (anchor, class) pairs, best first.
 
     Attributes:
         logits: (B, N) float32; -inf marks places that hold no candidate.
@@ -125,14 +125,14 @@ class Candidates(NamedTuple):
 def select_candidates(
     class_logits: Sequence[Tensor], max_candidates: int, score_threshold: float, kind: str = "pairs"
 ) -> Candidates:
-    """Pick the best (anchor, class) pairs.
+    """Choose the (anchor, class) pairs with the best logits.
 
-    On a CPU one comparison finds the pairs over the threshold, where they are few. Else each anchor's best class is
-    found first, in one pass over the logits; all the rest looks at the few anchors whose best class is good enough.
+    On a CPU one comparison finds the pairs over the threshold, if they are few. Otherwise one pass finds the best class
+    of each anchor, and only the few anchors whose best class is good enough are looked at further.
 
     Args:
-        class_logits: list over levels of (B, A_l, K), float32 or bfloat16. Pairs that are not finite are left out.
-        max_candidates: at most so many pairs a picture.
+        class_logits: list over levels of (B, A_l, K), float32 or bfloat16. Logits that are not finite are left out.
+        max_candidates: largest number of pairs for an image.
         score_threshold: pairs below this probability are left out.
         kind: `pairs`, or `argmax` for each anchor's best class alone.
 
@@ -140,7 +140,7 @@ def select_candidates(
         The candidates; N is the largest count in the batch.
     """
     batch = class_logits[0].shape[0]
-    # At threshold 0 every number is good enough, but -inf is none.
+    # At threshold 0 every finite logit is a candidate.
     threshold = max(torch.logit(torch.tensor(score_threshold, dtype=torch.float64)).item(), torch.finfo().min)
     if kind == "pairs" and class_logits[0].device.type == "cpu":
         few = _few_pairs(class_logits, threshold, FEW * max_candidates * batch)
@@ -165,9 +165,9 @@ def select_candidates(
 
 
 def _few_pairs(class_logits: Sequence[Tensor], threshold: float, most: int) -> tuple[Candidates, Tensor] | None:
-    """All pairs over a threshold, (n,) each, and each one's picture; None where they are more than `most`.
+    """All pairs over a threshold, (n,) each, and the index of each one's image; None if there are more than `most`.
 
-    In the order of levels, pictures, anchors, classes.
+    Ordered by level, image, anchor, class.
     """
     found: list[tuple[NDArray[Any], ...]] = []
     mask, first, count = np.empty(CHUNK, bool), 0, 0
@@ -195,10 +195,11 @@ def _few_pairs(class_logits: Sequence[Tensor], threshold: float, most: int) -> t
 
 
 def _comparable(level: Tensor, threshold: float) -> tuple[NDArray[Any], np.ufunc, Any]:
-    """Logits as flat numbers of numpy, and the comparison and bound that they pass from a threshold on.
+    """Logits as a flat numpy array, and the comparison and bound that select those over a threshold.
 
-    numpy knows no bfloat16. Its bits order as integers do, for numbers of one sign: a logit is not below a negative
-    threshold when its bits are at most the threshold's, as unsigned integers, since those of positive ones are lower.
+    numpy has no bfloat16, so its bits are compared as integers, which have the same order among numbers of one sign. A
+    logit is at or over a negative threshold if its bits, unsigned, are at most the threshold's: those of positive
+    numbers are lower still.
     """
     flat = level.detach().contiguous().view(-1)
     if flat.dtype != torch.bfloat16:
@@ -216,14 +217,14 @@ def _bits(number: float) -> int:
 
 
 def _as_float(logits: NDArray[Any]) -> NDArray[np.float32]:
-    """What `_comparable` gave as integers, as the numbers that they stand for."""
+    """The float32 values of logits that `_comparable` gave as integers."""
     if logits.dtype == np.float32:
         return logits
     return np.asarray((logits.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32))
 
 
 def _floors(best: Tensor, max_candidates: int, threshold: float) -> Tensor:
-    """(B, A) best logits to (B,): the least logit that may be among a picture's `max_candidates` best pairs."""
+    """(B, A) best logits to (B,): the smallest logit that can be among the `max_candidates` best of an image."""
     floors = best.new_full((best.shape[0],), threshold)
     if best.shape[1] <= max_candidates or int((best >= threshold).sum(1).max()) <= max_candidates:
         return floors
@@ -232,7 +233,7 @@ def _floors(best: Tensor, max_candidates: int, threshold: float) -> Tensor:
 
 
 def _best_first(pairs: Candidates, rows: Tensor, batch: int, most: int) -> Candidates:
-    """Pairs of all pictures, (n,) each with the number of its picture, to (B, N), best first, at most so many."""
+    """Pairs of all images, (n,) each with the index of its image, to (B, N): best first, at most `most` an image."""
     if batch == 1:
         numbers = torch.arange(len(rows), device=rows.device)[None]  # (B, N) of pairs
         logits = pairs.logits[None]
@@ -246,7 +247,7 @@ def _best_first(pairs: Candidates, rows: Tensor, batch: int, most: int) -> Candi
     if logits.shape[1] > most:
         kept = logits.topk(most, 1, sorted=False).indices.sort(1).values
         logits, numbers = logits.gather(1, kept), numbers.gather(1, kept)
-    # A stable sort: of equal logits the one of the finer level, then of the earlier anchor, comes first.
+    # Stable: among equal logits the finer level, then the earlier anchor, comes first.
     logits, order = logits.sort(dim=1, descending=True, stable=True)
     numbers = numbers.gather(1, order)
     return Candidates(logits, pairs.anchor_indices[numbers], pairs.labels[numbers])

@@ -16,13 +16,13 @@ _Result = TypeVar("_Result")
 def prefetch(
     work: Callable[[_Item], _Result], sources: Iterable[_Item], threads: int, most: int
 ) -> Iterator[Iterator[_Result]]:
-    """Give results in the order of their sources, at most so many of them worked out ahead of what is taken.
+    """Compute results in threads ahead of their consumer, in the order of the sources.
 
     Args:
-        work: gives the result of one source; its errors are raised where the result would have been.
-        sources: taken one by one, by the caller's thread.
-        threads: how many.
-        most: how many sources are taken ahead.
+        work: computes the result of one source; its errors are raised where the result would have been.
+        sources: iterated in the caller's thread.
+        threads: number of threads.
+        most: largest number of sources taken ahead of the consumer.
     """
     waiting: deque[Future[_Result]] = deque()
 
@@ -37,6 +37,6 @@ def prefetch(
     with ThreadPoolExecutor(threads) as pool:
         try:
             yield results()
-        finally:  # a picture could not be read, or the caller wants no more
+        finally:  # an error was raised, or the consumer stopped
             for future in waiting:
                 future.cancel()

@@ -1,4 +1,4 @@
-"""Keep torch on one core for a while: its idle threads would take the other cores from a network in another runtime."""
+"""Run a few torch operations on one core, so that torch's idle threads leave the others to the network's runtime."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MAPS = Path("/proc/self/maps")
 
 @contextmanager
 def on_one_core() -> Iterator[None]:
-    """While this lasts, torch's operations of this thread, and of no other, run on one core.
+    """Run the torch operations of this thread, and of no other, on one core while the block lasts.
 
-    After each parallel operation OpenMP's threads wait for the next one, busy, not asleep, for some milliseconds. For
-    a few small operations between two runs of a network that is a bad bargain. `torch.set_num_threads` would change
-    other threads too; where OpenMP's own function for this cannot be found, nothing changes.
+    After each parallel operation OpenMP's threads spin for some milliseconds in case another one follows. Between two
+    runs of a network in OpenVINO or ONNX Runtime that takes more time than a few small operations gain.
+    `torch.set_num_threads` would change other threads too. If OpenMP's own function is not found, nothing changes.
     """
     threads = torch.get_num_threads()
     runtime = _runtime() if threads > 1 else None
@@ -38,7 +38,7 @@ def on_one_core() -> Iterator[None]:
 
 @functools.cache
 def _runtime() -> Any:
-    """The library that torch asks how many threads there are; None if that cannot be found."""
+    """The OpenMP library that torch uses; None if it is not found."""
     threads = torch.get_num_threads()
     for path in _candidates():
         try:
@@ -54,7 +54,7 @@ def _runtime() -> Any:
 
 
 def _candidates() -> list[str]:
-    """Paths of OpenMP runtimes: those beside torch's libraries, and on Linux all that the process has loaded."""
+    """Paths of OpenMP libraries: those beside torch's, and on Linux all that the process has loaded."""
     folder = Path(torch.__file__).parent / "lib"
     found = [str(path) for pattern in RUNTIMES for path in sorted(folder.glob(pattern))]
     if MAPS.exists():
