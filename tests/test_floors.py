@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_floors_hold() -> None:
-    pytest.importorskip("importlinter", reason="import-linter is missing (dev extra)")
+    pytest.importorskip("importlinter", reason="import-linter is missing (dependency group dev)")
     program = "from importlinter.cli import lint_imports_command as run; run()"
     command = [sys.executable, "-c", program, "--config", str(ROOT / "pyproject.toml"), "--no-cache"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -242,7 +242,7 @@ class Detections:
         Raises:
             MissingExtraError: supervision is not installed; gives the pip command.
         """
-        library = require("supervision", "video")
+        library = require("supervision", None)
         names = np.array([self.class_names[label] for label in self.labels], dtype=np.str_)
         return library.Detections(
             xyxy=self.boxes_xyxy.copy(),

@@ -52,12 +52,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     return UnknownNameError(f"unknown {kind} '{name}'{hint} Known: {', '.join(choices)}.")
 
 
-def require(module: str, extra: str) -> Any:
-    """Import an optional library, or say which extra brings it.
+def require(module: str, extra: str | None) -> Any:
+    """Import an optional library, or say how to install it.
 
     Args:
         module: dotted name of the module to import.
-        extra: the extra of this package that installs it.
+        extra: the extra of this package that installs it; None for a library of no extra, installed by its own name.
 
     Returns:
         The imported module.
@@ -70,6 +70,6 @@ def require(module: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
-        raise MissingExtraError(
-            f"{module.split('.')[0]} is not installed; run: pip install 'efficientdet[{extra}]'"
-        ) from error
+        library = module.split(".")[0]
+        wanted = f"'efficientdet[{extra}]'" if extra else library
+        raise MissingExtraError(f"{library} is not installed; run: pip install {wanted}") from error
