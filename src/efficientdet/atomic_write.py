@@ -1,38 +1,59 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files that are whole or not there: written in a temporary folder beside their place, then moved into it."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from efficientdet.text import in_json
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name beside a path, which takes its place when the block ends well and is removed otherwise.
+    """Give a temporary path to write a file to, which takes the place of `path` when the block ends well.
 
-    The temporary name keeps the path's suffix, by which writers tell the format. Missing folders are made.
+    If the block raises, the temporary file is removed, and what was at `path` stays. The temporary path has the same
+    file name, in a folder of its own beside `path`, so no name is too long and no other process or thread uses it. The
+    file gets the permissions of any new file, and is on the disk before it is moved. Missing folders are made.
 
     Args:
         path: the file to write; an existing one is replaced in one step.
 
     Yields:
-        The name to write to.
+        The path to write to.
 
     Raises:
-        OSError: the folder cannot be made, or the file not be renamed.
+        OSError: a folder cannot be made, or the file cannot be moved.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    folder = path.parent / f".{uuid.uuid4().hex[:12]}.part"
+    folder.mkdir()
     try:
+        temporary = folder / path.name
         yield temporary
+        # Some writers give the file to its owner alone; the folder shows what the umask allows.
+        temporary.chmod(folder.stat().st_mode & 0o666)
+        _to_disk(temporary)
         os.replace(temporary, path)
-    finally:  # whatever happened, an interrupt too
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # not every system can do this for a folder
+            _to_disk(path.parent)
+    finally:  # after an interrupt too
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -42,5 +63,5 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON, indented, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False))
+    """Write indented JSON, whole or not at all."""
+    write_text(path, in_json(json.dumps(content, indent=2, ensure_ascii=False)))

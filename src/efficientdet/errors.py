@@ -11,6 +11,11 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
+from efficientdet.text import printable
+
+# Of the names that are known, an error lists this many.
+MOST_SHOWN = 100
+
 
 class EfficientDetError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -44,12 +49,19 @@ class MissingExtraError(EfficientDetError, ImportError):
     """An optional library is not installed: the message gives the pip command that mends it."""
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived; like KeyboardInterrupt it passes every `except Exception`, and the command ends with 143."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """Build the error for a name that is not known, with the nearest known name and all of them."""
     choices = list(known)
+    name = printable(name, 80)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
-    return UnknownNameError(f"unknown {kind} '{name}'{hint} Known: {', '.join(choices)}.")
+    hint = f"; did you mean '{printable(near[0])}'?" if near else "."
+    shown = ", ".join(printable(choice, 80) for choice in choices[:MOST_SHOWN])
+    more = f" and {len(choices) - MOST_SHOWN} more" if len(choices) > MOST_SHOWN else ""
+    return UnknownNameError(f"unknown {kind} '{name}'{hint} Known: {shown}{more}.")
 
 
 def require(module: str, extra: str | None) -> Any:

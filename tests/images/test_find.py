@@ -26,7 +26,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(folder: Path, *sources: str) -> list[str]:
-    found = find_images([source if source == "-" else str(folder / source) for source in sources])
+    found, problems = find_images([source if source == "-" else str(folder / source) for source in sources])
+    assert problems == []
     return [str(path) if path == "-" else Path(path).relative_to(folder).as_posix() for path in found]
 
 
@@ -73,7 +74,49 @@ def test_a_source_that_matches_nothing_is_named(folder: Path, source: str, says:
 
 
 def test_no_sources_no_pictures() -> None:
-    assert find_images([]) == []
+    assert find_images([]) == ([], [])
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".bw", ".dds", ".j2k", ".heic", ".HEIF", ".qoi", ".avif"])
+def test_a_folder_means_every_format_that_is_read(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"image{suffix}").touch()
+    assert names(tmp_path, ".") == [f"image{suffix}"]
+
+
+def test_what_cannot_be_searched_is_named(folder: Path) -> None:
+    (folder / "gone.jpg").symlink_to(folder / "nothing.jpg")
+    (folder / "sub" / "again").symlink_to(folder)
+    found, problems = find_images([str(folder)])
+    assert [Path(path).name for path in found] == ["a.png", "b.JPG", "odd[1].png", "c.webp", "d.jpeg"]
+    assert len(problems) == 2
+    assert any("gone.jpg: a link that leads nowhere" in problem for problem in problems)
+    assert any("again: a link to a folder that was searched already" in problem for problem in problems)
+
+
+def test_a_link_to_another_folder_is_followed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "z.png").touch()
+    (folder / "linked").symlink_to(other)
+    assert "linked/z.png" in names(folder, ".")
+
+
+def test_a_folder_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refuse(path: object) -> object:
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found, problems = find_images([str(folder)])
+    assert len(found) == 3 and len(problems) == 1 and "sub: Permission denied" in problems[0]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_cannot_be_is_an_error_of_ours(name: str) -> None:
+    with pytest.raises(ImageError):
+        find_images([name])
 
 
 # ---- names of the annotated copies
@@ -93,6 +136,12 @@ def test_no_two_copies_share_a_name(sources: list[str]) -> None:
     assert len(found) == len(sources)
     assert len({name.lower() for name in found}) == len(found)
     assert all(name.endswith(".jpg") and os.sep not in name for name in found)
+
+
+def test_a_long_stem_is_cut_to_a_name_that_can_be() -> None:
+    first, second = output_names([Path("é" * 126 + ".png"), Path("é" * 126 + ".gif")])
+    assert first != second
+    assert max(len(os.fsencode(name)) for name in (first, second)) <= 255
 
 
 # ---- the pipe

@@ -55,3 +55,25 @@ def test_who_wants_no_more_waits_for_no_more() -> None:
         assert next(results) == 0
         gate.set()
     assert len(done) < 50
+
+
+def test_costs_worked_on_together_stay_below_the_limit() -> None:
+    ahead: list[int] = []
+    lock = threading.Lock()
+
+    def work(size: int) -> int:
+        with lock:
+            ahead.append(size)
+        return size
+
+    sizes = [3, 3, 3, 9, 1, 1, 20, 2]
+    taken = 0
+    with prefetch(work, sizes, threads=4, most=8, cost=lambda size: size, most_cost=8) as results:
+        for number, size in enumerate(results):
+            assert size == sizes[number]
+            taken += size
+            time.sleep(0.01)
+            with lock:
+                held = sum(ahead) - taken
+            assert held <= 8 or held == max(sizes)
+    assert taken == sum(sizes)

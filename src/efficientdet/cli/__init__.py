@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from efficientdet import __version__
-from efficientdet.cli import ablate, benchmark, detect, explain, export, models, quantize, report, train  # noqa: F401  (each adds its commands to the application)
 from efficientdet.cli.options import app, complain
-from efficientdet.errors import EfficientDetError
+from efficientdet.errors import EfficientDetError, Terminated
+
+# A file for each command (`models` holds several small ones), in the order of the help.
+COMMAND_FILES = (
+    "demo", "predict", "evaluate", "train", "models", "export", "quantize", "benchmark", "explain", "ablate", "report",
+)  # fmt: skip
+for _name in COMMAND_FILES:
+    importlib.import_module(f"{__name__}.{_name}")  # adds its command to the application
 
 
 def _print_version(wanted: bool) -> None:
@@ -31,6 +39,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; turn every error that is for people into one line and an exit code."""
+    _open_standard_streams()
     try:
         app()
     except EfficientDetError as error:
@@ -42,3 +51,17 @@ def main() -> None:
     except KeyboardInterrupt:
         complain("stopped")
         sys.exit(130)
+    except Terminated:
+        complain("terminated")
+        sys.exit(143)
+
+
+def _open_standard_streams() -> None:
+    """Open what is closed of standard input, output and error: other files would take their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115

@@ -5,18 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from efficientdet.errors import SettingError
-from efficientdet.settings import Kind, kinds
+from efficientdet.settings import Kind, changed, kinds
+from efficientdet.text import in_json, printable, printable_lines
+
+# Characters of text from outside that a table's cell shows.
+LONGEST_CELL = 1000
 
 app = typer.Typer(
     help="EfficientDet: detect objects in images, and train detectors of your own.",
@@ -25,10 +32,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+class OutConsole(Console):
+    """Standard output; where its reader has gone, the command says so and ends with 1."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Rich calls this where a write finds no reader."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer
+        complain("error: the program that reads this output has ended")
+        raise SystemExit(1)
+
+
 # In a file or a pipe there is no edge to wrap at.
-out_console = Console(width=None if sys.stdout.isatty() else 160)
+out_console = OutConsole(width=None if sys.stdout is not None and sys.stdout.isatty() else 160)
 error_console = Console(stderr=True)
 
+Weights = Annotated[
+    str,
+    typer.Option(
+        "--weights", "-w", help="Bundled model, checkpoint, exported file, released model, or hf://owner/repo."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Leave out images whose file is missing.")]
 
@@ -60,6 +85,9 @@ def takes_settings(
         def run(**arguments: Any) -> None:
             typed = {option.name: arguments.pop(option.name) for option in options}
             settings = {name: value for name, value in typed.items() if value is not None}
+            for cls in classes:  # what cannot be is refused before anything heavy is loaded
+                own_names = {field.name for field in dataclasses.fields(cls)}
+                changed(cls(), {name: value for name, value in settings.items() if name in own_names})
             command(**arguments, settings=settings)
 
         run.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
@@ -124,29 +152,39 @@ def progress_bar(is_quiet: bool) -> Progress:
 
 
 def say(text: str) -> None:
-    """Print a line as it is: paths keep their brackets, and stay on one line for whoever reads the output."""
-    out_console.print(text, highlight=False, markup=False, soft_wrap=True)
+    """Print text as it is: paths keep their brackets, and stay on one line for whoever reads the output."""
+    out_console.print(printable_lines(text), highlight=False, markup=False, soft_wrap=True)
+
+
+def print_json(content: Any) -> None:
+    """Print one line of JSON, and nothing else, on standard output."""
+    try:
+        print(in_json(json.dumps(content, ensure_ascii=False)), flush=True)
+    except BrokenPipeError:
+        out_console.on_broken_pipe()
 
 
 def complain(text: str) -> None:
     """Print an error's line, in red, to standard error."""
-    error_console.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+    error_console.print(printable_lines(text), style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def tell_progress(text: str) -> None:
     """Print a line on progress, dimmed, to standard error."""
-    error_console.print(text, style="dim", highlight=False, markup=False)
+    error_console.print(printable_lines(text), style="dim", highlight=False, markup=False)
 
 
 def print_table(title: str, rows: Iterable[Mapping[str, Any]], left: tuple[str, ...] = ("name",)) -> None:
     """Print rows with the same keys; the columns named in `left` hold text, the others numbers."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title_justify="left")
+    table = Table(
+        title=Text(printable(title)), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title_justify="left"
+    )
     for number, row in enumerate(rows):
         if number == 0:
             for column in row:
                 short = column.replace("published", "publ.")
                 table.add_column(short, justify="left" if column in left else "right")
-        table.add_row(*("-" if value is None else str(value) for value in row.values()))
+        table.add_row(*(Text("-" if value is None else printable(value, LONGEST_CELL)) for value in row.values()))
     if table.columns:
         out_console.print(table)
     else:

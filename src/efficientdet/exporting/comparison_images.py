@@ -77,7 +77,7 @@ def comparison_pictures(folder: str | Path | None) -> list[RgbImage]:
         ImageError: the folder has no picture, or one cannot be read.
         MissingExtraError: no folder is given and the sample picture is not installed.
     """
-    found = [sample_image()] if folder is None else find_images([str(folder)])
+    found = [sample_image()] if folder is None else find_images([str(folder)]).images
     step = -(-len(found) // MOST_PICTURES)
     pictures = [read(path) for path in found[::step]]
     if len(pictures) == 1:  # its mirror image makes a batch of it

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from efficientdet.text import printable
+
 Color: TypeAlias = tuple[int, int, int]
 Rectangle: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom pixel, both included
 Font: TypeAlias = ImageFont.FreeTypeFont
@@ -32,6 +34,8 @@ _PALETTE: tuple[Color, ...] = (
     (98, 72, 230),  # indigo
 )
 _LOWEST_WITH_LABELS = 64  # pixels; on a lower image a label hides more than it tells
+# Characters of a class name; to measure more takes long, and no image has room for them.
+LONGEST_NAME = 80
 _GOLDEN_RATIO = 0.618033988749895
 
 
@@ -108,7 +112,7 @@ def draw_boxes(
     tags: list[_Tag] = []
     for index in weakest_first[::-1]:  # the best score chooses its place first ...
         label = int(labels[index])
-        name, score = " ".join(class_names[label].split()), f"{scores[index]:.0%}"
+        name, score = printable(" ".join(class_names[label].split()), LONGEST_NAME), f"{scores[index]:.0%}"
         box = _inside(boxes_xyxy[index], canvas.size)
         tag = _place_tag(name, score, label, box, canvas.size, line, [tag.rectangle for tag in tags])
         tags += [tag] if tag else []

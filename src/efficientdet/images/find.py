@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import importlib.util
 import io
 import itertools
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from efficientdet.errors import ImageError, MissingExtraError
 
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm",
-)  # fmt: skip
 STANDARD_INPUT = "-"
 EMPTY_INPUT = "standard input is empty (pipe an image in, such as: efficientdet predict - < photo.jpg)"
+# Pillow only identifies these; HEIF it does not know, but `images.read` says what to do about it.
+_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+_WITHOUT_DECODER = (".heic", ".heif")
+# Longest name of a file, in bytes, on the usual file systems.
+LONGEST_NAME = 255
 
 
-def find_images(sources: list[str]) -> list[Path | str]:
+class FoundImages(NamedTuple):
+    """What was found.
+
+    Attributes:
+        images: paths, or `-`, each once, in order.
+        problems: a line for each place that could not be searched: unreadable folders, links that lead nowhere.
+    """
+
+    images: list[Path | str]
+    problems: list[str]
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes, in lower case with the dot, of the image formats that are read."""
+    from PIL import Image
+
+    formats = Image.registered_extensions()
+    known = {suffix for suffix, name in formats.items() if name in Image.OPEN and name not in _NOT_DECODED}
+    return frozenset(known | set(_WITHOUT_DECODER))
+
+
+def find_images(sources: list[str]) -> FoundImages:
     """List the images of files, folders, glob patterns and `-` (standard input): each once, in order.
 
     A file is taken whatever its suffix; of a folder and its subfolders, the files with an image's suffix.
@@ -28,22 +55,54 @@ def find_images(sources: list[str]) -> list[Path | str]:
         ImageError: a source matches nothing; names it.
     """
     found: dict[Path | str, None] = {}
+    problems: list[str] = []
     for source in sources:
         if source == STANDARD_INPUT:
             found[source] = None
             continue
         path = Path(source)
-        if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        elif path.exists():
-            matches = [path]
-        else:
-            matches = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())
-        if not matches:
+        matches, before = [], len(problems)
+        try:
+            if path.is_dir():
+                matches = sorted(_images_below(path, problems))
+            elif path.exists():
+                matches = [path]
+            else:
+                matches = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())
+        except (OSError, ValueError) as error:  # a name that is too long, or holds a null
+            raise ImageError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
+        if not matches and len(problems) == before:
             what = "no image in this folder" if path.is_dir() else "no such file, and no file matches it as a pattern"
             raise ImageError(f"{source}: {what}")
         found.update(dict.fromkeys(matches))
-    return list(found)
+    return FoundImages(list(found), problems)
+
+
+def _images_below(folder: Path, problems: list[str]) -> Iterator[Path]:
+    """Files with an image's suffix in a folder and its subfolders, links followed, each folder once."""
+    seen: set[tuple[int, int]] = set()
+
+    def cannot(error: OSError) -> None:
+        problems.append(f"{error.filename}: {error.strerror}: its images are left out")
+
+    for name, subfolders, files in os.walk(folder, onerror=cannot, followlinks=True):
+        status = os.stat(name)
+        seen.add((status.st_dev, status.st_ino))
+        for subfolder in sorted(subfolders):
+            path = os.path.join(name, subfolder)
+            if os.path.islink(path):
+                target = os.stat(path)
+                if (target.st_dev, target.st_ino) in seen:
+                    problems.append(f"{path}: a link to a folder that was searched already; not followed")
+                    subfolders.remove(subfolder)
+        for file in files:
+            if os.path.splitext(file)[1].lower() not in image_suffixes():
+                continue
+            path = os.path.join(name, file)
+            if os.path.isfile(path):
+                yield Path(path)
+            else:
+                problems.append(f"{path}: a link that leads nowhere" if os.path.islink(path) else f"{path}: no file")
 
 
 def sample_image() -> Path:
@@ -57,14 +116,14 @@ def sample_image() -> Path:
     portrait = folder / "mpl-data" / "sample_data" / "grace_hopper.jpg" if folder else None
     if portrait is None or not portrait.is_file():
         raise MissingExtraError(
-            "the sample image comes with matplotlib; run: pip install 'efficientdet[demo]', or name one of yours"
+            "the sample image comes with matplotlib; run: pip install 'efficientdet[demo]', or name an image of yours"
         )
     return portrait
 
 
 def standard_input() -> BinaryIO:
     """Standard input as a file for `images.read`; if it is empty, that function's error says what to do."""
-    content = io.BytesIO(sys.stdin.buffer.read())
+    content = io.BytesIO(sys.stdin.buffer.read() if sys.stdin is not None else b"")
     content.name = "standard input" if content.getbuffer().nbytes else EMPTY_INPUT
     return content
 
@@ -72,14 +131,23 @@ def standard_input() -> BinaryIO:
 def output_names(images: list[Path | str]) -> list[str]:
     """A file name for each image's annotated copy: its stem, numbered where two would collide.
 
-    Names that differ in case only collide too, since some file systems ignore case.
+    Names that differ in case only collide too, since some file systems ignore case. A stem that would be too long for a
+    file name is cut.
     """
     taken: set[str] = set()
     names = []
     for image in images:
         stem = "stdin" if image == STANDARD_INPUT else Path(image).stem
-        numbered = (f"{stem}{'' if number == 1 else f'-{number}'}.jpg" for number in itertools.count(1))
+        numbered = (_with_ending(stem, f"{'' if number == 1 else f'-{number}'}.jpg") for number in itertools.count(1))
         name = next(name for name in numbered if name.lower() not in taken)
         taken.add(name.lower())
         names.append(name)
     return names
+
+
+def _with_ending(stem: str, ending: str) -> str:
+    room = LONGEST_NAME - len(os.fsencode(ending))
+    whole = os.fsencode(stem)
+    if len(whole) <= room:
+        return stem + ending
+    return whole[:room].decode(sys.getfilesystemencoding(), "ignore") + ending

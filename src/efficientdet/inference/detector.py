@@ -19,7 +19,7 @@ from efficientdet.errors import ImageError, SettingError
 from efficientdet.family import ASPECTS
 from efficientdet.images.convert import FloatImage, RgbImage
 from efficientdet.images.letterbox import letterbox, letterbox_scale
-from efficientdet.images.read import ImageSource, read, read_reduced
+from efficientdet.images.read import ImageSource, image_size, read, read_reduced
 from efficientdet.inference.engines.choose import choose_backend, open_engine
 from efficientdet.inference.engines.engine import Engine
 from efficientdet.inference.engines.exported import is_exported, open_exported
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
     from efficientdet.inference.settings import DetectorOptions, PostprocessOptions
 
-# Threads that read images ahead of the network.
+# Threads that read images ahead of the network, and the bytes of decoded images that they may hold together.
 READERS = 2
+BYTES_AHEAD = 2**28
 BATCH_SIZE = 8
 # A block of the prediction, by name: decode, preprocess, network, postprocess.
 Timer = Callable[[str], AbstractContextManager[Any]]
@@ -223,17 +224,26 @@ class Detector:
             image = self._try_prepare(source)
             return image if isinstance(image, ImageError) else self._detect([image], settings, alone=True)[0]
 
-        with prefetch(one, sources, cores, 2 * cores) as found:
+        with prefetch(one, sources, cores, 2 * cores, self._decoded_bytes, BYTES_AHEAD) as found:
             yield from found
 
     def _in_batches(
         self, sources: Iterable[ImageSource], batch_size: int, settings: PostprocessSettings
     ) -> Iterator[Detections | ImageError]:
         """Batches through the network, while other threads read the next one."""
-        with prefetch(self._try_prepare, sources, READERS, 2 * batch_size) as prepared:
-            while batch := list(itertools.islice(prepared, batch_size)):
+        ahead = self._decoded_bytes, BYTES_AHEAD
+        with prefetch(self._try_prepare, sources, READERS, 2 * batch_size, *ahead) as prepared:
+            while batch := _next_batch(prepared, batch_size):
                 found = iter(self._detect([image for image in batch if isinstance(image, _Prepared)], settings))
                 yield from (next(found) if isinstance(image, _Prepared) else image for image in batch)
+
+    def _decoded_bytes(self, source: ImageSource) -> int:
+        """Memory that an image takes once it is decoded, from its header; 0 where that cannot be read."""
+        try:
+            height, width = image_size(source) if isinstance(source, (str, Path, bytes)) else (0, 0)
+        except ImageError:
+            return 0
+        return 3 * height * width + 12 * self.image_size[0] * self.image_size[1]  # uint8, and float32 of the input
 
     def _try_prepare(self, source: ImageSource) -> _Prepared | ImageError:
         try:
@@ -277,6 +287,18 @@ class Detector:
         """
         self.predict(np.zeros((*self.image_size, 3), np.uint8))
         return self.engine
+
+
+def _next_batch(images: Iterator[_Prepared | ImageError], batch_size: int) -> list[_Prepared | ImageError]:
+    """The next images: `batch_size` of them, or fewer where they are large."""
+    batch: list[_Prepared | ImageError] = []
+    size = 0
+    for image in itertools.islice(images, batch_size):
+        batch.append(image)
+        size += 0 if isinstance(image, ImageError) else image.image.nbytes
+        if size > BYTES_AHEAD:
+            break
+    return batch
 
 
 class _Prepared(NamedTuple):

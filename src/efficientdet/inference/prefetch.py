@@ -14,7 +14,12 @@ _Result = TypeVar("_Result")
 
 @contextmanager
 def prefetch(
-    work: Callable[[_Item], _Result], sources: Iterable[_Item], threads: int, most: int
+    work: Callable[[_Item], _Result],
+    sources: Iterable[_Item],
+    threads: int,
+    most: int,
+    cost: Callable[[_Item], int] = lambda source: 0,
+    most_cost: int = 0,
 ) -> Iterator[Iterator[_Result]]:
     """Compute results in threads ahead of their consumer, in the order of the sources.
 
@@ -23,20 +28,31 @@ def prefetch(
         sources: iterated in the caller's thread.
         threads: number of threads.
         most: largest number of sources taken ahead of the consumer.
+        cost: what a source takes, such as bytes of memory.
+        most_cost: largest sum of costs that are worked on ahead; a source that costs more is worked on alone.
     """
-    waiting: deque[Future[_Result]] = deque()
+    waiting: deque[tuple[Future[_Result], int]] = deque()
 
     def results() -> Iterator[_Result]:
+        ahead = 0
         for source in sources:
-            waiting.append(pool.submit(work, source))
+            own = cost(source)
+            while waiting and ahead + own > most_cost:
+                future, done = waiting.popleft()
+                yield future.result()
+                ahead -= done
+            waiting.append((pool.submit(work, source), own))
+            ahead += own
             if len(waiting) == most:
-                yield waiting.popleft().result()
+                future, done = waiting.popleft()
+                yield future.result()
+                ahead -= done
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[0].result()
 
     with ThreadPoolExecutor(threads) as pool:
         try:
             yield results()
         finally:  # an error was raised, or the consumer stopped
-            for future in waiting:
+            for future, _ in waiting:
                 future.cancel()

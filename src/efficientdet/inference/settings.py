@@ -62,7 +62,10 @@ class DetectorSettings:
         "fp32", "Precision of the arithmetic: fp32, bf16, or fp16 on a GPU."
     )
     image_size: int | tuple[int, int] | None = setting(
-        None, "Input size in pixels, the side of a square or height x width; by default the checkpoint's.", minimum=32
+        None,
+        "Input size in pixels, the side of a square or height x width; by default the checkpoint's.",
+        minimum=32,
+        maximum=8192,
     )
     rectangular: bool = setting(
         False, "Pad images to the next multiple of the coarsest stride instead of a square: fewer pixels to compute."

@@ -113,7 +113,7 @@ def choose_pictures(given: str | Path | None, folder: Path) -> list[str]:
         path = folder / "picture.jpg"
         default_picture(path)
         return [str(path)]
-    return [str(picture) for picture in find_images([str(given)])]
+    return [str(picture) for picture in find_images([str(given)]).images]
 
 
 def peer_python(given: str | Path | None) -> str:

@@ -1,0 +1,87 @@
+"""predict: annotated copies of images, and their detections as JSON."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from efficientdet.cli.options import Json, Weights, app, complain, print_json, progress_bar, say, takes_settings
+from efficientdet.cli.run_results import RunResults, save_annotated, spare_originals
+from efficientdet.errors import ImageError
+from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from efficientdet.inference.detector import Detector
+
+
+@app.command()
+@takes_settings(PostprocessSettings, DetectorSettings, stored=PostprocessSettings)
+def predict(
+    sources: Annotated[list[str], typer.Argument(help="Images, folders, globs, or - for standard input.")],
+    settings: dict[str, Any],
+    weights: Weights = "people",
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the annotated images and of detections.json.")
+    ] = Path("predictions"),
+    images: Annotated[bool, typer.Option(help="Write annotated images.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Detect objects in images: writes annotated copies and one detections.json.
+
+    An image that cannot be read is reported, the others go on, and the command ends with exit code 1.
+
+    Example: `efficientdet predict photos/ --weights people --out predictions`
+    """
+    from efficientdet.images.find import find_images, output_names
+
+    found, problems = find_images(sources)
+    targets = [out / name for name in output_names(found)] if images else []
+    spare_originals(found, targets)
+
+    from efficientdet.inference.detector import load
+
+    detector = load(weights, **settings)
+    results = RunResults(out / "detections.json", {"weights": weights, "engine": str(detector.engine)}, len(found))
+    with results, progress_bar(as_json) as progress:
+        for problem in problems:
+            results.fail(*problem.split(": ", 1))
+        _predict_all(detector, found, targets, results, progress)
+    if as_json:
+        print_json({"images": results.images, "failures": results.failures})
+    else:
+        boxes = sum(len(entry["detections"]) for entry in results.images)
+        say(f"{len(results.images)} images, {boxes} boxes; written to {out}/ ({detector.engine})")
+    if results.failures:
+        complain(f"{len(results.failures)} of {len(found) + len(problems)} images failed")
+        raise typer.Exit(1)
+
+
+def _predict_all(
+    detector: Detector, found: Sequence[Path | str], targets: Sequence[Path], results: RunResults, progress: Progress
+) -> None:
+    """Predict one image after another, past those that fail; write annotated copies where there are targets."""
+    from efficientdet.images.find import STANDARD_INPUT, standard_input
+
+    images = (standard_input() if source == STANDARD_INPUT else source for source in found)
+    answers = zip_longest(found, targets, detector.try_many(images))
+    for source, target, detections in progress.track(answers, total=len(found), description="predicting"):
+        if isinstance(detections, ImageError):
+            results.fail(str(source), str(detections))
+            continue
+        entry = {**detections.to_json(), "source": str(source)}
+        if target is not None:
+            try:
+                save_annotated(detections, target)
+                entry["annotated"] = str(target)
+            except Exception as error:  # Pillow raises nearly anything where a format cannot hold an image
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                results.fail(str(source), f"{source}: its annotated copy cannot be written to {target} ({error})")
+        results.add(entry)

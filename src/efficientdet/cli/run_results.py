@@ -1,0 +1,103 @@
+"""What a run over many images has done, kept however the run ends; and annotated copies beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efficientdet.atomic_write import replacing, write_json
+from efficientdet.cli.options import complain
+from efficientdet.errors import SettingError, Terminated
+from efficientdet.text import in_json
+
+if TYPE_CHECKING:
+    from efficientdet.detections import Detections
+
+
+class RunResults:
+    """What a run over many images has done, written to a JSON file however the run ends.
+
+    Each result also goes to a journal beside that file at once, `NAME.partial.jsonl`, which is removed when the file is
+    written: where even that cannot be done, or the process is killed, the results are in the journal.
+    """
+
+    def __init__(self, path: Path, facts: dict[str, Any], total: int) -> None:
+        """Begin a run; results of an earlier one are removed, so that they never stand beside new images.
+
+        Args:
+            path: the JSON file.
+            facts: what it says besides `images` and `failures`.
+            total: number of images of the run.
+        """
+        self.path = path
+        self.journal_path = path.with_suffix(".partial.jsonl")
+        self.facts = facts
+        self.total = total
+        self.images: list[dict[str, Any]] = []
+        self.failures: list[dict[str, str]] = []
+
+    def __enter__(self) -> RunResults:
+        """Open the journal, and let SIGTERM end the block as Ctrl-C does."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
+        self._journal = self.journal_path.open("w", encoding="utf-8")
+        self._before = signal.signal(signal.SIGTERM, _raise_terminated)
+        return self
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Keep the result of an image."""
+        self.images.append(entry)
+        self._write(entry)
+
+    def fail(self, source: str, error: str) -> None:
+        """Keep, and print, why an image failed."""
+        failure = {"source": source, "error": error}
+        self.failures.append(failure)
+        complain(f"error: {error}")
+        self._write(failure)
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self._journal.write(in_json(json.dumps(entry, ensure_ascii=False)) + "\n")
+        self._journal.flush()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Write the file; where the run was cut short, say how far it came."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            with contextlib.suppress(OSError):  # what could not be flushed for want of space
+                self._journal.close()
+            content = {**self.facts, "complete": error is None, "images": self.images, "failures": self.failures}
+            write_json(self.path, content)
+            self.journal_path.unlink(missing_ok=True)
+            where = self.path
+        except OSError as problem:
+            complain(f"{self.path} cannot be written ({problem.strerror}); what was done is in {self.journal_path}")
+            where = self.journal_path
+            if error is None:
+                raise
+        finally:
+            signal.signal(signal.SIGTERM, self._before)
+        if error is not None:
+            complain(f"stopped after {len(self.images)} of {self.total} images; their results are in {where}")
+
+
+def _raise_terminated(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def spare_originals(sources: Sequence[Path | str], targets: Sequence[Path]) -> None:
+    """Refuse to write annotated images over the images themselves."""
+    originals = {Path(source).resolve() for source in sources}
+    for target in targets:
+        if target.resolve() in originals:
+            raise SettingError(f"--out {target.parent}: {target} would be overwritten; choose another folder")
+
+
+def save_annotated(detections: Detections, target: Path) -> None:
+    """Write a copy of the detections' image with their boxes, whole or not at all."""
+    with replacing(target) as temporary:
+        detections.draw().save(temporary, quality=92)

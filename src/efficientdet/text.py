@@ -1,0 +1,50 @@
+"""Text from outside (class names, paths, metadata) made safe to show: in a terminal, a message, JSON or markdown.
+
+Control characters, terminal escapes and bytes that are no text are written as escapes, and long text is cut.
+"""
+
+from __future__ import annotations
+
+import re
+
+# C0 and C1 controls (terminal escapes begin with one), marks that reverse the direction of text, and lone surrogates,
+# which stand for the bytes of a file name that are not UTF-8.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~])")
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def printable(text: object, longest: int = 200) -> str:
+    """One line of text that is safe to print.
+
+    Args:
+        text: anything; its `str` is taken.
+        longest: characters kept; the middle of longer text is replaced by an ellipsis, for both ends tell.
+    """
+    plain = str(text)
+    if len(plain) > longest:
+        head = longest // 2
+        plain = f"{plain[:head]}…{plain[head + 1 - longest :]}"
+    return _UNSAFE.sub(_escape, plain)
+
+
+def printable_lines(text: object, longest: int = 20_000) -> str:
+    """Text of several lines that is safe to print; tabs become spaces."""
+    plain = str(text)
+    plain = plain if len(plain) <= longest else f"{plain[:longest]}…"
+    return "\n".join(_UNSAFE.sub(_escape, line.expandtabs()) for line in plain.split("\n"))
+
+
+def in_markdown(text: object, longest: int = 2000) -> str:
+    """One line of text whose characters have no meaning in markdown."""
+    return _MARKDOWN.sub(r"\\\1", printable(text, longest))
+
+
+def in_json(text: str) -> str:
+    """JSON in which lone surrogates are escapes, so that it can be written as UTF-8."""
+    return _SURROGATES.sub(_escape, text)
