@@ -17,7 +17,7 @@ from efficientdet.data.check import (
 from efficientdet.errors import DataError
 
 
-def save_picture(path: Path, width: int, height: int, orientation: int | None = None) -> Path:
+def save_image(path: Path, width: int, height: int, orientation: int | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     if orientation is not None:
@@ -50,34 +50,34 @@ def test_file_names_that_leave_the_folder_are_refused(name: str) -> None:
 
 
 def test_sizes_are_compared_after_exif_orientation(tmp_path: Path) -> None:
-    path = save_picture(tmp_path / "a.jpg", 40, 30, orientation=6)
+    path = save_image(tmp_path / "a.jpg", 40, 30, orientation=6)
     assert measure(path, "place") == (40, 30)
     check_size(path, (40, 30), measure(path, "place"), "place")
 
 
-def test_boxes_of_the_unrotated_picture_are_told_apart(tmp_path: Path) -> None:
-    path = save_picture(tmp_path / "a.jpg", 40, 30, orientation=6)
-    with pytest.raises(DataError, match="place, fields 'width' and 'height'.*40x30.*30x40.*unrotated picture"):
+def test_boxes_of_the_unrotated_image_are_told_apart(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.jpg", 40, 30, orientation=6)
+    with pytest.raises(DataError, match="place, fields 'width' and 'height'.*40x30.*30x40.*unrotated image"):
         check_size(path, (30, 40), measure(path, "place"), "place")
 
 
 def test_swapped_sizes_without_orientation_are_not_blamed_on_exif(tmp_path: Path) -> None:
-    path = save_picture(tmp_path / "a.jpg", 40, 30)
+    path = save_image(tmp_path / "a.jpg", 40, 30)
     with pytest.raises(DataError, match="swapped") as caught:
         check_size(path, (40, 30), measure(path, "place"), "place")
     assert "EXIF" not in str(caught.value)
 
 
-def test_a_file_that_is_no_picture_names_the_place(tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_names_the_place(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
-    path.write_text("no picture")
+    path.write_text("no image")
     with pytest.raises(DataError, match=r"x.json: image id 7: .*a\.jpg"):
         measure(path, "x.json: image id 7")
 
 
-def test_image_folder_is_the_first_that_holds_a_picture(tmp_path: Path) -> None:
+def test_image_folder_is_the_first_that_holds_an_image(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    save_picture(tmp_path / "full" / "b.jpg", 4, 4)
+    save_image(tmp_path / "full" / "b.jpg", 4, 4)
     folders = [tmp_path / "none", tmp_path / "empty", tmp_path / "full"]
     assert find_image_folder(folders, ["a.jpg", "b.jpg"]) == tmp_path / "full"
     assert find_image_folder(folders, ["a.jpg"]) == tmp_path / "empty"

@@ -35,7 +35,7 @@ RAW = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
 FORKS = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 
 
-def write_picture(path: Path, width: int = 40, height: int = 30, seed: int = 0) -> None:
+def write_image(path: Path, width: int = 40, height: int = 30, seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -44,13 +44,13 @@ def write_picture(path: Path, width: int = 40, height: int = 30, seed: int = 0) 
 def make_records(
     folder: Path | None, count: int, crowds: tuple[int, ...] = (), negatives: tuple[int, ...] = ()
 ) -> Records:
-    """Pictures of different sizes with a box each (two where there is a crowd beside it)."""
+    """Images of different sizes with a box each (two where there is a crowd beside it)."""
     images = []
     for i in range(count):
         width, height = 40 + 3 * i, 30 + 5 * i
         path = Path(f"{i}.png") if folder is None else folder / f"{i}.png"
         if folder is not None:
-            write_picture(path, width, height, seed=i)
+            write_image(path, width, height, seed=i)
         boxes = np.array([] if i in negatives else [[4, 6, 24, 16]], dtype=np.float32).reshape(-1, 4)
         n = len(boxes)
         images.append(
@@ -76,7 +76,7 @@ def test_letterboxed_boxes_are_the_originals_times_the_scale(tmp_path: Path) -> 
     assert len(dataset) == 4
     for i, record in enumerate(records.images):
         sample = dataset[i]
-        assert sample.place == i
+        assert sample.image_index == i
         assert sample.scale == pytest.approx(min(48 / record.height, 64 / record.width))
         assert sample.image.shape == (3, 48, 64) and sample.image.dtype == torch.float32
         np.testing.assert_allclose(sample.boxes_xyxy, record.boxes_xyxy * sample.scale, rtol=1e-6)
@@ -94,7 +94,7 @@ def test_crowds_are_not_in_samples(tmp_path: Path) -> None:
         assert sample.boxes_xyxy.shape == (1, 4) and sample.labels.tolist() == [0]
 
 
-def test_boxes_of_a_picture_with_orientation_lie_where_it_is_seen(tmp_path: Path) -> None:
+def test_boxes_of_an_image_with_orientation_lie_where_it_is_seen(tmp_path: Path) -> None:
     # Upright 40 wide, 60 high, white at x 5..15, y 30..55; on disk lying on its side, with EXIF to turn it.
     upright = np.zeros((60, 40, 3), dtype=np.uint8)
     upright[30:55, 5:15] = 255
@@ -120,7 +120,7 @@ def test_augmented_samples_depend_on_seed_epoch_and_index_alone(tmp_path: Path) 
     records = make_records(tmp_path, 3)
 
     def dataset(seed: int) -> DetectionDataset:
-        return DetectionDataset(records, (48, 48), IMAGENET, Augmentation(), seed, cache=False)
+        return DetectionDataset(records, (48, 48), IMAGENET, Augmentation((0.1, 2.0), 0.5), seed, cache=False)
 
     first = dataset(0)
     first[1, 5]  # what came before does not matter
@@ -156,8 +156,8 @@ def drain(loader: Any) -> list[Batch]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_cache_gives_identical_pixels_in_every_process(tmp_path: Path, workers: int) -> None:
     records = make_records(tmp_path, 6)
-    plain = DetectionDataset(records, (48, 48), IMAGENET, Augmentation(), cache=False)
-    cached = DetectionDataset(records, (48, 48), IMAGENET, Augmentation(), cache=True)
+    plain = DetectionDataset(records, (48, 48), IMAGENET, Augmentation((0.1, 2.0), 0.5), cache=False)
+    cached = DetectionDataset(records, (48, 48), IMAGENET, Augmentation((0.1, 2.0), 0.5), cache=True)
 
     def augmented(dataset: DetectionDataset, epoch: int, workers: int) -> torch.Tensor:
         batches = EpochBatches(records, 2, seed=0)
@@ -173,12 +173,12 @@ def test_the_cache_gives_identical_pixels_in_every_process(tmp_path: Path, worke
         assert cached[i].image.shape == (3, 48, 48)
     again = drain(eval_loader(cached, 4, workers))
     for i in range(6):
-        write_picture(tmp_path / f"{i}.png", 40 + 3 * i, 30 + 5 * i, seed=i)
+        write_image(tmp_path / f"{i}.png", 40 + 3 * i, 30 + 5 * i, seed=i)
     expected = drain(eval_loader(plain, 4, 0))
     assert torch.equal(torch.cat([b.images for b in again]), torch.cat([b.images for b in expected]))
 
 
-def test_pictures_that_take_too_much_memory_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_take_too_much_memory_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     records = make_records(None, 2)
     records.images[0].width = 10**9
     assert not DecodedCache.fits(records)
@@ -209,13 +209,13 @@ def indices(batches: EpochBatches) -> list[list[int]]:
     return [[index for index, _ in batch] for batch in batches]
 
 
-def test_pictures_of_crowds_alone_are_left_out_and_negatives_are_in() -> None:
+def test_images_of_crowds_alone_are_left_out_and_negatives_are_in() -> None:
     batches = EpochBatches(make_records(None, 6, crowds=(1, 4), negatives=(2,)), 1, seed=0)
     assert sorted(sum(indices(batches), [])) == [0, 2, 3, 5]
     assert len(batches) == 4
 
 
-def test_the_order_follows_seed_and_epoch_and_is_told_with_each_picture() -> None:
+def test_the_order_follows_seed_and_epoch_and_is_told_with_each_image() -> None:
     records = make_records(None, 20)
 
     def order(seed: int, epoch: int) -> list[list[tuple[int, int]]]:
@@ -240,10 +240,10 @@ def test_a_start_in_the_middle_gives_the_rest_once(start: int) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 4), st.integers(0, 3))
-def test_ranks_share_an_epoch_without_overlap(pictures: int, batch_size: int, world: int, epoch: int) -> None:
-    records = make_records(None, pictures)
-    if pictures < world:
-        with pytest.raises(DataError, match=f"{pictures} pictures .* {world} devices"):
+def test_ranks_share_an_epoch_without_overlap(images: int, batch_size: int, world: int, epoch: int) -> None:
+    records = make_records(None, images)
+    if images < world:
+        with pytest.raises(DataError, match=f"{images} images .* {world} devices"):
             EpochBatches(records, batch_size, 0, 0, world)
         return
     ranks = [EpochBatches(records, batch_size, 0, rank, world) for rank in range(world)]
@@ -254,15 +254,15 @@ def test_ranks_share_an_epoch_without_overlap(pictures: int, batch_size: int, wo
     assert len(set(everything)) == len(everything)
     assert all(len(share) == len(ranks[0]) for share in shares)  # each makes the same number of steps
     assert all(batch for share in shares for batch in share)
-    if pictures >= batch_size * world:
-        assert len(everything) == pictures // (batch_size * world) * batch_size * world
+    if images >= batch_size * world:
+        assert len(everything) == images // (batch_size * world) * batch_size * world
         assert all(len(batch) == batch_size for share in shares for batch in share)
     else:
-        assert len(everything) == pictures
+        assert len(everything) == images
 
 
 def test_nothing_but_crowds_is_an_error() -> None:
-    with pytest.raises(DataError, match="nowhere: no picture to train on; all 2 hold only crowds"):
+    with pytest.raises(DataError, match="nowhere: no image to train on; all 2 hold crowd boxes only"):
         EpochBatches(make_records(None, 2, crowds=(0, 1)), 1, seed=0)
 
 
@@ -270,7 +270,7 @@ def test_nothing_but_crowds_is_an_error() -> None:
 def test_lightning_gives_every_epoch_its_own_order_and_augmentation(tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning.pytorch")
     records = make_records(tmp_path, 6)
-    dataset = DetectionDataset(records, (32, 32), IMAGENET, Augmentation(), cache=False)
+    dataset = DetectionDataset(records, (32, 32), IMAGENET, Augmentation((0.1, 2.0), 0.5), cache=False)
     seen: list[tuple[int, Batch]] = []
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
@@ -297,8 +297,8 @@ def test_lightning_gives_every_epoch_its_own_order_and_augmentation(tmp_path: Pa
     orders = [torch.cat([batch.indices for batch in epoch]).tolist() for epoch in epochs]
     assert [sorted(order) for order in orders] == [list(range(6))] * 3
     assert len(set(map(tuple, orders))) > 1
-    pictures = [
+    images = [
         torch.cat([batch.images for batch in epoch])[order.index(0)]
         for epoch, order in zip(epochs, orders, strict=True)
     ]
-    assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])
+    assert not torch.equal(images[0], images[1]) and not torch.equal(images[1], images[2])

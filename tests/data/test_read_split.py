@@ -135,7 +135,7 @@ def test_the_error_says_where_was_sought(tmp_path: Path, split: str, also: list[
 
 
 def test_no_data_set_at_all(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere: no such data set"):
+    with pytest.raises(DataError, match="nowhere: no such dataset"):
         read_split(tmp_path / "nowhere", "train")
 
 

@@ -30,7 +30,7 @@ sizes = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
 
 
 @given(boxes, sizes)
-def test_whatever_is_kept_is_a_box_within_the_picture(
+def test_whatever_is_kept_is_a_box_within_the_image(
     given_boxes: list[tuple[float, ...]], size: tuple[int, int]
 ) -> None:
     clean = clean_boxes(np.array(given_boxes, dtype=np.float64).reshape(-1, 4), size)
@@ -156,21 +156,21 @@ def test_absurd_areas_stay_finite(tmp_path: Path) -> None:
     assert np.isfinite(builder.images[0].areas).all()
 
 
-def test_a_picture_of_crowds_only_is_no_negative(tmp_path: Path) -> None:
+def test_an_image_of_crowds_only_is_no_negative(tmp_path: Path) -> None:
     builder = build(tmp_path)
     builder.add(1, tmp_path / "a.jpg", SIZE, [RawBox((10, 10, 50, 40), 0, 1, is_crowd=True)])
     assert not builder.images[0].is_negative
     assert builder.counts[IMAGES_WITHOUT_BOXES] == 0
 
 
-def test_missing_pictures_are_refused_or_skipped_and_counted(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="set.json: image id 1: the picture 'gone.jpg' is not in .*images"):
+def test_missing_images_are_refused_or_skipped_and_counted(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="set.json: image id 1: the image 'gone.jpg' is not in .*images"):
         build(tmp_path).locate("gone.jpg", "set.json: image id 1", 3)
     builder = build(tmp_path, skip_missing=True)
     assert builder.locate("gone.jpg", "place", 3) is None
     assert builder.counts[IMAGES_SKIPPED] == 1
     assert builder.counts[BOXES_OF_SKIPPED] == 3
-    with pytest.raises(DataError, match=r"set.json: none of its pictures .*\(1 missing\)"):
+    with pytest.raises(DataError, match=r"set.json: none of its images .*\(1 missing\)"):
         builder.finish(["x"], [1])
 
 

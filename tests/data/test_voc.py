@@ -142,7 +142,7 @@ def test_pictures_are_found_in_the_usual_folders(tmp_path: Path, folder: str) ->
 
 def test_missing_pictures_are_skipped_on_request(tmp_path: Path) -> None:
     write(tmp_path, voc(thing()), voc(thing(), file_name="gone.png"))
-    with pytest.raises(DataError, match=r"1\.xml: the picture 'gone.png'"):
+    with pytest.raises(DataError, match=r"1\.xml: the image 'gone.png'"):
         read_voc(tmp_path)
     records = read_voc(tmp_path, skip_missing=True)
     assert records.counts[IMAGES_SKIPPED] == 1

@@ -120,7 +120,7 @@ def test_nothing_outside_the_data_set_is_read(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for entry in ("../other/images/train", tmp_path / "other" / "images" / "train"):
         (tmp_path / "set" / "data.yaml").write_text(f"train: {entry}\nnames: [x]\n")
-        with pytest.raises(DataError, match="no pictures of the split 'train'"):
+        with pytest.raises(DataError, match="no images of the split 'train'"):
             read_yolo(tmp_path / "set")
 
 
@@ -177,7 +177,7 @@ def test_missing_pyyaml_names_the_extra(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_labels_without_a_picture_are_refused_or_skipped(tmp_path: Path) -> None:
     write(tmp_path, a="0 .5 .5 .1 .1", gone="0 .5 .5 .1 .1\n0 .5 .5 .2 .2", classes="x")
-    with pytest.raises(DataError, match=r"gone\.txt: the picture 'gone"):
+    with pytest.raises(DataError, match=r"gone\.txt: the image 'gone"):
         read_yolo(tmp_path, class_names=["x"])
     records = read_yolo(tmp_path, class_names=["x"], skip_missing=True)
     assert records.training_boxes == 1

@@ -389,7 +389,7 @@ def test_training_with_settings_that_cannot_be(
 def test_a_data_set_that_is_not_there(tmp_path: Path, command: Command) -> None:
     code, _, err = command("train", "lite0", "--data", tmp_path / "nowhere")
     assert code == 2
-    assert f"{tmp_path / 'nowhere'}: no such data set" in err
+    assert f"{tmp_path / 'nowhere'}: no such dataset" in err
     (tmp_path / "empty").mkdir()
     code, _, err = command("train", "lite0", "--data", tmp_path / "empty")
     assert code == 2

@@ -53,7 +53,7 @@ def result(image_id: Any, category_id: Any, bbox: list[float], score: float) -> 
 
 
 def two_cats_and_a_dog() -> dict[str, Any]:
-    """Two pictures, a small, a large and a medium box, and a class without boxes."""
+    """Two images, a small, a large and a medium box, and a class without boxes."""
     return {
         "images": [{"id": 1, "width": 200, "height": 200}, {"id": 2, "width": 200, "height": 200}],
         "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "emu"}],
@@ -114,7 +114,7 @@ boxes = st.tuples(corner, corner, side, side).map(list)
 
 @st.composite
 def small_cases(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Up to three pictures and classes, crowds among the boxes, equal scores among the results."""
+    """Up to three images and classes, crowds among the boxes, equal scores among the results."""
     image_ids = draw(st.lists(st.integers(0, 50), min_size=1, max_size=3, unique=True))
     category_ids = draw(st.lists(st.integers(0, 50), min_size=1, max_size=3, unique=True))
     places = st.tuples(st.sampled_from(image_ids), st.sampled_from(category_ids), boxes)
@@ -283,4 +283,4 @@ def test_table() -> None:
     assert cells["emu"] == ["n.a.", "n.a."]
     assert "detections: 0.500 / 0.500 / 0.500" in text
     assert "small / medium / large: 1.000 / n.a. / 0.000" in text
-    assert "2 pictures, 2 boxes" in text
+    assert "2 images, 2 boxes" in text

@@ -1,4 +1,4 @@
-"""evaluate: a detector that tells the truth has AP 1, whatever the data set calls its classes and pictures."""
+"""evaluate: a detector that tells the truth has AP 1, whatever the dataset calls its classes and images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, ima
 CAT, DOG, EMU = 3, 8, 5
 NAMES = {CAT: "cat", DOG: "dog", EMU: "emu"}
 
-# (box xywh, category, iscrowd) of each picture; picture i is 60 + i wide.
+# (box xywh, category, iscrowd) of each image; image i is 60 + i wide.
 Box = tuple[list[float], int, int]
 TRUTH: list[list[Box]] = [
     [([5, 5, 20, 20], CAT, 0), ([30, 10, 25, 30], DOG, 0)],
@@ -62,7 +62,7 @@ def write_data(
 
 
 class Stub(Detector):
-    """Knows the answer by the width of the picture; answers are (box xywh, class name, score)."""
+    """Knows the answer by the width of the image; answers are (box xywh, class name, score)."""
 
     def __init__(
         self, model: EfficientDet, names: tuple[str, ...], answers: list[list[Any]], **postprocess: Any
@@ -116,7 +116,7 @@ def test_boxes_on_a_negative_count_as_wrong(model: EfficientDet, tmp_path: Path)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_every_picture_is_asked_once_and_progress_is_told(batch_size: int, model: EfficientDet, tmp_path: Path) -> None:
+def test_every_image_is_asked_once_and_progress_is_told(batch_size: int, model: EfficientDet, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     stub = Stub(model, ("cat", "dog"), the_truth(TRUTH))
     metrics = evaluate(
@@ -205,7 +205,7 @@ def test_records_a_file_or_a_folder(model: EfficientDet, tmp_path: Path) -> None
         evaluate(stub, folder, split="test")
 
 
-def test_missing_and_unreadable_pictures(model: EfficientDet, tmp_path: Path) -> None:
+def test_missing_and_unreadable_images(model: EfficientDet, tmp_path: Path) -> None:
     folder = write_data(tmp_path, TRUTH)
     stub = Stub(model, ("cat", "dog"), the_truth(TRUTH))
     content = (folder / "images" / "1.png").read_bytes()

@@ -1,4 +1,4 @@
-"""The maker of tiny data sets, and two tiny runs that several tests look at."""
+"""The maker of tiny datasets, and two tiny runs that several tests look at."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from efficientdet.training.run_folder import TrainingRun
 
 @pytest.fixture(scope="session")
 def data(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures to train on, four to evaluate on."""
+    """Six images to train on, four to evaluate on."""
     folder: Path = shapes.write_shapes(tmp_path_factory.mktemp("set") / "shapes", {"train": 6, "val": 4})
     return folder
 

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 
 from efficientdet.errors import SettingError, UnknownNameError
-from efficientdet.training.config import TrainConfig
+from efficientdet.settings import names_of, to_dict
+from efficientdet.training.config import LossSettings, TrainConfig, TrainOptions
 
 
 def test_the_defaults_are_allowed() -> None:
     config = TrainConfig()
-    assert config.augmentation().scale_jitter == (0.5, 1.5)
-    assert config.augmentation().flip == 0.5
+    assert config.scale_range() == (0.5, 1.5)
+    assert config.flip == 0.5
 
 
 @pytest.mark.parametrize(
@@ -27,7 +31,7 @@ def test_the_defaults_are_allowed() -> None:
         ({"batch_size": 64, "learning_rate": 0.3}, 0.3),
     ],
 )
-def test_the_learning_rate_comes_from_the_pictures_of_a_step(settings: dict[str, Any], rate: float) -> None:
+def test_the_learning_rate_comes_from_the_images_of_a_step(settings: dict[str, Any], rate: float) -> None:
     assert TrainConfig(**settings).peak_learning_rate() == pytest.approx(rate)
 
 
@@ -38,23 +42,24 @@ def test_weight_decay_by_optimizer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "is_pretrained", "freezes"),
+    ("settings", "freezes"),
     [
-        ({}, True, True),
-        ({}, False, False),
-        ({"batch_size": 32}, True, False),
-        ({"batch_norm": "train"}, True, False),
-        ({"batch_norm": "frozen", "batch_size": 64}, False, True),
+        ({"weights": "people"}, True),
+        ({"backbone_weights": "people"}, True),
+        ({}, False),
+        ({"weights": "people", "batch_size": 32}, False),
+        ({"weights": "people", "batch_norm": "train"}, False),
+        ({"batch_norm": "frozen", "batch_size": 64}, True),
     ],
 )
-def test_when_batch_norms_freeze(settings: dict[str, Any], is_pretrained: bool, freezes: bool) -> None:
-    assert TrainConfig(**settings).freezes_batch_norm(is_pretrained) is freezes
+def test_when_batch_norms_freeze(settings: dict[str, Any], freezes: bool) -> None:
+    assert TrainConfig(**settings).freezes_batch_norm() is freezes
 
 
 def test_long_runs_jitter_more() -> None:
-    assert TrainConfig(epochs=150).augmentation().scale_jitter == (0.1, 2.0)
-    assert TrainConfig(epochs=149).augmentation().scale_jitter == (0.5, 1.5)
-    assert TrainConfig(epochs=300, scale_jitter=(1.0, 1.0)).augmentation().scale_jitter == (1.0, 1.0)
+    assert TrainConfig(epochs=150).scale_range() == (0.1, 2.0)
+    assert TrainConfig(epochs=149).scale_range() == (0.5, 1.5)
+    assert TrainConfig(epochs=300, scale_jitter=(1.0, 1.0)).scale_range() == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +71,9 @@ def test_long_runs_jitter_more() -> None:
         ("warmup_epochs", float("inf")), ("gradient_clip", -0.1), ("ema_decay", 1.0), ("ema_decay", -0.1),
         ("ema_decay", float("nan")), ("drop_path", 1.0), ("backbone_rate", -1.0), ("frozen_stages", 8),
         ("frozen_stages", -1), ("seed", -1), ("seed", 2**32), ("workers", -1), ("evaluate_every", 0),
-        ("save_every", 0), ("devices", 0), ("flip", 1.5), ("scale_jitter", (0.0, 1.0)), ("scale_jitter", (2.0, 1.0)),
+        ("save_every", 0), ("devices", 0), ("flip", 1.5), ("flip", -0.1), ("flip", float("nan")),
+        ("scale_jitter", (2.0, 1.0)), ("scale_jitter", 0.5),
+        ("layer_decay", 0.0), ("layer_decay", 1.1),
     ],
 )  # fmt: skip
 def test_a_number_out_of_range_is_named(name: str, value: Any) -> None:
@@ -92,5 +99,34 @@ def test_half_floats_need_a_gpu() -> None:
 
 
 def test_a_dict_of_it_is_plain() -> None:
-    config = TrainConfig(scale_jitter=(0.5, 1.5), image_size=320)
-    assert json.loads(json.dumps(config.to_dict()))["loss"]["gamma"] == 1.5
+    config = TrainConfig(scale_jitter=(0.5, 1.5), image_size=320, weights=Path("runs/1/best.safetensors"))
+    content = json.loads(json.dumps(to_dict(config)))
+    assert content["loss"]["gamma"] == 1.5
+    assert content["weights"] == str(Path("runs/1/best.safetensors"))
+    assert TrainConfig(**content) == config
+
+
+@pytest.mark.parametrize("jitter", [(0.0, 1.0), (-1.0, 1.0), (float("nan"), 1.0), (0.5, float("inf"))])
+def test_a_scale_that_is_none_is_named(jitter: tuple[float, float]) -> None:
+    with pytest.raises(SettingError, match="scale_jitter is"):
+        TrainConfig(scale_jitter=jitter)
+
+
+@pytest.mark.parametrize("values", [{"alpha": 1.5}, {"gamma": -1}, {"delta": 0.0}, {"label_smoothing": 1.0}])
+def test_a_loss_setting_out_of_range_is_named(values: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match=f"{next(iter(values))} is"):
+        LossSettings(**values)
+
+
+def test_the_keywords_of_type_checkers_are_the_fields() -> None:
+    assert get_type_hints(TrainOptions) == get_type_hints(TrainConfig)
+    assert set(names_of(TrainConfig)) == set(get_type_hints(TrainOptions))
+
+
+def test_the_settings_import_nothing_heavy() -> None:
+    program = (
+        "import sys, efficientdet.training.config\n"
+        "print({name.partition('.')[0] for name in sys.modules} & {'torch', 'numpy', 'PIL', 'rich', 'lightning'})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from efficientdet.network.efficientdet import EfficientDet, create_model
-from efficientdet.training.gradient_checkpointing import recompute_maps
+from efficientdet.training.gradient_checkpointing import checkpoint_gradients
 
 
 def _step(model: EfficientDet, images: Tensor) -> tuple[list[Tensor], int]:
@@ -35,7 +35,7 @@ def test_the_same_gradients_and_statistics(backbone: str) -> None:
     model = create_model("lite0", 2, backbone=backbone, drop_path=drop_path).train()
     model.backbone.stages()[0][1].eval()  # a frozen batch norm among the others
     other = copy.deepcopy(model)
-    recompute_maps(other)
+    checkpoint_gradients(other)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     (expected, all_kept), (found, kept) = _step(model, images), _step(other, images)
     for name, mine, theirs in zip(dict(model.named_parameters()), found, expected, strict=True):
@@ -51,7 +51,7 @@ def test_the_same_gradients_and_statistics(backbone: str) -> None:
 def test_a_copy_recomputes_with_its_own_weights() -> None:
     """The averaged weights are a deep copy of the module that trains."""
     model = create_model("lite0", 2).train()
-    recompute_maps(model)
+    checkpoint_gradients(model)
     averaged = copy.deepcopy(model)
     for parameter in averaged.parameters():
         nn.init.zeros_(parameter)

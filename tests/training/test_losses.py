@@ -1,4 +1,4 @@
-"""Losses beyond the goldens: formulas, precision, extremes, and pictures without boxes."""
+"""Losses beyond the goldens: formulas, precision, extremes, and images without boxes."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def test_a_batch_of_negatives() -> None:
     assert all((g > 0).all() for g in gradients[:5]) and all((g == 0).all() for g in gradients[5:])
 
 
-def test_a_picture_without_boxes_in_a_batch() -> None:
-    """The losses of two pictures add up before the division by the batch's positives."""
+def test_an_image_without_boxes_in_a_batch() -> None:
+    """The losses of two images add up before the division by the batch's positives."""
     together = _loss(_outputs(), [BOXES[0], NOTHING[0]], [LABELS[0], NOTHING[1]])
     positives = int((match_anchors(ANCHORS, BOXES[0], LABELS[0]).labels >= 0).sum())
     logits, deltas = _outputs()
@@ -173,7 +173,7 @@ def test_the_slope_of_the_focal_loss(is_object: bool, gamma: float, smoothing: f
 
 def test_the_gradient_is_that_of_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against autograd through every element's own target; the pieces are small and do not divide the levels."""
-    monkeypatch.setattr(losses_module, "CPU_PIECE", 97)
+    monkeypatch.setattr(losses_module, "CPU_CHUNK", 97)
     settings = LossSettings(label_smoothing=0.1)
     outputs = _outputs(dtype=torch.float64)
     found = torch.autograd.grad(_loss(outputs, settings=settings).classes * 3, outputs[0])
@@ -192,7 +192,7 @@ def test_the_gradient_is_given_once() -> None:
     outputs = _outputs()
     total = _loss(outputs).classes
     torch.autograd.grad(total, outputs[0], retain_graph=True)
-    with pytest.raises(RuntimeError, match="gives its gradient once"):
+    with pytest.raises(RuntimeError, match="no gradient left after one backward pass"):
         torch.autograd.grad(total, outputs[0])
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from efficientdet.data import augment as augment_module
 from efficientdet.data.dataset import DetectionDataset, Sample
 from efficientdet.errors import DataError, ImageError, SettingError, WeightsError
 from efficientdet.images.letterbox import IMAGENET
@@ -23,6 +24,7 @@ from efficientdet.inference.detector import load
 from efficientdet.network.efficientdet import create_model
 from efficientdet.training import module as training_module
 from efficientdet.training.callbacks import Ema, SaveCheckpoints
+from efficientdet.training.config import LossSettings
 from efficientdet.training.losses import Losses, matched_loss
 from efficientdet.training.module import DetectionModule
 from efficientdet.training.run import train
@@ -34,7 +36,7 @@ STATISTICS = ("running_mean", "running_var")
 
 @pytest.fixture
 def run(shapes: ModuleType, data: Path, tmp_path: Path) -> Callable[..., TrainingRun]:
-    """Trains the tiny network on the tiny data set, unless told otherwise."""
+    """Trains the tiny network on the tiny dataset, unless told otherwise."""
 
     def start(**settings: Any) -> TrainingRun:
         chosen = {"out": tmp_path / "run", "data": data, **shapes.SETTINGS, **settings}
@@ -87,7 +89,7 @@ def test_the_same_seed_gives_the_same_loss_curve(
     assert curves[0] != curves[2]
 
 
-def test_every_epoch_has_its_own_order_and_pictures(
+def test_every_epoch_has_its_own_order_and_images(
     run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[list[int], float]] = []
@@ -101,7 +103,7 @@ def test_every_epoch_has_its_own_order_and_pictures(
     run()
     epochs = [seen[i : i + 3] for i in (0, 3, 6)]
     for epoch in epochs:
-        assert sorted(place for batch, _ in epoch for place in batch) == list(range(6))
+        assert sorted(index for batch, _ in epoch for index in batch) == list(range(6))
     assert len({str(epoch) for epoch in epochs}) == 3
     assert len({total for _, total in seen}) == 9
 
@@ -115,8 +117,8 @@ def test_a_run_leaves_what_it_says(trained: TrainingRun) -> None:
     assert list((trained.folder / "log").glob("events.out.tfevents*"))
     assert not list(trained.folder.rglob("*.part"))
     assert json.loads((trained.folder / "report.json").read_text()) == trained.report
-    assert trained.report["train"]["pictures"] == 6
-    assert trained.report["val"]["pictures"] == 4
+    assert trained.report["train"]["images"] == 6
+    assert trained.report["val"]["images"] == 4
     assert trained.report["skipped_steps"] == []
     assert trained.metrics is not None
     assert trained.metrics.images == 4
@@ -158,9 +160,7 @@ def test_without_an_average_the_weights_themselves_are_saved(run: Callable[..., 
         assert torch.equal(tensor, state["state_dict"][f"model.{name}"]), name
 
 
-def test_the_average_does_not_copy_the_pictures(
-    run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_average_does_not_copy_the_images(run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch) -> None:
     sets = []
     setup = Ema.setup
 
@@ -196,7 +196,7 @@ def test_frozen_batch_norms_keep_their_statistics(shapes: ModuleType, trained: T
     assert not torch.equal(saved["backbone.blocks.3.0.bn1.weight"], fresh["backbone.blocks.3.0.bn1.weight"])
 
 
-def test_training_batch_norms_follow_the_pictures(shapes: ModuleType, run: Callable[..., TrainingRun]) -> None:
+def test_training_batch_norms_follow_the_images(shapes: ModuleType, run: Callable[..., TrainingRun]) -> None:
     fresh, saved = _fresh_state(shapes), load_file(run(epochs=1, batch_norm="train").last)
     still = [name for name in saved if name.endswith(STATISTICS) and torch.equal(saved[name], fresh[name])]
     assert not still
@@ -245,13 +245,13 @@ def test_the_learning_rate_follows_the_schedule(
 # What is not finite
 
 
-def _poisoned(place: int) -> Callable[[DetectionDataset, Any], Sample]:
+def _poisoned(index: int) -> Callable[[DetectionDataset, Any], Sample]:
     """Reads samples, one of which has no finite pixel."""
     read = DetectionDataset.__getitem__
 
     def get(self: DetectionDataset, key: Any) -> Sample:
         sample = read(self, key)
-        is_it = isinstance(key, tuple) and sample.place == place
+        is_it = isinstance(key, tuple) and sample.image_index == index
         return sample._replace(image=sample.image * float("nan")) if is_it else sample
 
     return get
@@ -261,7 +261,7 @@ def _poisoned(place: int) -> Callable[[DetectionDataset, Any], Sample]:
 def test_a_loss_that_is_not_finite_is_skipped(
     accumulate: int, run: Callable[..., TrainingRun], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The picture that makes it comes once an epoch; batch statistics that saw it would be NaN for good."""
+    """The image that makes it comes once an epoch; batch statistics that saw it would be NaN for good."""
     monkeypatch.setattr(DetectionDataset, "__getitem__", _poisoned(4))
     done = run(batch_norm="train", accumulate=accumulate)
     assert len(done.report["skipped_steps"]) == 3
@@ -270,7 +270,7 @@ def test_a_loss_that_is_not_finite_is_skipped(
         assert message.startswith(f"epoch {epoch}, step ")
         assert "the loss is not finite" in message
         assert str(identity) in message.partition("image ids ")[2]
-        assert message.partition("image ids ")[2].count(",") == 1  # the two pictures of the batch
+        assert message.partition("image ids ")[2].count(",") == 1  # the two images of the batch
     assert json.loads((done.folder / "report.json").read_text()) == done.report
     assert _is_finite(done.last)
     assert _is_finite(done.best)
@@ -330,7 +330,7 @@ def test_a_gradient_that_is_not_finite_is_dropped(
 
 def test_only_negatives_train_if_asked_to(shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path) -> None:
     negatives = shapes.write_shapes(tmp_path / "negatives", {"train": 4}, with_boxes=())
-    with pytest.raises(DataError, match=r"train\.json: not one box to train on \(4 pictures\).*allow_no_boxes"):
+    with pytest.raises(DataError, match=r"train\.json: not one box to train on \(4 images\).*allow_no_boxes"):
         run(data=negatives)
     done = run(data=negatives, allow_no_boxes=True, epochs=1, ema_decay=0.0)
     assert done.report["skipped_steps"] == []
@@ -366,8 +366,8 @@ def test_without_a_validation_split_the_last_weights_are_the_best(
     assert done.best.read_bytes() == done.last.read_bytes()
     assert done.report["best_ap"] is None
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("train: 6 pictures, ")
-    assert lines[1] == "val: none found; the last weights are kept, nothing is evaluated"
+    assert lines[0].startswith("train: 6 images, ")
+    assert lines[1] == "val: none found; nothing is evaluated, and the last weights are kept"
     assert lines[2] == f"training on cpu, {torch.get_num_threads()} threads, in fp32"
     assert lines[3].startswith("epoch 1/1: loss ")
     assert len(lines) == 4  # nothing of Lightning's
@@ -417,7 +417,7 @@ def test_a_yaml_file_names_its_validation_split_too(
 
 
 def test_a_batch_of_which_no_norm_can_take_statistics_is_refused(run: Callable[..., TrainingRun]) -> None:
-    with pytest.raises(SettingError, match="a batch of one picture at image_size 64"):
+    with pytest.raises(SettingError, match="a batch of one image at image_size 64"):
         run(batch_size=1)
 
 
@@ -429,13 +429,13 @@ def test_a_validation_split_without_boxes(shapes: ModuleType, run: Callable[...,
     assert done.best.read_bytes() == done.last.read_bytes()
 
 
-def test_fewer_pictures_than_a_batch(shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path) -> None:
+def test_fewer_images_than_a_batch(shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path) -> None:
     folder = shapes.write_shapes(tmp_path / "set", {"train": 2})
     assert _is_finite(run(data=folder, batch_size=16, accumulate=3, epochs=1).last)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_cannot_be_read_is_named_without_a_traceback(
+def test_an_image_that_cannot_be_read_is_named_without_a_traceback(
     workers: int, shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path
 ) -> None:
     folder = shapes.write_shapes(tmp_path / "set", {"train": 2})
@@ -492,8 +492,8 @@ def test_weights_of_another_network_are_refused(
 
 
 def test_unknown_settings_are_listed(run: Callable[..., TrainingRun]) -> None:
-    with pytest.raises(SettingError, match=r"unknown training settings \['epoch', 'lr'\]; known: epochs, batch_size"):
-        run(epoch=3, lr=0.1)
+    with pytest.raises(SettingError, match="unknown setting 'epoch'; did you mean 'epochs'"):
+        run(epoch=3)
 
 
 @pytest.mark.parametrize(
@@ -566,7 +566,7 @@ def test_nothing_to_resume(run: Callable[..., TrainingRun], tmp_path: Path) -> N
     [
         ({"seed": 1}, "seed was 0, now 1"),
         ({"learning_rate": 0.5, "epochs": 9}, "epochs was 3, now 9, learning_rate was None, now 0.5"),
-        ({"weights": "best.safetensors"}, "weights was '', now 'best.safetensors'"),
+        ({"weights": "best.safetensors"}, "weights was None, now 'best.safetensors'"),
     ],
 )
 def test_a_run_is_resumed_with_its_own_settings(
@@ -583,7 +583,7 @@ def test_a_run_is_resumed_with_its_own_model_and_classes(
     shapes: ModuleType, run: Callable[..., TrainingRun], trained: TrainingRun, tmp_path: Path
 ) -> None:
     own = {"ema_decay": 0.5, "frozen_stages": 2, "batch_norm": "frozen", "evaluate_every": 2}
-    with pytest.raises(SettingError, match="spec was "):
+    with pytest.raises(SettingError, match="model head_depth was 1, now 2"):
         run(out=trained.folder, resume=True, model=dataclasses.replace(shapes.TINY, head_depth=2), **own)
     other = shapes.write_shapes(tmp_path / "shapes", {"train": 2}, classes=("cat", "dog"))
     with pytest.raises(SettingError, match="class_names was "):
@@ -600,6 +600,48 @@ def test_a_finished_run_is_resumed_to_its_own_end(
     assert again.best.read_bytes() == trained.best.read_bytes()
     assert again.report == trained.report
     assert again.metrics == trained.metrics
+
+
+def test_a_resumed_run_needs_no_settings(
+    shapes: ModuleType, run: Callable[..., TrainingRun], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"seed": 3, "save_every": 1, "scale_jitter": (0.8, 1.2), "loss": LossSettings(gamma=2.0)}
+    whole = run(out=tmp_path / "whole", **settings)
+    with monkeypatch.context() as patched, pytest.raises(_StoppedError):
+        _stop_before(patched, 4)
+        run(out=tmp_path / "parts", **settings)
+    parts = train(shapes.TINY, data, out=tmp_path / "parts", resume=True, quiet=True, workers=1)
+    assert load_file(parts.last).keys() == load_file(whole.last).keys()
+    for name, tensor in load_file(whole.last).items():
+        assert torch.equal(load_file(parts.last)[name], tensor), name
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"config": {}}', '{"config": {"epochs": 0}, "checkpoint": {}}'])
+def test_a_damaged_settings_file_is_named(content: str, run: Callable[..., TrainingRun], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(content)
+    with pytest.raises(SettingError, match=r"config\.json: damaged, so the run cannot be resumed"):
+        run(resume=True)
+
+
+def test_a_run_trains_with_the_resizing_of_its_starting_weights(
+    shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path
+) -> None:
+    official = dataclasses.replace(default_preprocessing(shapes.TINY), resize="official")
+    info = CheckpointInfo(shapes.TINY, ("disc", "square"), (3, 7), official)
+    save_checkpoint(tmp_path / "official.safetensors", create_model(shapes.TINY, 2).state_dict(), info)
+    resized: list[str] = []
+    original = augment_module.resize
+
+    def recorded(image: Any, size: Any, method: str, box: Any) -> Any:
+        resized.append(method)
+        return original(image, size, method, box)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(augment_module, "resize", recorded)
+        done = run(weights=tmp_path / "official.safetensors", epochs=1)
+    assert set(resized) == {"official"}
+    assert load(done.best, device="cpu").info.preprocessing == official
 
 
 def test_a_resumed_run_keeps_its_log_and_what_it_skipped(

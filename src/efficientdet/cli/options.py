@@ -199,7 +199,3 @@ def print_facts(title: str, facts: Mapping[str, Any]) -> None:
 # Options of commands that are not made from settings yet.
 Device = Annotated[str, typer.Option(help="Device: cpu, cuda, mps; auto takes a GPU where there is one.")]
 Size = Annotated[int | None, typer.Option(help="Side of the square input in pixels; by default the model's own.")]
-FeatureNetwork = Annotated[
-    str | None, typer.Option(help="bifpn, fpn, panet, simplified-panet, nas-fpn, fully-connected, or a YAML file.")
-]
-Fusion = Annotated[str | None, typer.Option(help="fast, softmax, unbounded or none.")]

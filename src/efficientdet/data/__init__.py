@@ -1,1 +1,1 @@
-"""Files on disk into records and samples: one reader a format, all giving the same records."""
+"""Datasets on disk to records and batches: one reader a format, all with the same records."""

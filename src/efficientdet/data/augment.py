@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientdet.errors import SettingError
 from efficientdet.images.convert import FloatImage, RgbImage
 from efficientdet.images.letterbox import Preprocessing, normalize, resize
 
-# A box of which a crop leaves less than this many pixels in either direction is dropped.
+# A box is dropped when fewer pixels than this are left of its width or height.
 SMALLEST_SIDE = 1.0
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Which changes a training picture goes through.
+class Augmentation(NamedTuple):
+    """How training images are changed; `TrainConfig` has the defaults and checks the ranges.
 
     Attributes:
-        scale_jitter: the picture is scaled to fit the input, times a factor drawn evenly from this range. Below 1 it is
+        scale_jitter: an image is scaled to fit the input, times a factor drawn uniformly from this range. Below 1 it is
             padded, above 1 cropped.
         flip: probability of a horizontal flip.
     """
 
-    scale_jitter: tuple[float, float] = (0.1, 2.0)
-    flip: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            SettingError: a range is empty or a probability is none.
-        """
-        low, high = self.scale_jitter
-        if not 0 < low <= high < math.inf:
-            raise SettingError(f"scale_jitter is {self.scale_jitter}; it must be two factors, 0 < low <= high")
-        if not 0 <= self.flip <= 1:
-            raise SettingError(f"flip is {self.flip}; it must lie between 0 and 1")
+    scale_jitter: tuple[float, float]
+    flip: float
 
 
 def augment(
@@ -50,20 +35,20 @@ def augment(
     settings: Augmentation,
     random: np.random.Generator,
 ) -> tuple[FloatImage, NDArray[np.float32], NDArray[np.bool_]]:
-    """Flip, scale, crop and pad one picture to the network's input, and move its boxes along.
+    """Flip, scale, crop and pad an image to the network's input, and move its boxes with it.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        boxes_xyxy: (N, 4) float32, pixels of the picture.
+        boxes_xyxy: (N, 4) float32, pixels of the image.
         size: (height, width) of the network's input.
         preprocessing: mean, std and the way of resizing.
-        settings: what to do.
-        random: decides; the same state gives the same result.
+        settings: ranges and probabilities.
+        random: source of chance; the same state gives the same result.
 
     Returns:
         pixels: (3, height, width) float32, normalized, padded with the mean color at the right and the bottom.
         boxes_xyxy: (M, 4) float32, pixels of the network's input, clipped; M <= N.
-        kept: (N,) bool, which of the boxes are still there.
+        kept: (N,) bool, which of the boxes are left.
     """
     flips = random.random() < settings.flip
     factor = random.uniform(*settings.scale_jitter)
@@ -74,7 +59,7 @@ def augment(
     left = int(random.integers(0, max(0, scaled[1] - size[1]) + 1))
     shown = (min(scaled[0], size[0]), min(scaled[1], size[1]))
 
-    # Resize no more of the picture than the crop shows.
+    # Resize only the part of the image that the crop shows.
     step_y, step_x = height / scaled[0], width / scaled[1]
     source = (left * step_x, top * step_y, (left + shown[1]) * step_x, (top + shown[0]) * step_y)
     source = (source[0], source[1], min(source[2], width), min(source[3], height))

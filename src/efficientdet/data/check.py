@@ -1,4 +1,4 @@
-"""Checks that every reader makes: text, numbers, class names, and the pictures that a file names."""
+"""Checks that every reader makes: text, numbers, class names, and the images that a file names."""
 
 from __future__ import annotations
 
@@ -12,38 +12,37 @@ from PIL import Image
 from efficientdet.errors import DataError, ImageError
 from efficientdet.images import read as images
 
-# A folder that holds none of this many first file names is not the folder of the pictures.
+# How many file names are looked for in a folder to tell whether it is the image folder.
 NAMES_TO_LOOK_FOR = 20
 
 
 def measure(path: Path, place: str) -> tuple[int, int]:
-    """Size of a picture from its header.
+    """Size of an image, from its header.
 
     Args:
-        path: the picture.
+        path: the image.
         place: where the annotations name it, for the message.
 
     Returns:
         (height, width) in pixels, after EXIF orientation.
 
     Raises:
-        DataError: the file is no readable picture.
+        DataError: the file is not a readable image.
     """
     try:
-        height, width = images.image_size(path)
+        return images.image_size(path)
     except ImageError as error:
         raise DataError(f"{place}: {error}") from error
-    return height, width
 
 
 def check_size(path: Path, stated: tuple[int, int], measured: tuple[int, int], place: str) -> None:
-    """Refuse annotations that were made for a picture of another size.
+    """Refuse annotations made for an image of another size.
 
     Args:
-        path: the picture.
-        stated: (height, width) that the annotations give.
+        path: the image.
+        stated: (height, width) according to the annotations.
         measured: (height, width) of the file, after EXIF orientation.
-        place: file and picture, for the message.
+        place: annotation file and entry, for the message.
 
     Raises:
         DataError: the two differ; says so if the EXIF orientation explains it.
@@ -55,24 +54,24 @@ def check_size(path: Path, stated: tuple[int, int], measured: tuple[int, int], p
         f"but {path.name} is {measured[1]}x{measured[0]}"
     )
     if stated == measured[::-1]:
-        with Image.open(path) as picture:
-            raw_size = picture.size
+        with Image.open(path) as image:
+            raw_size = image.size
         if raw_size == (stated[1], stated[0]):
             raise DataError(
                 f"{message} once its EXIF orientation is applied; the boxes appear to be for the unrotated "
-                "picture: remove the EXIF orientation from the picture, or rotate the boxes with it"
+                "image: remove the EXIF orientation from the image, or rotate the boxes with it"
             )
         message += " (width and height swapped?)"
-    raise DataError(f"{message}; were the boxes made for another version of the picture? Correct one of the two")
+    raise DataError(f"{message}; were the boxes made for another version of the image? Correct one of the two")
 
 
 def check_file_name(file_name: str, place: str, field_name: str = "file_name") -> None:
-    """Refuse a picture's name that is absolute or climbs out of the image folder.
+    """Refuse a file name that is absolute or leaves the image folder.
 
     Args:
-        file_name: the name as the annotations give it.
-        place: file and entry, for the message.
-        field_name: the format's word for the field.
+        file_name: the name according to the annotations.
+        place: annotation file and entry, for the message.
+        field_name: the field's name in the format.
 
     Raises:
         DataError: names the place and the file name.
@@ -99,7 +98,7 @@ def check_class_names(names: Sequence[Any], place: str) -> tuple[str, ...]:
     """Class names as a tuple of distinct, non-empty strings.
 
     Raises:
-        DataError: none at all, or one is empty, no text, or there twice; gives its index.
+        DataError: there are none, or one is empty, not a text, or there twice; gives its index.
     """
     if not names:
         raise DataError(f"{place}: there are no class names; give at least one")
@@ -114,12 +113,12 @@ def check_class_names(names: Sequence[Any], place: str) -> tuple[str, ...]:
 
 
 def number_from_text(text: str) -> float | None:
-    """The finite number that a text spells, else None."""
+    """The finite number that a text stands for, else None."""
     try:
         number = float(text)
     except ValueError:
         return None
-    # Python reads "1_0" as 10, which no annotation tool writes on purpose.
+    # Python would read "1_0" as 10.
     return number if math.isfinite(number) and "_" not in text else None
 
 

@@ -1,4 +1,4 @@
-"""COCO JSON -> records."""
+"""Reads COCO JSON."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class _Entry(NamedTuple):
 
 
 def read_coco(annotations: str | Path, image_folder: str | Path | None = None, skip_missing: bool = False) -> Records:
-    """Read a COCO annotation file and check it against its pictures (headers only).
+    """Read a COCO annotation file and check it against its images (headers only).
 
     Args:
         annotations: the JSON file.
-        image_folder: where the pictures lie; by default the first of these that holds them: `images/`
-            beside the file, the file's folder, a folder named like the file (`train.json`, `train/`),
-            COCO's own layout (`annotations/instances_train2017.json`, `train2017/`).
-        skip_missing: leave out pictures whose file is missing, and count them.
+        image_folder: folder of the images; by default the first of these that holds any of them: `images/` beside the
+            file, the file's folder, a folder named like the file (`train.json`, `train/`), COCO's own layout
+            (`annotations/instances_train2017.json`, `train2017/`).
+        skip_missing: leave out images whose file is missing, and count them.
 
     Returns:
-        Records whose labels follow the sorted category ids, boxes clipped to their pictures; a category
-        without boxes is kept.
+        Records whose labels follow the sorted category ids, boxes clipped to their images. Categories without boxes are
+        kept.
 
     Raises:
-        DataError: the file or an entry is at fault; names file, entry (id and index), field, and the way out.
+        DataError: the file or an entry is at fault; names file, entry (id and index) and field, and says what to do.
     """
     path = Path(annotations)
     content = _load(path)
@@ -56,12 +56,12 @@ def read_coco(annotations: str | Path, image_folder: str | Path | None = None, s
     builder = RecordsBuilder(path, folder, skip_missing)
     for entry in entries:
         of_image = boxes[entry.image_id]
-        picture = builder.locate(entry.file_name, entry.place, len(of_image))
-        if picture is None:
+        image = builder.locate(entry.file_name, entry.place, len(of_image))
+        if image is None:
             continue
-        image_size = measure(picture, entry.place)
-        check_size(picture, entry.stated_size or image_size, image_size, entry.place)
-        builder.add(entry.image_id, picture, image_size, of_image)
+        image_size = measure(image, entry.place)
+        check_size(image, entry.stated_size or image_size, image_size, entry.place)
+        builder.add(entry.image_id, image, image_size, of_image)
     return builder.finish(class_names, category_ids)
 
 
@@ -101,7 +101,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
             fault = "is missing" if key not in content else f"is a {type(content[key]).__name__}"
             raise DataError(
                 f"{path}: the key '{key}' {fault}; write a list of objects there (it may be a COCO export "
-                "of another kind, such as results or captions)"
+                "for something else, such as results or captions)"
             )
     return content
 
@@ -112,9 +112,9 @@ def _categories(items: list[Any], path: Path) -> tuple[tuple[int, ...], tuple[st
         place = _place(path, "category", index, item)
         category_id = item.get("id")
         if not _is_integer(category_id):
-            raise DataError(f"{place}, field 'id': {category_id!r} is not an integer; give every category a number")
+            raise DataError(f"{place}, field 'id': {category_id!r} is not an integer; write a unique number")
         if category_id in by_id:
-            raise DataError(f"{place}, field 'id': {category_id} is there twice; give every category its own id")
+            raise DataError(f"{place}, field 'id': {category_id} is there twice; give every category a unique id")
         by_id[category_id] = item.get("name")
     ids = tuple(sorted(by_id))
     return ids, check_class_names([by_id[i] for i in ids], f"{path}, categories in order of their ids, field 'name'")
@@ -122,14 +122,14 @@ def _categories(items: list[Any], path: Path) -> tuple[tuple[int, ...], tuple[st
 
 def _entries(items: list[Any], path: Path) -> Iterator[_Entry]:
     if not items:
-        raise DataError(f"{path}: the list 'images' is empty; a data set needs at least one picture")
+        raise DataError(f"{path}: the list 'images' is empty; a dataset needs at least one image")
     seen: set[Any] = set()
     for index, item in enumerate(items):
         place = _place(path, "image", index, item)
         image_id = _own_id(item, seen, place)
         file_name = item.get("file_name")
         if not isinstance(file_name, str) or not file_name:
-            raise DataError(f"{place}, field 'file_name': {file_name!r} is not a file name; write the picture's name")
+            raise DataError(f"{place}, field 'file_name': {file_name!r} is not a file name; write that of the image")
         check_file_name(file_name, place)
         yield _Entry(image_id, file_name, _stated_size(item, place), place)
 
@@ -139,7 +139,7 @@ def _stated_size(item: dict[str, Any], place: str) -> tuple[int, int] | None:
         return None
     for name in ("width", "height"):
         if not _is_integer(item.get(name)) or item[name] <= 0:
-            raise DataError(f"{place}, field '{name}': {item.get(name)!r} is not a size in pixels; write the picture's")
+            raise DataError(f"{place}, field '{name}': {item.get(name)!r} is not a size in pixels; write the image's")
     return item["height"], item["width"]
 
 
@@ -156,7 +156,7 @@ def _boxes(
         if isinstance(image_id, bool) or not isinstance(image_id, int | str) or image_id not in by_image:
             raise DataError(
                 f"{place}, field 'image_id': {image_id!r} is not in 'images'; "
-                "add the picture there or remove the annotation"
+                "add the image there or remove the annotation"
             )
         category_id = item.get("category_id")
         if not _is_integer(category_id) or category_id not in labels:
@@ -203,10 +203,10 @@ def _own_id(item: dict[str, Any], seen: set[Any], place: str) -> int | str:
     own_id = item.get("id")
     if isinstance(own_id, bool) or not isinstance(own_id, int | str):
         raise DataError(
-            f"{place}, field 'id': {_short(own_id)} is neither a number nor a text; give it an id of its own"
+            f"{place}, field 'id': {_short(own_id)} is neither a whole number nor a text; write a unique one"
         )
     if own_id in seen:
-        raise DataError(f"{place}, field 'id': {own_id!r} is there twice; give each its own id")
+        raise DataError(f"{place}, field 'id': {own_id!r} is there twice; give each a unique id")
     seen.add(own_id)
     return own_id
 
@@ -231,7 +231,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, int):  # the common case, once for every entry of the file
+    if isinstance(value, int):  # nearly always, and once for every entry of the file
         return str(value)
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""Records to samples and batches: read, augment or letterbox, collate. The same seed gives the same batches."""
+"""Records to batches: read, augment or letterbox, collate. The same seed gives the same batches."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from efficientdet.images.convert import RgbImage
 from efficientdet.images.letterbox import Preprocessing, letterbox
 from efficientdet.images.read import read
 
-# Where the annotations of a split may lie below the data set's folder, as COCO JSON; {s} is the split.
-COCO_PLACES = (
+# COCO annotations of a split, below the dataset's folder; {s} is the split.
+COCO_FILES = (
     "{s}.json",
     "annotations/{s}.json",
     "annotations/instances_{s}.json",
@@ -33,24 +33,24 @@ COCO_PLACES = (
     "{s}/annotations.json",
 )
 OTHER_NAMES = {"val": ("valid", "validation"), "valid": ("val",)}
-# Decoded pictures are kept when all of them take no more than this share of the free memory.
+# Decoded images are kept in memory if they take less than this share of what is free.
 CACHE_SHARE = 0.3
 
 
 def read_split(data: str | Path, split: str, skip_missing: bool = False) -> Records:
-    """Read one split of a data set in any layout that is known: COCO JSON, Pascal VOC, or YOLO.
+    """Read one split of a dataset: COCO JSON, Pascal VOC or YOLO.
 
     Args:
-        data: the data set's folder, or one annotation file (`.json`), which is then the split.
+        data: the dataset's folder, a COCO JSON file (which then is the split), or a YOLO data.yaml.
         split: `train`, `val`, `test` or another name that the folder uses.
-        skip_missing: leave out pictures whose file is missing, and count them.
+        skip_missing: leave out images whose file is missing, and count them.
 
     Returns:
         The records.
 
     Raises:
-        MissingSplitError: no annotations are found; says where they were sought.
-        DataError: something in them is wrong.
+        MissingSplitError: there are no annotations of the split; says where they were sought.
+        DataError: a file is at fault; names file, place and field.
     """
     root = Path(data)
     if root.is_file():
@@ -58,10 +58,10 @@ def read_split(data: str | Path, split: str, skip_missing: bool = False) -> Reco
             return read_yolo(root, split, skip_missing=skip_missing)
         return read_coco(root, skip_missing=skip_missing)
     if not root.is_dir():
-        raise DataError(f"{root}: no such data set; give its folder or its annotation file")
+        raise DataError(f"{root}: no such dataset; give its folder or its annotation file")
     for name in (split, *OTHER_NAMES.get(split, ())):
-        for place in COCO_PLACES:
-            file = root / place.format(s=name)
+        for pattern in COCO_FILES:
+            file = root / pattern.format(s=name)
             if file.is_file():
                 return read_coco(file, skip_missing=skip_missing)
         if (root / "ImageSets" / "Main" / f"{name}.txt").is_file():
@@ -70,7 +70,7 @@ def read_split(data: str | Path, split: str, skip_missing: bool = False) -> Reco
             return read_yolo(root, name, skip_missing=skip_missing)
     if any((root / name).is_file() for name in CONFIG_NAMES):
         return read_yolo(root, split, skip_missing=skip_missing)
-    sought = ", ".join(place.format(s=split) for place in COCO_PLACES)
+    sought = ", ".join(pattern.format(s=split) for pattern in COCO_FILES)
     also = "".join(f"; and the same for '{name}'" for name in OTHER_NAMES.get(split, ()))
     raise MissingSplitError(
         f"{root}: no annotations of the split '{split}'. Sought as COCO JSON: {sought}; as Pascal VOC: "
@@ -79,38 +79,38 @@ def read_split(data: str | Path, split: str, skip_missing: bool = False) -> Reco
 
 
 def _read_voc(root: Path, split: str, skip_missing: bool) -> Records:
-    """One split with the classes of all: a class that is absent from one split must not shift its labels."""
+    """One split, with the classes of all splits: one without boxes of a class must not shift its labels."""
     class_names = read_voc(root, skip_missing=True).class_names
     return read_voc(root, class_names, split=split, skip_missing=skip_missing)
 
 
 class Sample(NamedTuple):
-    """One picture as the network takes it.
+    """One image as the network takes it.
 
     Attributes:
         image: (3, H, W) float32, normalized and padded.
-        boxes_xyxy: (N, 4) float32, pixels of the network's input; without crowds.
+        boxes_xyxy: (N, 4) float32, pixels of the network's input; without crowd boxes.
         labels: (N,) int64.
-        scale: network pixels per original pixel; meaningless after augmentation.
-        place: place of the picture in the records.
+        scale: network pixels per original pixel; without meaning after augmentation.
+        image_index: of the image in the records.
     """
 
     image: Tensor
     boxes_xyxy: Tensor
     labels: Tensor
     scale: float
-    place: int
+    image_index: int
 
 
 class Batch(NamedTuple):
-    """Samples together.
+    """Samples of one size, put together.
 
     Attributes:
         images: (B, 3, H, W) float32.
         boxes_xyxy: B tensors (N_i, 4) float32, pixels of the network's input.
         labels: B tensors (N_i,) int64.
         scales: (B,) float32, network pixels per original pixel.
-        indices: (B,) int64, places in the records.
+        indices: (B,) int64, of the images in the records.
     """
 
     images: Tensor
@@ -121,18 +121,18 @@ class Batch(NamedTuple):
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Put samples of one size together."""
+    """A batch of samples."""
     return Batch(
         torch.stack([sample.image for sample in samples]),
         [sample.boxes_xyxy for sample in samples],
         [sample.labels for sample in samples],
         torch.tensor([sample.scale for sample in samples]),
-        torch.tensor([sample.place for sample in samples]),
+        torch.tensor([sample.image_index for sample in samples]),
     )
 
 
 class DecodedCache:
-    """Decoded pictures in memory that all loader processes share, filled as they are first read."""
+    """Decoded images, kept from their first reading in memory that all loader processes share."""
 
     def __init__(self, records: Records) -> None:
         sizes = [record.width * record.height * 3 for record in records.images]
@@ -144,7 +144,7 @@ class DecodedCache:
 
     @staticmethod
     def fits(records: Records) -> bool:
-        """Whether the decoded pictures take a modest share of the free memory (never where that is unknown)."""
+        """Whether the decoded images take a modest share of the free memory; never where that is unknown."""
         try:
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             shared = os.statvfs("/dev/shm")
@@ -154,7 +154,7 @@ class DecodedCache:
         return sum(record.width * record.height * 3 for record in records.images) < CACHE_SHARE * free
 
     def read(self, index: int, records: Records) -> RgbImage:
-        """Decode the picture, or take it from memory."""
+        """(H, W, 3) uint8 RGB: decoded, or from memory."""
         record = records.images[index]
         flat: RgbImage = self.pixels[self.starts[index] : self.starts[index + 1]].numpy()
         place = flat.reshape(record.height, record.width, 3)
@@ -167,16 +167,16 @@ class DecodedCache:
 class DetectionDataset(Dataset[Sample]):
     """Samples of a split.
 
-    Indexing by an int gives the letterboxed picture. Indexing by (index, epoch) gives it augmented, the same way each
-    time for the same seed, epoch and index, in whatever process.
+    `dataset[index]` is the letterboxed image. `dataset[index, epoch]` is augmented, which depends on the seed, the
+    epoch and the index alone, in whatever process.
 
     Args:
         records: the split.
         size: (height, width) of the network's input.
         preprocessing: how pixels become numbers.
-        augmentation: for (index, epoch) indices.
+        augmentation: of `dataset[index, epoch]`; None letterboxes.
         seed: of the augmentation.
-        cache: keep decoded pictures in memory; None decides by the free memory.
+        cache: keep decoded images in memory; None: if they fit.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class DetectionDataset(Dataset[Sample]):
         self.cache = DecodedCache(records) if cache else None
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
@@ -214,26 +214,26 @@ class DetectionDataset(Dataset[Sample]):
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (index, epoch), shuffled anew each epoch by the seed alone; can start in the middle of an epoch.
+    """Batches of (index, epoch), shuffled each epoch by the seed alone; can start in the middle of an epoch.
 
-    Pictures with nothing but crowd regions are left out: they are no negatives, and nothing in them trains. The last
-    batch of an epoch is dropped when it is not full, unless it is the only one.
+    Images with crowd boxes only are left out: they hold objects, so they are no negatives, but none to train on. The
+    last batch of an epoch is dropped if it is not full, unless it is the only one.
 
     Args:
         records: the split.
-        batch_size: pictures a batch, on each device.
+        batch_size: images of a batch on each device.
         seed: of the order.
-        rank: which of the devices this is.
-        world_size: how many devices share the epoch.
+        rank: number of this device.
+        world_size: number of devices that share the epoch.
     """
 
     def __init__(self, records: Records, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self.usable = [i for i, record in enumerate(records.images) if record.is_negative or not record.is_crowd.all()]
         if not self.usable:
-            raise DataError(f"{records.source}: no picture to train on; all {len(records)} hold only crowds")
+            raise DataError(f"{records.source}: no image to train on; all {len(records)} hold crowd boxes only")
         if len(self.usable) < world_size:
             raise DataError(
-                f"{records.source}: {len(self.usable)} pictures to train on are too few for {world_size} devices"
+                f"{records.source}: {len(self.usable)} images to train on are too few for {world_size} devices"
             )
         self.batch_size = batch_size
         self.seed = seed
@@ -241,19 +241,19 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.world_size = world_size
         self.epoch = 0
         self.start = 0
-        # Lightning calls `set_epoch` on the sampler within a batch sampler, never on the batch sampler: be both.
+        # Lightning calls `set_epoch` on the sampler of a batch sampler, not on the batch sampler; so this is both.
         self.sampler = self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this before each."""
+        """Set the epoch; Lightning calls this before each."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches a full epoch on each device."""
+        """Batches of a full epoch on each device."""
         return max(1, len(self.usable) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """The epoch's batches from `start` on; the next epoch starts at 0 again."""
+        """The epoch's batches from `start` on; the next epoch starts at 0."""
         start, self.start = self.start, 0
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.usable).tolist()
         whole = self.batch_size * self.world_size
@@ -265,18 +265,22 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 class TrainLoader(DataLoader[Sample]):
     """A loader over `EpochBatches`.
 
-    The place in the epoch is the batch number, which the training loop saves; so there is no state of its own to save,
-    but the loop wants to be told that it may resume.
+    Lightning resumes in the middle of an epoch only with a loader that has a state; here the number of the batch, which
+    Lightning saves itself, is all there is.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: see the class."""
+        """Nothing; see the class."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: see the class."""
+        """Nothing; see the class."""
 
 
-def eval_loader(dataset: DetectionDataset, batch_size: int, workers: int) -> DataLoader[Sample]:
-    """Letterboxed samples in order."""
-    return DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate)
+def eval_loader(
+    dataset: DetectionDataset, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
+) -> DataLoader[Sample]:
+    """Letterboxed samples in order: the share of device `rank`, or all of them if a share would be empty."""
+    every = range(len(dataset))
+    share = every[rank::world_size] if len(dataset) >= world_size else every
+    return DataLoader(dataset, batch_size, sampler=share, num_workers=workers, collate_fn=collate)

@@ -1,7 +1,7 @@
-"""What every reader returns, and the one way from annotated boxes to clean ones.
+"""Records: what every reader returns.
 
-A reader parses its own format and hands pictures and boxes to `RecordsBuilder`, which looks for the
-picture, clips the boxes, drops those that lie outside or are no boxes, and counts all of it.
+A reader parses its format and passes images and boxes to `RecordsBuilder`, which finds the images, clips the boxes,
+drops those that lie outside or have no area, and counts all of it.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ COUNTED = (
     IMAGES_WITHOUT_BOXES,
 )
 
-# Annotation files round to two decimals; only what sticks out further is reported as clipped.
+# Annotation files round to two decimals; only boxes that stick out further count as clipped.
 ROUNDING_PX = 0.05
-# A stated area beyond this is nonsense, and might not fit float32.
+# Larger stated areas are nonsense, and might not fit float32.
 LARGEST_AREA = 1e12
 
 
 @dataclass(eq=False)
 class ImageRecord:
-    """One picture and its boxes, clipped to the picture.
+    """One image and its boxes, clipped to the image.
 
     Attributes:
-        image_id: the data set's own id of the picture.
-        path: where the picture lies.
+        image_id: the dataset's id of the image.
+        path: file of the image.
         width: pixels, after EXIF orientation.
         height: pixels, after EXIF orientation.
-        boxes_xyxy: (N, 4) float32, pixels of the picture, 0-based, right and bottom edges exclusive.
-        labels: (N,) int64, 0-based, contiguous over the classes of the data set.
-        is_crowd: (N,) bool; crowd boxes never train, and evaluation ignores what falls into them.
-        areas: (N,) float32, square pixels: the annotation's own area, else the box's.
-        annotation_ids: N ids as the file gives them.
+        boxes_xyxy: (N, 4) float32, pixels of the image, 0-based, right and bottom edges exclusive.
+        labels: (N,) int64, 0-based, contiguous over the classes of the dataset.
+        is_crowd: (N,) bool; crowd boxes are not trained on, and evaluation ignores detections within them.
+        areas: (N,) float32, square pixels: the annotation's, else the box's.
+        annotation_ids: N ids, as in the file.
     """
 
     image_id: int | str
@@ -72,20 +72,20 @@ class ImageRecord:
 
     @property
     def is_negative(self) -> bool:
-        """Whether the picture has no box at all; one with only crowds is not a negative."""
+        """Whether the image has no box at all; one with crowd boxes only is not a negative."""
         return len(self.boxes_xyxy) == 0
 
 
 @dataclass(eq=False)
 class Records:
-    """A data set, or one split of it: pictures with boxes, classes, and what the reader changed.
+    """A dataset, or one split of it: images with boxes, classes, and what the reader changed.
 
     Attributes:
-        images: one record a picture, in the order of the file.
+        images: one record an image, in the order of the file.
         class_names: names by label.
-        category_ids: the data set's own ids by label.
+        category_ids: the dataset's ids by label.
         source: the file or folder that was read.
-        counts: how many boxes and pictures were clipped, dropped, skipped; every key is present.
+        counts: numbers of boxes and images that were clipped, dropped or skipped; every key is present.
     """
 
     images: list[ImageRecord]
@@ -95,21 +95,21 @@ class Records:
     counts: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.images)
 
     @property
     def training_boxes(self) -> int:
-        """How many boxes train: all that are not crowds."""
+        """Number of boxes to train on: all but the crowd boxes."""
         return sum(int(np.count_nonzero(~record.is_crowd)) for record in self.images)
 
     def to_coco(self) -> dict[str, Any]:
-        """Ground truth as a COCO dict of plain Python types, for the COCO evaluators.
+        """The annotations as a COCO dict of plain Python types.
 
         Returns:
-            `images`, `annotations` (bbox xywh in pixels, crowds included) and `categories`, with the
-            data set's own image and category ids. Annotations are numbered afresh from 1, because
-            the evaluators take an annotation with id 0 for "no match" and score it as missed.
+            `images`, `annotations` (bbox xywh in pixels, crowd boxes included) and `categories`, with the dataset's
+            image and category ids. Annotations are numbered from 1: the COCO evaluators take id 0 for "no match" and
+            count such an annotation as missed.
         """
         annotations: list[dict[str, Any]] = []
         for record in self.images:
@@ -140,7 +140,7 @@ class Records:
 
 
 class RawBox(NamedTuple):
-    """A box as a reader found it: corners in pixels (finite, not clipped), label, and what else it knows."""
+    """A box as the file has it: corners in pixels (finite, not clipped), label, and what else is known."""
 
     xyxy: tuple[float, float, float, float]
     label: int
@@ -150,10 +150,13 @@ class RawBox(NamedTuple):
 
 
 class CleanBoxes(NamedTuple):
-    """Result of `clean_boxes`: the clipped boxes and, one bool a given box, what became of it.
+    """Result of `clean_boxes`.
 
-    `boxes_xyxy` is (N, 4) float32 with one row for every given box; rows that are `outside` or
-    `degenerate` are to be dropped. No box is both, and a dropped box is never `clipped`.
+    Attributes:
+        boxes_xyxy: (N, 4) float32, clipped; a row for every given box.
+        clipped: (N,) bool; not set for boxes to drop.
+        outside: (N,) bool, boxes to drop.
+        degenerate: (N,) bool, boxes to drop; none of them is `outside` too.
     """
 
     boxes_xyxy: NDArray[np.float32]
@@ -163,20 +166,20 @@ class CleanBoxes(NamedTuple):
 
     @property
     def kept(self) -> NDArray[np.bool_]:
-        """(N,) bool: boxes that remain."""
+        """(N,) bool: the boxes to keep."""
         return ~(self.outside | self.degenerate)
 
 
 def clean_boxes(boxes_xyxy: NDArray[np.float64], image_size: tuple[int, int], smallest_side: float = 0.0) -> CleanBoxes:
-    """Clip boxes to a picture, and tell which lie outside and which are no boxes.
+    """Clip boxes to an image, and find those that lie outside it or have no area.
 
     Args:
         boxes_xyxy: (N, 4) float64, pixels, finite.
-        image_size: (height, width) of the picture in pixels.
-        smallest_side: a box is degenerate when its width or height, as given, is not above this.
+        image_size: (height, width) of the image in pixels.
+        smallest_side: a box is degenerate if its width or height, before clipping, is not above this.
 
     Returns:
-        The boxes in float32 with one flag each for clipped, outside and degenerate.
+        The boxes and what was found.
     """
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
     height, width = image_size
@@ -187,7 +190,7 @@ def clean_boxes(boxes_xyxy: NDArray[np.float64], image_size: tuple[int, int], sm
     inside = np.clip(boxes, 0.0, limits)
     outside = _any_in_row(inside[:, 2:] <= inside[:, :2]) & ~degenerate
     result = inside.astype(np.float32)
-    # A sliver thinner than float32 can tell apart at its place has no side left either.
+    # A sliver may be too thin for the resolution of float32.
     degenerate |= _any_in_row(result[:, 2:] <= result[:, :2]) & ~outside
     moved = _any_in_row(np.abs(inside - boxes) > ROUNDING_PX)
     return CleanBoxes(result, moved & ~outside & ~degenerate, outside, degenerate)
@@ -199,7 +202,7 @@ def _any_in_row(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 class RecordsBuilder:
-    """Collects pictures and boxes of one data set, with the checks that hold for every format."""
+    """Collects images and boxes of one dataset, with the checks that hold for every format."""
 
     def __init__(
         self, source: Path, image_folder: Path, skip_missing: bool = False, smallest_side: float = 0.0
@@ -208,8 +211,8 @@ class RecordsBuilder:
 
         Args:
             source: the file or folder being read, for messages.
-            image_folder: where the pictures lie.
-            skip_missing: leave out pictures whose file is missing, and count them.
+            image_folder: folder of the images.
+            skip_missing: leave out images whose file is missing, and count them.
             smallest_side: see `clean_boxes`.
         """
         self.source = source
@@ -220,7 +223,7 @@ class RecordsBuilder:
         self.images: list[ImageRecord] = []
 
     def locate(self, file_name: str, place: str, boxes: int) -> Path | None:
-        """Path of a picture; None, and counted with its boxes, if it is missing and may be skipped.
+        """Path of an image; None if it is missing and may be skipped, which is counted together with its boxes.
 
         Raises:
             DataError: the file is missing.
@@ -230,21 +233,21 @@ class RecordsBuilder:
             return path
         if not self.skip_missing:
             raise DataError(
-                f"{place}: the picture '{file_name}' is not in {self.image_folder}; put it there, give the "
-                "folder that holds the pictures, or ask to skip missing files"
+                f"{place}: the image '{file_name}' is not in {self.image_folder}; put it there, or leave such "
+                "images out with skip_missing (--skip-missing)"
             )
         self.counts[IMAGES_SKIPPED] += 1
         self.counts[BOXES_OF_SKIPPED] += boxes
         return None
 
     def add(self, image_id: int | str, path: Path, image_size: tuple[int, int], boxes: Sequence[RawBox]) -> None:
-        """Clean the boxes of one picture, count, and keep the record.
+        """Add an image with its boxes, cleaned and counted.
 
         Args:
-            image_id: the picture's id.
-            path: where it lies.
+            image_id: the dataset's id of the image.
+            path: its file.
             image_size: (height, width) in pixels, after EXIF orientation.
-            boxes: what the annotations say, finite numbers.
+            boxes: those of the annotations.
         """
         given = np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4)
         clean = clean_boxes(given, image_size, self.smallest_side)
@@ -272,15 +275,15 @@ class RecordsBuilder:
         self.counts[IMAGES_WITHOUT_BOXES] += len(kept) == 0
 
     def finish(self, class_names: Sequence[str], category_ids: Sequence[int]) -> Records:
-        """Return all that was added.
+        """The records of all images added.
 
         Raises:
-            DataError: not one picture is there.
+            DataError: there are none.
         """
         if not self.images:
             raise DataError(
-                f"{self.source}: none of its pictures is in {self.image_folder} "
-                f"({self.counts[IMAGES_SKIPPED]} missing); give the folder that holds the pictures"
+                f"{self.source}: none of its images is in {self.image_folder} "
+                f"({self.counts[IMAGES_SKIPPED]} missing); give the folder that holds the images"
             )
         return Records(self.images, tuple(class_names), tuple(category_ids), self.source, self.counts)
 
@@ -289,7 +292,7 @@ def _areas(boxes_xyxy: NDArray[np.float32], boxes: Sequence[RawBox], clipped: ND
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     box_areas = sides[:, 0] * sides[:, 1]
     given = np.array([box.area or 0.0 for box in boxes], dtype=np.float64)
-    # An object cannot cover more than its box, so a clipped box takes its area down with it.
+    # An object cannot cover more than its box, so clipping limits the area too.
     areas = np.minimum(given, np.where(clipped, box_areas, LARGEST_AREA))
     result: NDArray[np.float32] = np.where(given > 0, areas, box_areas).astype(np.float32)
     return result

@@ -1,12 +1,14 @@
-"""Pascal VOC XML -> records."""
+"""Reads Pascal VOC XML."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from xml.etree.ElementTree import Element, ParseError, TreeBuilder
+
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import DefusedXMLParser
 
 from efficientdet.data.check import (
     check_class_names,
@@ -22,7 +24,7 @@ from efficientdet.errors import DataError, unknown_name
 
 DIFFICULT_BOXES = "boxes marked difficult"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-# Equal corners are one pixel by the letter of the format; in practice they are a slip of the mouse.
+# The format takes equal corners for a box of one pixel; in practice they are a slip of the mouse.
 SMALLEST_SIDE = 1.0
 
 
@@ -47,18 +49,18 @@ def read_voc(
     split: str | None = None,
     skip_missing: bool = False,
 ) -> Records:
-    """Read Pascal VOC annotations and check them against their pictures (headers only).
+    """Read Pascal VOC annotations and check them against their images (headers only).
 
-    Coordinates of VOC are 1-based and inclusive; the records have (xmin - 1, ymin - 1, xmax, ymax). Boxes
-    whose corners coincide in x or y are dropped as degenerate. Objects marked difficult are kept and counted.
+    VOC's coordinates are 1-based and inclusive; the records have (xmin - 1, ymin - 1, xmax, ymax). Boxes whose corners
+    coincide in x or y are dropped as degenerate. Objects marked difficult are kept, and counted.
 
     Args:
-        source: a folder (with `Annotations/`, or with the XML files themselves), one XML file, or a list.
-        class_names: names by label; by default the sorted names found.
-        image_folder: where the pictures lie; by default the first of `JPEGImages`, `images` (beside the XML
-            files, or one or two folders above) that holds them, else the folder of the XML files.
-        split: read only the names listed in `ImageSets/Main/<split>.txt` of the folder.
-        skip_missing: leave out pictures whose file is missing, and count them.
+        source: a folder (with `Annotations/`, or with the XML files themselves), one XML file, or a list of them.
+        class_names: names by label; by default the names found, sorted.
+        image_folder: folder of the images; by default the first of `JPEGImages`, `images` (beside the XML files, or one
+            or two folders above) that holds any of them, else the folder of the XML files.
+        split: read only the files listed in `ImageSets/Main/<split>.txt` of the folder.
+        skip_missing: leave out images whose file is missing, and count them.
 
     Returns:
         Records in order of the file names; image ids count from 1, category ids equal the labels.
@@ -68,7 +70,7 @@ def read_voc(
     """
     root, files = _files(source, split)
     annotations = [_read(file) for file in files]
-    _refuse_shared_pictures(annotations)
+    _refuse_shared_images(annotations)
     found = sorted({thing.name for annotation in annotations for thing in annotation.objects})
     names = check_class_names(found if class_names is None else class_names, f"{root}: class names")
     if image_folder is None:
@@ -133,7 +135,7 @@ def _folders(folder: Path) -> list[Path]:
     return [place / name for place in near for name in ("JPEGImages", "images")] + [folder]
 
 
-def _refuse_shared_pictures(annotations: Iterable[_Annotation]) -> None:
+def _refuse_shared_images(annotations: Iterable[_Annotation]) -> None:
     seen: dict[str, str] = {}
     for annotation in annotations:
         if annotation.file_name in seen:
@@ -158,7 +160,7 @@ def _read(path: Path) -> _Annotation:
         raise DataError(f"{place}: the top element is <{root.tag}>; VOC files start with <annotation>")
     file_name = (root.findtext("filename") or "").strip()
     if not file_name:
-        raise DataError(f"{place}, field 'filename': missing or empty; write the picture's name")
+        raise DataError(f"{place}, field 'filename': missing or empty; write the image's file name")
     check_file_name(file_name, place, "filename")
     objects = [
         _object(element, f"{place}: object {number}") for number, element in enumerate(root.findall("object"), start=1)
@@ -167,30 +169,23 @@ def _read(path: Path) -> _Annotation:
 
 
 def _parse(path: Path) -> Element:
-    """The XML tree of a file that declares nothing: no document type, hence no entities to expand."""
-    text = read_text(path)
-    builder = TreeBuilder()
-    parser = expat.ParserCreate(encoding="utf-8")
-    parser.buffer_text = True
-
-    def refuse(name: str, system_id: str | None, public_id: str | None, has_subset: bool) -> None:
-        raise DataError(
-            f"{path}: line {parser.CurrentLineNumber}: document types and entities (<!DOCTYPE, <!ENTITY) are "
-            "refused, since they can open other files or grow without end; remove the declaration"
-        )
-
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = refuse  # entities can be declared nowhere else
+    """The XML tree of a file. Document types, and with them entities, are refused."""
+    parser = DefusedXMLParser(target=TreeBuilder(), forbid_dtd=True)
     try:
-        parser.Parse(text.encode(), True)
-    except expat.ExpatError as error:
+        parser.feed(read_text(path))
+        root: Element = parser.close()
+    except DefusedXmlException as error:
         raise DataError(
-            f"{path}: not valid XML at line {error.lineno}, column {error.offset + 1}: "
-            f"{expat.ErrorString(error.code)}; is the file cut off? Write it again"
+            f"{path}: line {parser.parser.CurrentLineNumber}: document types and entities (<!DOCTYPE, <!ENTITY) are "
+            "refused, since they can open other files or grow without end; remove the declaration"
         ) from error
-    return builder.close()
+    except ParseError as error:
+        line, column = error.position
+        fault = str(error).partition(":")[0]
+        raise DataError(
+            f"{path}: not valid XML at line {line}, column {column + 1}: {fault}; is the file cut off? Write it again"
+        ) from error
+    return root
 
 
 def _stated_size(root: Element, place: str) -> tuple[int, int] | None:
@@ -199,9 +194,9 @@ def _stated_size(root: Element, place: str) -> tuple[int, int] | None:
         text = (root.findtext(f"size/{name}") or "0").strip()
         number = number_from_text(text)
         if number is None or number < 0 or number != int(number):
-            raise DataError(f"{place}, field 'size/{name}': {text!r} is not a size in pixels; write the picture's")
+            raise DataError(f"{place}, field 'size/{name}': {text!r} is not a size in pixels; write the image's")
         sides.append(int(number))
-    # Tools that never open the picture leave the size out or write 0: then the picture's own counts.
+    # Tools that never open the image leave the size out or write 0; then only the size of the file counts.
     return (sides[0], sides[1]) if all(sides) else None
 
 

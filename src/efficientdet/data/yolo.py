@@ -1,4 +1,4 @@
-"""YOLO text files -> records."""
+"""Reads YOLO label files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ FIELDS = ("class", "x center", "y center", "width", "height")
 SUFFIXES = frozenset(".avif .bmp .gif .jp2 .jpeg .jpg .png .tif .tiff .webp".split())
 CONFIG_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLIT_NAMES = {"val": ("val", "valid", "validation"), "valid": ("valid", "val", "validation")}
-# Tools that round to few digits may write 1.0005 for an edge; more than that is another unit.
+# Rounding may turn an edge into 1.0005; a larger number is no fraction.
 ROUNDING = 0.001
 
 
 class YoloBox(NamedTuple):
-    """One line of a label file; xywh is (x center, y center, width, height) in fractions of the picture."""
+    """One line of a label file; xywh is (x center, y center, width, height) in fractions of the image."""
 
     label: int
     xywh: tuple[float, float, float, float]
@@ -33,17 +33,17 @@ def read_yolo(
     class_names: Sequence[str] | None = None,
     skip_missing: bool = False,
 ) -> Records:
-    """Read one split of a YOLO data set, and measure its pictures (headers only).
+    """Read one split of a YOLO dataset and measure its images (headers only).
 
-    Pictures are sought in the folder that `data.yaml` gives for the split, in `images/<split>` or in
-    `<split>/images`; label files in the same place with `labels` for `images`. `val` is also found as
-    `valid` and `validation`. A picture without a label file, or with an empty one, is a negative.
+    Images are sought in the folder that `data.yaml` gives for the split, in `images/<split>` or in `<split>/images`;
+    label files in the same folder with `labels` for `images`. `val` is also found as `valid` and `validation`. An image
+    without a label file, or with an empty one, is a negative.
 
     Args:
-        root: folder of the data set, or its data.yaml.
-        split: train, val, test, or whatever the folder is called.
+        root: folder of the dataset, or its data.yaml.
+        split: `train`, `val`, `test` or another name that the folder uses.
         class_names: names by class number; by default those of `data.yaml`, else of `classes.txt`.
-        skip_missing: leave out label files whose picture is missing, and count them.
+        skip_missing: leave out label files whose image is missing, and count them.
 
     Returns:
         Records in order of the file names; image ids count from 1, category ids equal the class numbers.
@@ -63,7 +63,7 @@ def read_yolo(
     builder = RecordsBuilder(folder, image_folder, skip_missing)
     builder.counts[IMAGES_WITHOUT_LABEL_FILE] = 0
     unused = set(_label_files(label_folder))
-    for image_id, path in enumerate(_pictures(image_folder), start=1):
+    for image_id, path in enumerate(_images(image_folder), start=1):
         labels = label_folder / path.relative_to(image_folder).with_suffix(".txt")
         unused.discard(labels)
         _add(builder, image_id, path, labels, len(names))
@@ -83,14 +83,14 @@ def _add(builder: RecordsBuilder, image_id: int, path: Path, labels: Path, class
 
 
 def read_labels(path: Path, class_count: int) -> list[YoloBox]:
-    """Read one label file: a line a box, `class x_center y_center width height`.
+    """Read one label file, which has a line `class x_center y_center width height` for each box.
 
     Args:
-        path: the text file; an empty one is a picture without objects.
-        class_count: class numbers run from 0 to one below this.
+        path: the text file; an empty one stands for an image without objects.
+        class_count: number of classes; class numbers start from 0.
 
     Returns:
-        The boxes, in fractions of the picture, neither clipped nor dropped.
+        The boxes, in fractions of the image, neither clipped nor dropped.
 
     Raises:
         DataError: a line is at fault; names file, line and field.
@@ -109,7 +109,7 @@ def _parse(texts: list[str], place: str, class_count: int) -> tuple[int, tuple[f
         if len(texts) == 6:
             hint = "is the sixth a score, in a file of predictions? Leave it out"
         elif len(texts) > 6:
-            hint = "is it a polygon of a segmentation set? Convert the polygons to boxes"
+            hint = "is it a polygon, for segmentation? Convert polygons to boxes"
         raise DataError(f"{place}: {len(texts)} fields, but five are expected ({', '.join(FIELDS)}); {hint}")
     label = _class_number(texts[0], place, class_count)
     x, y, width, height = (
@@ -131,12 +131,12 @@ def _class_number(text: str, place: str, class_count: int) -> int:
 def _fraction(text: str, place: str, is_side: bool) -> float:
     number = number_from_text(text)
     if number is None:
-        raise DataError(f"{place}: {text!r} is not a finite number; write a fraction of the picture, 0 to 1")
+        raise DataError(f"{place}: {text!r} is not a finite number; write a fraction of the image, 0 to 1")
     if number > 1 + ROUNDING:
-        raise DataError(f"{place}: {text} is over 1; are these pixels? Divide by the picture's width or height")
+        raise DataError(f"{place}: {text} is over 1; are these pixels? Divide by the image's width or height")
     # A side below 0 makes a degenerate box, which is dropped and counted as in every other format.
     if number < -ROUNDING and not is_side:
-        raise DataError(f"{place}: {text} is below 0; write a fraction of the picture, 0 to 1")
+        raise DataError(f"{place}: {text} is below 0; write a fraction of the image, 0 to 1")
     return number
 
 
@@ -191,7 +191,7 @@ def _image_folder(root: Path, split: str, config: dict[str, Any]) -> Path:
     for name in SPLIT_NAMES.get(split, (split,)):
         entry = config.get(name)
         # Exports write '../train/images' for a folder below the root, so steps upwards are left out: nothing
-        # outside the data set is read.
+        # outside the dataset is read.
         if isinstance(entry, str) and not Path(entry).is_absolute():
             inside = [part for part in Path(entry).parts if part != ".."]
             candidates.append(root.joinpath(*inside))
@@ -200,7 +200,7 @@ def _image_folder(root: Path, split: str, config: dict[str, Any]) -> Path:
         if folder.is_dir() and folder != root:
             return folder
     tried = ", ".join(dict.fromkeys(folder.relative_to(root).as_posix() for folder in candidates))
-    raise MissingSplitError(f"{root}: no pictures of the split '{split}'; looked for the folders {tried}")
+    raise MissingSplitError(f"{root}: no images of the split '{split}'; looked for the folders {tried}")
 
 
 def _label_folder(image_folder: Path, root: Path) -> Path:
@@ -215,10 +215,10 @@ def _label_folder(image_folder: Path, root: Path) -> Path:
     return folder
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
+def _images(folder: Path) -> Iterator[Path]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
-        raise DataError(f"{folder}: there is no picture in it; put the pictures of the split there")
+        raise DataError(f"{folder}: there is no image in it; put the images of the split there")
     yield from paths
 
 

@@ -18,16 +18,16 @@ from efficientdet.errors import DataError, require
 
 @dataclass(frozen=True)
 class Metrics:
-    """COCO's numbers, each 0..1, or -1 where the ground truth has no box of the kind in question.
+    """COCO's numbers, each 0..1, or -1 where the ground truth has no such box.
 
     Attributes:
         ap: average precision, mean over IoU thresholds 0.50:0.05:0.95 and over classes.
         ap50: the same at IoU 0.50 alone.
         ap75: the same at IoU 0.75 alone.
-        ap_small: AP of boxes with an area under 32*32 pixels of the original picture.
+        ap_small: AP of boxes with an area under 32*32 pixels of the original image.
         ap_medium: AP of boxes with an area from 32*32 to 96*96.
         ap_large: AP of boxes with an area above 96*96.
-        ar1: average recall with at most 1 detection a picture and class.
+        ar1: average recall with at most 1 detection per image and class.
         ar10: the same with 10.
         ar100: the same with 100.
         ar_small: ar100 of small boxes.
@@ -35,8 +35,8 @@ class Metrics:
         ar_large: ar100 of large boxes.
         per_class: AP by class name; None for a class without boxes in the ground truth.
         per_class_ap50: AP at IoU 0.50 by class name; None likewise.
-        images: pictures evaluated.
-        boxes: boxes of the ground truth, crowds left out.
+        images: number of images evaluated.
+        boxes: number of boxes in the ground truth, without crowd boxes.
     """
 
     ap: float
@@ -65,7 +65,7 @@ class Metrics:
         write_json(path, self.to_dict())
 
     def table(self) -> Table:
-        """The numbers for a terminal: a row for all classes, one for each class, the recalls below."""
+        """The numbers for a terminal: a row for all classes, a row for each, and the recalls below."""
         by_limit = " / ".join(map(_shown, (self.ar1, self.ar10, self.ar100)))
         by_size = " / ".join(map(_shown, (self.ar_small, self.ar_medium, self.ar_large)))
         table = Table(
@@ -86,16 +86,16 @@ def coco_metrics(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]
     """COCO's average precision and recall of detections. Neither argument is changed.
 
     Args:
-        ground_truth: COCO dictionary with `images`, `annotations` and `categories`. Ids may be of any kind, 0
-            included; `area` (else the box's) and `iscrowd` (else 0) may be missing.
-        results: COCO results: dictionaries with `image_id`, `category_id`, `bbox` (x, y, width, height in
-            pixels of the original picture) and `score`. The 100 best of each picture and class count.
+        ground_truth: COCO dictionary with `images`, `annotations` and `categories`. Ids may be numbers, 0 included, or
+            texts. `area` may be missing (then it is the box's), and `iscrowd` (then it is 0).
+        results: COCO results: dictionaries with `image_id`, `category_id`, `bbox` (x, y, width, height in pixels of the
+            original image) and `score`. The 100 best of each image and class count.
 
     Returns:
-        The metrics; no detections at all give 0, no boxes in the ground truth give -1.
+        The metrics: 0 without any detection, -1 without boxes in the ground truth.
 
     Raises:
-        DataError: an annotation or a result is of a picture or category that the ground truth does not list.
+        DataError: an annotation or a result is of an image or category that the ground truth does not list.
         MissingExtraError: faster-coco-eval is not installed.
     """
     library = require("faster_coco_eval", "train")
@@ -163,7 +163,7 @@ def _twelve_numbers(precision: np.ndarray, recall: np.ndarray) -> dict[str, floa
 def _located(
     source: dict[str, Any], place: str, image_numbers: dict[Any, int], category_numbers: dict[Any, int]
 ) -> dict[str, Any]:
-    """Where a box lies, with picture and category by number."""
+    """Image, category and place of a box, the former two by number."""
     for field, numbers, listed in (
         ("image_id", image_numbers, "images"),
         ("category_id", category_numbers, "categories"),

@@ -1,4 +1,4 @@
-"""evaluate: a detector over a split of a data set -> COCO metrics."""
+"""evaluate: a detector on a split of a dataset -> COCO metrics."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     **settings: Unpack[PostprocessOptions],
 ) -> Metrics:
-    """Measure a detector on a data set, through the same path that `predict` takes.
+    """Measure a detector on a dataset, with the same code as `predict`.
 
     Args:
         detector: a detector, or what `load` takes.
-        data: the data set's folder or annotation file (see `data.dataset.read_split`), or records.
-        split: which split of a folder.
-        batch_size: pictures at a time.
-        skip_missing: leave out pictures whose file is missing.
-        progress: called with (pictures done, pictures in all).
+        data: the dataset's folder or annotation file (see `read_split`), or records.
+        split: of a folder.
+        batch_size: images that go through the network together.
+        skip_missing: leave out images whose file is missing.
+        progress: called with the number of images done and of all images.
         **settings: fields of `PostprocessSettings`; by default the detector's, with a score threshold of 0.001.
 
     Returns:
         The metrics.
 
     Raises:
-        DataError: the data set is at fault, or has a class that the detector does not know.
-        ImageError: a picture cannot be read.
+        DataError: the dataset is at fault, or has a class that the detector does not know.
+        ImageError: an image cannot be read.
         SettingError: a setting is unknown or out of range.
         MissingExtraError: the evaluator is not installed.
     """
@@ -56,7 +56,7 @@ def evaluate(
     records = data if isinstance(data, Records) else read_split(data, split, skip_missing)
     detector = detector if isinstance(detector, Detector) else load(detector)
     categories = _categories(detector.class_names, records)
-    # A detector's own threshold is for showing; the whole curve needs the faint detections too.
+    # The precision-recall curve needs the detections with low scores too.
     whole_curve = dataclasses.replace(detector.postprocess, score_threshold=EVALUATION_SCORE_THRESHOLD)
     chosen: Any = to_dict(changed(whole_curve, settings))
     found = detector.predict_many([record.path for record in records.images], batch_size=batch_size, **chosen)
@@ -80,7 +80,7 @@ def _categories(class_names: tuple[str, ...], records: Records) -> list[Any]:
 
 
 def _results(detections: Detections, image_id: int | str, categories: list[Any]) -> list[dict[str, Any]]:
-    """COCO results of a picture, under the records' categories."""
+    """COCO results of an image, with the records' category ids."""
     ids = [categories[label] for label in detections.labels.tolist()]
     rows = detections.to_coco(image_id)
     return [row | {"category_id": category} for row, category in zip(rows, ids, strict=True) if category is not None]

@@ -1,1 +1,1 @@
-"""Samples to weights: matching, losses, schedule, and the run on Lightning."""
+"""Training: assignment of boxes to anchors, losses, schedule, and the run on Lightning."""

@@ -1,7 +1,7 @@
-"""Which anchor answers for which box: argmax matching at IoU 0.5 with a forced best anchor per box.
+"""Assignment of boxes to anchors: argmax matching at IoU 0.5, with a forced best anchor for each box.
 
-Source: google/automl efficientdet, anchors.py and argmax_matcher.py; architecture as in RetinaNet (Lin 2017, 4.1) but
-without a band of ignored anchors.
+Source: google/automl efficientdet, anchors.py and argmax_matcher.py; as in RetinaNet (Lin et al. 2017, section 4.1),
+except that no anchor is ignored.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from torch import Tensor
 from efficientdet.boxes import encode_boxes, pairwise_iou
 
 IOU_THRESHOLD = 0.5
-# Anchors whose IoU differs by less than this part of it tie; the one with the lowest index is forced. Float rounding
-# would otherwise decide for a small box inside many equal anchors.
+# Anchors whose IoU differs by less than this fraction tie, and the one with the lowest index is forced: for a small box
+# inside many equal anchors, rounding would decide otherwise.
 TIE_TOLERANCE = 1e-5
 BACKGROUND = -1
 
 
 class Matches(NamedTuple):
-    """Targets of one picture, or with a dimension B in front of a batch.
+    """Targets of one image; those of a batch have a dimension B in front.
 
     Attributes:
-        labels: (A,) int64: the class of each anchor's box, -1 for background.
-        deltas: (A, 4) float32 (dx, dy, dw, dh): what the box head should give; 0 for background.
+        labels: (A,) int64: the class of the box assigned to each anchor, -1 for background.
+        deltas: (A, 4) float32 (dx, dy, dw, dh): the box head's targets; 0 for background.
     """
 
     labels: Tensor
     deltas: Tensor
 
     def normalizer(self) -> Tensor:
-        """Scalar float32: the anchors that answer for a box, plus one; losses are divided by it."""
+        """Scalar float32: number of anchors with a box, plus one; losses are divided by it."""
         return (self.labels != BACKGROUND).sum() + 1.0
 
 
 @torch.no_grad()
 def match_batch(anchors_xyxy: Tensor, boxes_xyxy: list[Tensor], labels: list[Tensor]) -> Matches:
-    """`match_anchors` of every picture, stacked: labels (B, A) and deltas (B, A, 4).
+    """`match_anchors` of every image, stacked: labels (B, A) and deltas (B, A, 4).
 
-    Picture by picture, for the overlaps of all boxes of a batch with all anchors would not fit in memory.
+    Image by image: the IoUs of all boxes of a batch with all anchors would not fit in memory.
     """
     matches = [match_anchors(anchors_xyxy, b, c) for b, c in zip(boxes_xyxy, labels, strict=True)]
     return Matches(torch.stack([match.labels for match in matches]), torch.stack([match.deltas for match in matches]))
@@ -49,8 +49,8 @@ def match_batch(anchors_xyxy: Tensor, boxes_xyxy: list[Tensor], labels: list[Ten
 def match_anchors(anchors_xyxy: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> Matches:
     """Assign boxes to anchors.
 
-    An anchor takes the box with which its IoU is largest, if that is at least 0.5. Besides, every box takes the anchor
-    that fits it best, however badly; where two boxes want the same one, the first box has it.
+    An anchor gets the box with which its IoU is largest, if that is at least 0.5. In addition, every box gets the
+    anchor that fits it best, however badly; of several boxes with the same best anchor, the first gets it.
 
     Args:
         anchors_xyxy: (A, 4) float32, pixels of the network's input.
@@ -70,13 +70,12 @@ def match_anchors(anchors_xyxy: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> M
     best_of_box = iou.amax(1, keepdim=True)  # (N, 1)
     is_best = iou >= best_of_box * (1 - TIE_TOLERANCE)
     forced = is_best.to(torch.uint8).argmax(1)  # (N,): the first of the tied
-    # The first box keeps an anchor that several claim; a plain scatter leaves that undefined. A box that meets no
-    # anchor claims none.
-    nobody = len(forced)
-    order = torch.arange(nobody, device=iou.device).masked_fill(best_of_box[:, 0] == 0, nobody)
-    claims = torch.full((count,), nobody, device=iou.device).scatter_reduce(0, forced, order, "amin")
-    is_forced = claims < nobody
-    box_of_anchor = torch.where(is_forced, claims, box_of_anchor)
+    # A plain scatter would leave undefined which of several boxes gets an anchor. A box that meets no anchor gets none.
+    no_box = len(forced)
+    indices = torch.arange(no_box, device=iou.device).masked_fill(best_of_box[:, 0] == 0, no_box)
+    forced_box = torch.full((count,), no_box, device=iou.device).scatter_reduce(0, forced, indices, "amin")
+    is_forced = forced_box < no_box
+    box_of_anchor = torch.where(is_forced, forced_box, box_of_anchor)
     positive = positive | is_forced
 
     target_boxes = boxes_xyxy[box_of_anchor].float()

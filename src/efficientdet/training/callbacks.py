@@ -1,4 +1,4 @@
-"""What happens around the steps: averaged weights, checkpoints, the state to resume from, and the progress shown."""
+"""Lightning callbacks: averaged weights, checkpoints, the state to resume from, and the progress shown."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
 
 
 class Ema(WeightAveraging):
-    """Averaged weights, which are what evaluation sees and what is saved."""
+    """Averaged weights: those that are evaluated and saved."""
 
     def __init__(self, decay: float) -> None:
         super().__init__(multi_avg_fn=EmaUpdate(decay))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the network, but not the pictures that a data set may keep in memory."""
+        """Copy the network, but not the images that a dataset may keep in memory."""
         module: DetectionModule = pl_module  # type: ignore[assignment]
         sets = module.train_set, module.val_set
         module.train_set = module.val_set = None  # type: ignore[assignment]
@@ -45,7 +45,7 @@ class Ema(WeightAveraging):
 
 
 class SaveCheckpoints(Callback):
-    """Saves `last` and `best` after each evaluation, and the state to resume from every so many steps."""
+    """Saves `last` and `best` after each epoch, and the state to resume from every `save_every` steps."""
 
     def __init__(self, folder: Path, info: CheckpointInfo, config: TrainConfig, ema: Ema | None) -> None:
         self.folder = folder
@@ -59,20 +59,20 @@ class SaveCheckpoints(Callback):
         return {"best_ap": self.best_ap}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best AP of the run that is resumed."""
+        """Restore it."""
         self.best_ap = state_dict["best_ap"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save the state to resume from, between two steps and not at an epoch's end, which saves by itself."""
+        """Save the state between two steps of the weights; the end of an epoch has a save of its own."""
         is_last = batch_idx + 1 >= trainer.num_training_batches
-        moved = (batch_idx + 1) % self.config.accumulate == 0
-        if moved and not is_last and trainer.global_step % self.config.save_every == 0:
+        has_stepped = (batch_idx + 1) % self.config.accumulate == 0
+        if has_stepped and not is_last and trainer.global_step % self.config.save_every == 0:
             self._save_state(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the network after the epoch's evaluation, if there was one, and the state to resume from."""
+        """Save the network, and the state to resume from."""
         module: DetectionModule = pl_module  # type: ignore[assignment]
         if trainer.is_global_zero:
             self._save_network(module, evaluated=module.evaluated_epoch == trainer.current_epoch)
@@ -99,13 +99,13 @@ class SaveCheckpoints(Callback):
             save_checkpoint(self.folder / "best.safetensors", state, info)
 
     def finish(self, module: DetectionModule) -> TrainingRun:
-        """Write the report and give the run."""
+        """Write the report and return the run."""
         last, best = self.folder / "last.safetensors", self.folder / "best.safetensors"
         report = {
             "best_ap": self.best_ap if module.val_set is not None else None,
-            "train": _read_facts(module.train_set),
-            "val": _read_facts(module.val_set) if module.val_set is not None else None,
-            "skipped_steps": module.skipped,
+            "train": _counts(module.train_set),
+            "val": _counts(module.val_set) if module.val_set is not None else None,
+            "skipped_steps": module.skipped_steps,
             "metrics": module.metrics.to_dict() if module.metrics is not None else None,
         }
         if module.global_rank == 0:
@@ -115,13 +115,13 @@ class SaveCheckpoints(Callback):
         return TrainingRun(self.folder, best if best.exists() else last, last, module.metrics, report)
 
 
-def _read_facts(dataset: DetectionDataset) -> dict[str, int]:
+def _counts(dataset: DetectionDataset) -> dict[str, int]:
     records = dataset.records
-    return {"pictures": len(records), "boxes": records.training_boxes, **records.counts}
+    return {"images": len(records), "boxes": records.training_boxes, **records.counts}
 
 
 class Throughput(Callback):
-    """Training pictures a second, on the progress bar and in the log."""
+    """Training images a second, in the log and in what is shown of the progress."""
 
     def __init__(self, images_per_batch: int) -> None:
         self.images_per_batch = images_per_batch
@@ -129,7 +129,7 @@ class Throughput(Callback):
         self.batches = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, for a run that is resumed in the middle of an epoch."""
+        """Start the clock of a run that is resumed within an epoch."""
         self.started, self.batches = time.perf_counter(), 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -139,14 +139,14 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show the mean since the epoch's start."""
+        """Log the mean since the start of the epoch."""
         self.batches += 1
         rate = self.batches * self.images_per_batch / max(1e-9, time.perf_counter() - self.started)
         pl_module.log("images/s", rate, prog_bar=True, batch_size=1)
 
 
 class EpochLines(Callback):
-    """One line an epoch, where there is no terminal for a progress bar."""
+    """Prints a line after each epoch, where there is no terminal for a progress bar."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -158,7 +158,7 @@ class EpochLines(Callback):
         self.started, self.first_epoch = time.perf_counter(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print loss, AP if this epoch was evaluated, pictures a second and the time that is left."""
+        """Print loss, AP if the epoch was evaluated, images a second, and the time left."""
         module: DetectionModule = pl_module  # type: ignore[assignment]
         evaluated = module.evaluated_epoch == trainer.current_epoch
         done = trainer.current_epoch + 1

@@ -1,153 +1,166 @@
-"""Settings of a training run: one typed object that refuses contradictions."""
+"""The settings of a training run: defaults, ranges and descriptions. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Literal, TypedDict
 
-from efficientdet.data.augment import Augmentation
-from efficientdet.errors import SettingError, unknown_name
-from efficientdet.training.losses import LossSettings
+from efficientdet.errors import SettingError
+from efficientdet.settings import check_settings, setting
 
-OPTIMIZERS = ("sgd", "adamw")
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-BATCH_NORMS = ("auto", "train", "frozen")
-# The settings that need not be whole numbers.
-FRACTIONS = ("warmup_epochs", "backbone_rate", "gradient_clip", "weight_decay")
-# Batch statistics of a pretrained backbone are too rough below this many pictures a device.
+# Batch statistics of a pretrained backbone are too rough below this many images a device.
 SMALLEST_BATCH_FOR_STATISTICS = 32
 # The paper's jitter of 0.1-2.0 pays in long runs; at 30 epochs 0.5-1.5 is better (appendix: 35.3 against 34.6 AP).
 LONG_RUN_EPOCHS = 150
+# Settings that name a file.
+FILES = ("weights", "backbone_weights", "feature_network")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights and shapes of the losses; the defaults are the reference's (google/automl tf2/train_lib.py)."""
+
+    alpha: float = setting(0.25, "Weight of objects in the focal loss; background has 1 - alpha.", minimum=0, maximum=1)
+    gamma: float = setting(1.5, "How strongly the focal loss discounts well-classified anchors.", minimum=0)
+    label_smoothing: float = setting(0.0, "How far class targets move towards 0.5.", minimum=0, below=1)
+    delta: float = setting(0.1, "Error at which the Huber loss turns from square to linear.", above=0)
+    box_weight: float = setting(50.0, "Weight of the box loss in the total.", minimum=0)
+    skips_zero_targets: bool = setting(
+        True, "Leave out of the box loss what should be exactly 0, as the reference does."
+    )
+
+    def __post_init__(self) -> None:
+        """Check types and ranges.
+
+        Raises:
+            SettingError: a value is out of range; names it.
+        """
+        check_settings(self)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. The defaults are the paper's (section 5.1) where a short run on little data allows.
+    """How to train. The defaults are the paper's (section 5.1), adapted to short runs on small datasets."""
 
-    Attributes:
-        epochs: passes over the training split.
-        batch_size: pictures a step on each device.
-        accumulate: batches whose gradients are added before the weights move, as one batch of so many times the size.
-        image_size: side of the square input; None for the model's own.
-        learning_rate: peak; None derives it from the batch: 0.08 per 64 pictures for `sgd`, 0.001 per 16 for `adamw`
-            (by the square root).
-        optimizer: `sgd` (momentum 0.9) or `adamw`.
-        weight_decay: on convolution kernels only; None for 4e-5 (`sgd`) or 0.01 (`adamw`).
-        warmup_epochs: the learning rate grows from a tenth in this time, then falls as a cosine to nothing; at most
-            half the run.
-        gradient_clip: largest norm of the whole gradient; 0 for no limit.
-        ema_decay: of the averaged weights that are evaluated and saved; ramps up from the first step. 0 for none.
-        scale_jitter: see `Augmentation`; None for 0.1-2.0 in runs of 150 epochs or more, else 0.5-1.5.
-        flip: probability of a horizontal flip.
-        precision: `fp32`, `bf16` or `fp16` (GPU only) autocast; `auto` is bf16 where the device
-            has it, else fp16 on NVIDIA's GPUs and fp32 elsewhere.
-        batch_norm: `frozen` keeps the backbone's running statistics, `train` uses the batch's; `auto` freezes those of
-            a backbone that comes with weights when the batch is under 32.
-        backbone_rate: factor on the backbone's learning rate.
-        layer_decay: each stage of the backbone learns this much slower than the one above it; 1 for all alike.
-        frozen_stages: the stem and so many stages of the backbone (7 of an EfficientNet, 4 of a ResNet) do not learn.
-        drop_path: stochastic depth of the backbone; an EfficientNet's only.
-        gradient_checkpointing: keep less of the forward pass and compute it again in the backward pass: less memory,
-            about 40 % more time, the same result.
-        seed: of weights, order and augmentation.
-        workers: loader processes; None for none on a CPU, else up to 8.
-        cache: keep decoded pictures in memory; None decides by the free memory.
-        evaluate_every: epochs between evaluations on the validation split; the last epoch always has one.
-        save_every: steps between saves of the state from which a run resumes; each epoch's end saves too.
-        allow_no_boxes: train although the training split holds no box at all.
-        device: `auto`, `cpu`, `cuda`, `mps`.
-        devices: how many.
-        loss: weights of the losses.
-    """
-
-    epochs: int = 50
-    batch_size: int = 8
-    accumulate: int = 1
-    image_size: int | None = None
-    learning_rate: float | None = None
-    optimizer: str = "sgd"
-    weight_decay: float | None = None
-    warmup_epochs: float = 1.0
-    gradient_clip: float = 10.0
-    ema_decay: float = 0.9998
-    scale_jitter: tuple[float, float] | None = None
-    flip: float = 0.5
-    precision: str = "auto"
-    batch_norm: str = "auto"
-    backbone_rate: float = 1.0
-    layer_decay: float = 1.0
-    frozen_stages: int = 0
-    drop_path: float = 0.0
-    gradient_checkpointing: bool = False
-    seed: int = 0
-    workers: int | None = None
-    cache: bool | None = None
-    evaluate_every: int = 1
-    save_every: int = 200
-    allow_no_boxes: bool = False
-    device: str = "auto"
-    devices: int = 1
+    weights: str | Path | None = setting(
+        None,
+        "Detector to start from: bundled model, checkpoint, released model, or hf://owner/repo. If its classes differ "
+        "from the dataset's, the class layer starts afresh.",
+        flag="-w",
+    )
+    backbone_weights: str | Path | None = setting(
+        None,
+        "Weights to start the backbone alone from: a detector, a .npz of folded ImageNet weights, or for a ResNet "
+        "torchvision's .pth.",
+    )
+    backbone: str | None = setting(
+        None,
+        "Backbone: b0-b7, lite0-lite4, resnet18, resnet34, resnet50, resnet101 or timm:NAME; by default the model's.",
+    )
+    feature_network: str | Path | None = setting(
+        None,
+        "Feature network: bifpn, fpn, panet, simplified-panet, nas-fpn, fully-connected, or a YAML file; by "
+        "default the model's.",
+    )
+    fusion: str | None = setting(
+        None, "Fusion of feature maps: fast, softmax, unbounded or none; by default the model's."
+    )
+    image_size: int | None = setting(None, "Side of the square input in pixels; by default the model's.", minimum=32)
+    epochs: int = setting(50, "Passes over the training split.", minimum=1)
+    batch_size: int = setting(8, "Images of a batch on each device.", minimum=1)
+    accumulate: int = setting(1, "Batches whose gradients are added up before each step of the weights.", minimum=1)
+    optimizer: Literal["sgd", "adamw"] = setting("sgd", "Optimizer: sgd (momentum 0.9) or adamw.")
+    learning_rate: float | None = setting(
+        None,
+        "Peak learning rate; by default 0.08 for 64 images a step, in proportion (sgd), or 0.001 for 16, by the square "
+        "root (adamw).",
+        above=0,
+    )
+    weight_decay: float | None = setting(
+        None, "Weight decay of convolution kernels; by default 4e-5 (sgd) or 0.01 (adamw).", minimum=0
+    )
+    warmup_epochs: float = setting(
+        1.0, "Epochs in which the learning rate rises from a tenth to its peak; at most half the run.", minimum=0
+    )
+    gradient_clip: float = setting(10.0, "Largest norm of the gradient; 0 for no limit.", minimum=0)
+    ema_decay: float = setting(
+        0.9998, "Decay of the averaged weights, which are evaluated and saved; 0 for none.", minimum=0, below=1
+    )
+    scale_jitter: tuple[float, float] | None = setting(
+        None,
+        "Range of the random scale of training images; by default 0.5 1.5, and 0.1 2.0 from 150 epochs on.",
+        above=0,
+    )
+    flip: float = setting(0.5, "Probability of a horizontal flip of a training image.", minimum=0, maximum=1)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "Precision of the arithmetic: fp32, bf16 or, on a GPU, fp16; auto takes the fastest that is safe."
+    )
+    batch_norm: Literal["auto", "train", "frozen"] = setting(
+        "auto",
+        "Batch norms of the backbone: train (statistics of the batch) or frozen (running statistics); auto freezes "
+        "those of pretrained weights in batches below 32.",
+    )
+    backbone_rate: float = setting(1.0, "Factor on the learning rate of the backbone.", minimum=0)
+    layer_decay: float = setting(
+        1.0, "Factor on the learning rate from each stage of the backbone to the one below.", above=0, maximum=1
+    )
+    frozen_stages: int = setting(
+        0, "Stages of the backbone that do not learn, from the stem up: 0-7, or 0-4 of a ResNet.", minimum=0, maximum=7
+    )
+    drop_path: float = setting(
+        0.0, "Probability of dropping a block of the backbone (stochastic depth; EfficientNets only).",
+        minimum=0, below=1,
+    )  # fmt: skip
+    gradient_checkpointing: bool = setting(
+        False, "Recompute feature maps in the backward pass: less memory, about 40 % more time, the same result."
+    )
+    evaluate_every: int = setting(1, "Epochs between evaluations; the last epoch always has one.", minimum=1)
+    save_every: int = setting(
+        200, "Steps between saves of the state to resume from; each epoch's end saves too.", minimum=1
+    )
+    seed: int = setting(0, "Seed of weights, order and augmentation.", minimum=0, maximum=2**32 - 1)
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting(
+        "auto", "Device: cpu, cuda or mps; auto takes an NVIDIA GPU where there is one."
+    )
+    devices: int = setting(1, "Number of devices, each with a process of its own.", minimum=1)
+    workers: int | None = setting(
+        None, "Processes that load images; by default none on a CPU, up to 8 on a GPU.", minimum=0
+    )
+    cache: bool | None = setting(None, "Keep decoded images in memory; by default if they fit.")
+    skip_missing: bool = setting(False, "Leave out images whose file is missing.")
+    allow_no_boxes: bool = setting(False, "Train even if the training split holds no box.")
     loss: LossSettings = LossSettings()
 
     def __post_init__(self) -> None:
         """Check every setting.
 
         Raises:
-            SettingError: a number is out of range; names the setting and its value.
+            SettingError: a number is out of range, or two settings contradict each other; names them.
             UnknownNameError: a choice is not known.
         """
-        at_least = {
-            "epochs": 1, "batch_size": 1, "accumulate": 1, "evaluate_every": 1, "save_every": 1, "devices": 1,
-            "warmup_epochs": 0, "frozen_stages": 0, "seed": 0, "backbone_rate": 0, "gradient_clip": 0,
-            "image_size": 32, "workers": 0, "weight_decay": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if value is None and getattr(type(self), name, 0) is None:
-                continue
-            _check_number(name, value, is_whole=name not in FRACTIONS)
-            if not value >= least:
-                raise SettingError(f"{name} is {value}; it must be at least {least}")
-        if self.learning_rate is not None:
-            _check_number("learning_rate", self.learning_rate, is_whole=False)
-            if not self.learning_rate > 0:
-                raise SettingError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        for name in ("ema_decay", "drop_path"):
-            _check_number(name, getattr(self, name), is_whole=False)
-            if not 0 <= getattr(self, name) < 1:
-                raise SettingError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        _check_number("layer_decay", self.layer_decay, is_whole=False)
-        if not 0 < self.layer_decay <= 1:
-            raise SettingError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
-        if self.frozen_stages > 7:
-            raise SettingError(f"frozen_stages is {self.frozen_stages}; no backbone has more than 7 stages")
-        if self.seed >= 2**32:
-            raise SettingError(f"seed is {self.seed}; it must be below 2**32")
-        for name, known in (
-            ("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("batch_norm", BATCH_NORMS), ("device", DEVICES),
-        ):  # fmt: skip
-            if getattr(self, name) not in known:
-                raise unknown_name(name, str(getattr(self, name)), known)
+        for name in FILES:
+            if isinstance(getattr(self, name), Path):
+                object.__setattr__(self, name, str(getattr(self, name)))
+        if isinstance(self.loss, dict):  # as JSON gives it
+            object.__setattr__(self, "loss", LossSettings(**self.loss))
+        check_settings(self)
+        if self.scale_jitter and self.scale_jitter[0] > self.scale_jitter[1]:
+            raise SettingError(f"scale_jitter is {self.scale_jitter}; the first factor must not be above the second")
         if self.precision == "fp16" and self.device == "cpu":
             raise SettingError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
-        self.augmentation()
 
-    def augmentation(self) -> Augmentation:
-        """The augmentation that these settings mean."""
-        jitter = self.scale_jitter or ((0.1, 2.0) if self.epochs >= LONG_RUN_EPOCHS else (0.5, 1.5))
-        return Augmentation(jitter, self.flip)
+    def scale_range(self) -> tuple[float, float]:
+        """The range of the scale jitter."""
+        return self.scale_jitter or ((0.1, 2.0) if self.epochs >= LONG_RUN_EPOCHS else (0.5, 1.5))
 
     def peak_learning_rate(self) -> float:
-        """The learning rate after warm-up, from the pictures that one move of the weights sees."""
+        """The learning rate after warm-up, from the number of images that a step of the weights sees."""
         if self.learning_rate is not None:
             return self.learning_rate
-        pictures = self.batch_size * self.accumulate * self.devices
-        if self.optimizer == "sgd":
-            return 0.08 * pictures / 64
-        return 1e-3 * math.sqrt(pictures / 16)
+        images = self.batch_size * self.accumulate * self.devices
+        return 0.08 * images / 64 if self.optimizer == "sgd" else 1e-3 * math.sqrt(images / 16)
 
     def decay(self) -> float:
         """The weight decay."""
@@ -155,18 +168,48 @@ class TrainConfig:
             return self.weight_decay
         return 4e-5 if self.optimizer == "sgd" else 1e-2
 
-    def freezes_batch_norm(self, is_pretrained: bool) -> bool:
+    def freezes_batch_norm(self) -> bool:
         """Whether the backbone's batch norms keep their running statistics."""
         if self.batch_norm == "auto":
+            is_pretrained = bool(self.weights or self.backbone_weights)
             return is_pretrained and self.batch_size < SMALLEST_BATCH_FOR_STATISTICS
         return self.batch_norm == "frozen"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON."""
-        return dataclasses.asdict(self)
 
+class TrainOptions(TypedDict, total=False):
+    """The fields of `TrainConfig` as keywords, for type checkers."""
 
-def _check_number(name: str, value: Any, is_whole: bool) -> None:
-    kinds = int if is_whole else (int, float)
-    if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
-        raise SettingError(f"{name} is {value!r}; it must be a {'whole' if is_whole else 'finite'} number")
+    weights: str | Path | None
+    backbone_weights: str | Path | None
+    backbone: str | None
+    feature_network: str | Path | None
+    fusion: str | None
+    image_size: int | None
+    epochs: int
+    batch_size: int
+    accumulate: int
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: float | None
+    weight_decay: float | None
+    warmup_epochs: float
+    gradient_clip: float
+    ema_decay: float
+    scale_jitter: tuple[float, float] | None
+    flip: float
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    batch_norm: Literal["auto", "train", "frozen"]
+    backbone_rate: float
+    layer_decay: float
+    frozen_stages: int
+    drop_path: float
+    gradient_checkpointing: bool
+    evaluate_every: int
+    save_every: int
+    seed: int
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    devices: int
+    workers: int | None
+    cache: bool | None
+    skip_missing: bool
+    allow_no_boxes: bool
+    loss: LossSettings

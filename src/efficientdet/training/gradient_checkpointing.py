@@ -1,4 +1,4 @@
-"""Gradient checkpointing: maps that the backward pass needs are computed again there, instead of being kept."""
+"""Gradient checkpointing: the backward pass recomputes feature maps instead of the forward pass keeping them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch.utils.checkpoint import checkpoint
 from efficientdet.network.efficientdet import EfficientDet
 
 
-def recompute_maps(model: EfficientDet) -> None:
-    """Let a network's training keep only what goes into each block of the backbone and each node of the cells.
+def checkpoint_gradients(model: EfficientDet) -> None:
+    """Keep only the inputs of the backbone's blocks and of the feature network's nodes for the backward pass.
 
-    Loss, gradients, random numbers and running statistics stay what they are; a step takes about 40 % longer.
+    Loss, gradients, random numbers and running statistics stay the same; a step takes about 40 % longer.
 
     Args:
-        model: changed in place. Where a backbone's blocks are not known (timm's), it is recomputed as a whole.
+        model: changed in place. A backbone without known blocks (timm's) is recomputed as a whole.
     """
     stages = model.backbone.stages()
     blocks = [block for stage in stages[1:] for part in stage for block in part.children()]
     nodes = [node for cell in model.feature_network.cells for node in cell.children()]
     for module in [*(blocks or [model.backbone]), *nodes]:
-        module.forward = functools.partial(_recomputed, module)
+        module.forward = functools.partial(_checkpointed, module)
 
 
-def _recomputed(module: nn.Module, *inputs: Any) -> Any:
+def _checkpointed(module: nn.Module, *inputs: Any) -> Any:
     forward = functools.partial(type(module).forward, module)
     if not torch.is_grad_enabled():
         return forward(*inputs)
@@ -37,12 +37,12 @@ def _recomputed(module: nn.Module, *inputs: Any) -> Any:
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _statistics_kept(module)
+    return nullcontext(), _fixed_statistics(module)
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """The batch has moved the running statistics already: this time batch norms leave them where they are."""
+def _fixed_statistics(module: nn.Module) -> Iterator[None]:
+    """Leave running statistics alone while recomputing: the forward pass has updated them already."""
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     momenta = [norm.momentum for norm in norms]
     counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]

@@ -1,4 +1,4 @@
-"""What a run starts from: a whole detector, or a backbone alone."""
+"""The weights that a run starts from: those of a detector, or of a backbone alone."""
 
 from __future__ import annotations
 
@@ -24,32 +24,31 @@ from efficientdet.weights.names import find_weights
 from efficientdet.weights.read_file import read_state
 from efficientdet.weights.remap.layout import unwrapped
 
-# Pictures from which the batch norms of folded weights take their statistics.
-STATISTICS_PICTURES = 256
+# Images from which the batch norms of folded weights take their statistics.
+STATISTICS_IMAGES = 256
 CLASS_LAYER = "class_head.predict.pointwise."
-# Kinds of files in which torchvision's weights come.
+# Suffixes of torchvision's weights.
 TORCHVISION_SUFFIXES = (".pth", ".pt")
 
 
 def start_from(
     network: EfficientDet, weights: str | Path, class_names: tuple[str, ...], console: Console
 ) -> Preprocessing:
-    """Copy a detector's weights and its shapes of anchors into a network of the same kind.
+    """Copy a detector's weights and anchor shapes into a network of the same kind.
 
-    Where the classes differ in name or order, the last layer of the class head starts afresh, and what is dropped is
-    printed.
+    If its classes differ in name or order, the last layer of the class head starts afresh, and a line says so.
 
     Args:
         network: changed in place.
         weights: what `find_weights` takes.
-        class_names: of the new data set, by label.
-        console: for the report.
+        class_names: of the dataset, by label.
+        console: where the line is printed.
 
     Returns:
-        The preprocessing that those weights were trained with.
+        The preprocessing that the weights were trained with.
 
     Raises:
-        WeightsError: the two differ in more than the classes; lists the tensors.
+        WeightsError: the networks differ in more than the classes; lists the tensors.
     """
     source, info = load_checkpoint(find_weights(weights))
     state, own = source.state_dict(), network.state_dict()
@@ -58,7 +57,7 @@ def start_from(
     problems = [key for key in {*state, *own} - {*dropped} if shapes.get(key) != own_shapes.get(key)]
     if problems:
         listed = "\n  ".join(sorted(problems))
-        raise WeightsError(f"{weights}: {source.spec.name} does not fit {network.spec.name}; differing:\n  {listed}")
+        raise WeightsError(f"{weights}: {source.spec.name} does not fit {network.spec.name}; these differ:\n  {listed}")
     if dropped:
         console.print(f"{weights}: its classes differ, so these start afresh: {', '.join(dropped)}")
     network.load_state_dict({key: value for key, value in state.items() if key not in dropped}, strict=False)
@@ -69,18 +68,18 @@ def start_from(
 def start_backbone_from(
     network: EfficientDet, weights: str | Path, records: Records, size: int, preprocessing: Preprocessing
 ) -> list[str]:
-    """Start the backbone alone: from another detector with the same one, or from ImageNet weights.
+    """Copy the weights of a backbone: those of a detector with the same one, or ImageNet weights.
 
     Args:
         network: changed in place.
-        weights: for an EfficientNet a `.npz` of folded weights, for a ResNet torchvision's `.pth`; or what
-            `find_weights` takes.
-        records: pictures for the statistics that folded weights need.
-        size: side of the square input.
-        preprocessing: of those pictures.
+        weights: what `find_weights` takes; or a `.npz` of folded weights for an EfficientNet, torchvision's `.pth` for
+            a ResNet.
+        records: images from which folded weights take the statistics of their batch norms.
+        size: side of the square input, in pixels.
+        preprocessing: of those images.
 
     Returns:
-        Names of the file's tensors for which a detector has no use: the classifier's.
+        Names of the file's tensors that a detector does not need: the classifier's.
 
     Raises:
         WeightsError: the weights do not fit the backbone; lists what differs.
@@ -98,7 +97,7 @@ def start_backbone_from(
         raise WeightsError(f"{weights}: folded weights of an EfficientNet; the backbone is {network.spec.backbone}")
 
     def batches() -> Iterator[Tensor]:
-        step = max(1, len(records) // STATISTICS_PICTURES)
+        step = max(1, len(records) // STATISTICS_IMAGES)
         for record in records.images[::step]:
             yield torch.from_numpy(letterbox(read(record.path), (size, size), preprocessing)[0])[None]
 
@@ -107,7 +106,7 @@ def start_backbone_from(
 
 
 def _load_torchvision(backbone: ResNet, path: Path, name: str) -> list[str]:
-    """Copy torchvision's weights, strictly, and return the names of the classifier's; old files lack the counters."""
+    """Copy torchvision's weights, of which old files lack the counters; returns the names of the classifier's."""
     theirs = {bare: found.tensor for bare, found in unwrapped(unwrap(read_state(path))).items()}
     dropped = [key for key in theirs if key.startswith("fc.")]
     counters = {key: tensor for key, tensor in backbone.state_dict().items() if key.endswith("num_batches_tracked")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -10,30 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from efficientdet.training.assignment import BACKGROUND, Matches, match_batch
+from efficientdet.training.config import LossSettings
 
-# Logits that a CPU takes at a time: with what is computed of them, they stay in the cache of two cores.
-CPU_PIECE = 2**16
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """Weights and shapes of the losses; the defaults are the reference's.
-
-    Attributes:
-        alpha: weight of positives in the focal loss; negatives have 1 - alpha.
-        gamma: how strongly well-classified anchors are discounted.
-        label_smoothing: moves the class targets towards 0.5.
-        delta: where the Huber loss turns from square to line.
-        box_weight: weight of the box loss in the total.
-        skips_zero_targets: leave elements out of the box loss whose target is exactly 0, as the reference does.
-    """
-
-    alpha: float = 0.25
-    gamma: float = 1.5
-    label_smoothing: float = 0.0
-    delta: float = 0.1
-    box_weight: float = 50.0
-    skips_zero_targets: bool = True
+# Logits that a CPU works on at a time: they and what is computed from them stay in its cache.
+CPU_CHUNK = 2**16
 
 
 class Losses(NamedTuple):
@@ -57,7 +36,7 @@ def focal_loss(logits: Tensor, is_object: bool, alpha: float, gamma: float, smoo
     Returns:
         (...) losses, not summed, and (...) their derivatives by the logits.
     """
-    # An object's loss is that of background at the mirrored logit.
+    # The loss of an object is that of background at the negated logit.
     z = -logits if is_object else logits
     weight, shift = (alpha if is_object else 1 - alpha), smoothing / 2
     entropy = functional.softplus(z, threshold=50)
@@ -76,49 +55,49 @@ def focal_loss(logits: Tensor, is_object: bool, alpha: float, gamma: float, smoo
 class FocalSum(torch.autograd.Function):
     """Sum of the focal losses of every anchor and class, computed in float32 together with its gradient.
 
-    Autograd would keep half a dozen tensors of the logits' size until the backward pass; this keeps the gradient alone,
-    and on a CPU goes through the logits in pieces that stay in the cache.
+    Autograd would keep half a dozen tensors of the logits' size until the backward pass; this keeps only the gradient,
+    and on a CPU works through the logits in chunks that stay in the cache.
     """
 
     @staticmethod
     def forward(
         ctx: Any, labels: Tensor, alpha: float, gamma: float, smoothing: float, *class_logits: Tensor
     ) -> Tensor:
-        """Sum up; labels (B, A) hold each anchor's class or BACKGROUND, class_logits are those of `detection_loss`."""
+        """Sum of the losses; labels (B, A): each anchor's class or BACKGROUND; class_logits: see `detection_loss`."""
         shape = (alpha, gamma, smoothing)
         sums, gradients = [], []
         labels_by_level = torch.split(labels, [x.shape[1] for x in class_logits], 1)
         for logits, labels_here in zip(class_logits, labels_by_level, strict=True):
-            # float16 would lose small gradients before the gradient scaler's factor reaches them.
+            # Small gradients would vanish in float16 before the gradient scaler multiplies them.
             kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
             gradient = torch.empty(logits.shape, dtype=kept, device=logits.device)
-            size = CPU_PIECE if logits.device.type == "cpu" else logits.numel()
-            pieces = (torch.split(x.reshape(-1), size) for x in (logits, gradient))
-            for piece, out in zip(*pieces, strict=True):
-                losses, slopes = focal_loss(_raised(piece), False, *shape)
+            size = CPU_CHUNK if logits.device.type == "cpu" else logits.numel()
+            chunks = (torch.split(x.reshape(-1), size) for x in (logits, gradient))
+            for chunk, out in zip(*chunks, strict=True):
+                losses, slopes = focal_loss(_at_least_float32(chunk), False, *shape)
                 sums.append(losses.sum())
                 out.copy_(slopes)
-            # Nearly all logits are background: all were taken for it, now the few are set right that are not.
-            is_object, place = (labels_here != BACKGROUND)[..., None], labels_here.clamp(min=0)[..., None]
-            values = _raised(logits.gather(2, place))  # (B, A_l, 1)
+            # All were treated as background, as nearly all are; the few objects are corrected here.
+            is_object, labels_or_0 = (labels_here != BACKGROUND)[..., None], labels_here.clamp(min=0)[..., None]
+            values = _at_least_float32(logits.gather(2, labels_or_0))  # (B, A_l, 1)
             of_object, of_background = (focal_loss(values, target, *shape) for target in (True, False))
             sums.append(((of_object[0] - of_background[0]) * is_object).sum())
-            gradient.scatter_(2, place, torch.where(is_object, of_object[1], of_background[1]).to(kept))
+            gradient.scatter_(2, labels_or_0, torch.where(is_object, of_object[1], of_background[1]).to(kept))
             gradients.append(gradient)
         ctx.gradients, ctx.dtypes = gradients, [x.dtype for x in class_logits]
         return torch.stack(sums).sum()
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        """Hand the gradient out, once."""
+        """Multiply the gradient that `forward` computed, in place; so it can be had once."""
         if ctx.gradients is None:
-            raise RuntimeError("the focal loss gives its gradient once; compute the loss anew")
+            raise RuntimeError("the focal loss has no gradient left after one backward pass; compute the loss again")
         gradients, ctx.gradients = ctx.gradients, None
         parts = [gradient.mul_(factor).to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return None, None, None, None, *parts
 
 
-def _raised(x: Tensor) -> Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -141,10 +120,10 @@ def detection_loss(
         anchors_xyxy: (A, 4) float32, pixels of the network's input; A is the sum of A_l.
         boxes_xyxy: B tensors (N_i, 4) float32 in the same pixels; N_i may be 0.
         labels: B tensors (N_i,) int64, 0-based.
-        settings: weights; the reference's when None.
+        settings: weights and shapes; the reference's when None.
 
     Returns:
-        The three scalars, float32 (float64 if the logits are).
+        Three scalars, float32 (float64 if the logits are).
     """
     return matched_loss(class_logits, box_deltas, match_batch(anchors_xyxy, boxes_xyxy, labels), settings)
 
@@ -152,7 +131,7 @@ def detection_loss(
 def matched_loss(
     class_logits: list[Tensor], box_deltas: list[Tensor], targets: Matches, settings: LossSettings | None = None
 ) -> Losses:
-    """`detection_loss`, of targets that `match_batch` has found."""
+    """`detection_loss` for targets that `match_batch` found."""
     settings = settings or LossSettings()
     with torch.autocast(class_logits[0].device.type, enabled=False):
         deltas = torch.cat(box_deltas, 1)

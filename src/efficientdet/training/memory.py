@@ -1,4 +1,4 @@
-"""Memory that a step frees is kept for the next one, instead of being handed back to the system in between."""
+"""Keeps the memory that a training step frees for the next step, instead of returning it to the system in between."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Names and defaults of glibc's malloc.h, and of Linux's madvise.
+# Names and values from glibc's malloc.h and Linux's madvise.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 DEFAULT_MMAP_MAX = 65536
-# glibc raises its thresholds to these by itself as large blocks are freed, but no longer once they have been set.
+# glibc raises its thresholds to these by itself as large blocks are freed, unless they were ever set.
 RAISED_MMAP_THRESHOLD, RAISED_TRIM_THRESHOLD = 32 * 1024**2, 64 * 1024**2
 MADV_HUGEPAGE = 14
 PAGE = 2 * 1024**2
-# Set to 0, a run leaves the C library as it is.
+# A run leaves the C library's settings alone where this is 0.
 KEEP_VARIABLE = "EFFICIENTDET_KEEP_MEMORY"
-# Address space, not memory: how far the heap is asked to lie in large pages.
+# How much address space (not memory) of the heap is marked for large pages.
 LARGEST_HEAP = 16 * 1024**3
 
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """While this lasts, freed memory stays with the process, and lies in large pages where the system has them.
+    """Within this context, freed memory stays with the process, in large pages where the system has them.
 
-    The maps of a step on a CPU are tens of megabytes each. By default the C library gives every one of them back to the
-    system as it is freed, and the system clears each page again when the next step takes it: a third of the time of a
-    step. Only glibc on Linux can be told otherwise; elsewhere this does nothing.
+    The feature maps of a step on a CPU take tens of megabytes each. By default the C library returns each to the system
+    when it is freed, and the system clears its pages again for the next step, which takes a third of a step's time.
+    Only glibc on Linux has settings for this; elsewhere nothing happens.
     """
     library = _glibc()
     if library is None:
@@ -57,7 +57,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def _ask_for_large_pages(library: ctypes.CDLL) -> None:
-    """Let the heap grow without touching it, mark that part, and free it: it stays the heap's, and marked."""
+    """Grow the heap without touching it, mark that range and free it: it stays part of the heap, and stays marked."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     size = min(LARGEST_HEAP, free // 2)
     address = library.malloc(size)

@@ -1,207 +1,122 @@
-"""train: a data set in, weights out."""
+"""train: a dataset in, weights out."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 
-from efficientdet.atomic_write import write_text
+from efficientdet.data.augment import Augmentation
 from efficientdet.data.dataset import DetectionDataset, read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import DataError, EfficientDetError, MissingSplitError, SettingError, require
 from efficientdet.family import ModelSpec
-from efficientdet.images.letterbox import Preprocessing
 from efficientdet.network.efficientdet import EfficientDet, create_model
-from efficientdet.network.topology import Topology
+from efficientdet.settings import changed, to_dict
 from efficientdet.training.config import TrainConfig
+from efficientdet.training.device import LIGHTNING_PRECISIONS, choose_device, choose_precision, choose_workers
 from efficientdet.training.initial_weights import start_backbone_from, start_from
 from efficientdet.training.memory import KEEP_VARIABLE, kept_memory
-from efficientdet.training.precision import LIGHTNING_PRECISIONS, choose_precision
-from efficientdet.training.run_folder import CONFIG_FILE, RESUME_FILE, TrainingRun
+from efficientdet.training.run_folder import (
+    RESUME_FILE,
+    RunSettings,
+    TrainingRun,
+    check_same,
+    choose_folder,
+    read_settings,
+    write_settings,
+)
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import Callback
     from lightning.pytorch.loggers import CSVLogger
+    from typing_extensions import Unpack
+
+    from efficientdet.training.config import TrainOptions
 
 
 def train(
     model: str | ModelSpec,
     data: str | Path,
     *,
-    feature_network: str | Path | Topology | None = None,
-    fusion: str | None = None,
-    backbone: str | None = None,
-    weights: str | Path | None = None,
-    backbone_weights: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    skip_missing: bool = False,
     quiet: bool = False,
     config: TrainConfig | None = None,
-    **settings: Any,
+    **settings: Unpack[TrainOptions],
 ) -> TrainingRun:
-    """Train a detector on a data set and keep its best and last checkpoint.
+    """Train a detector on a dataset; keeps the best and the last checkpoint.
 
     Args:
         model: name of the family (`d0`, `lite0`, ...) or a spec.
-        data: folder with a `train` and, if possible, a `val` split (see `data.dataset.read_split`), or one COCO JSON.
-        feature_network: see `create_model`; None for the model's own.
-        fusion: see `create_model`; None for the model's own.
-        backbone: see `create_model`; None for the model's own.
-        weights: start from this detector: a bundled name or a checkpoint of the same network. Where its classes differ,
-            the last layer of the class head starts afresh.
-        backbone_weights: start the backbone alone: from a detector (what `weights` takes), or from a `.npz` of folded
-            ImageNet weights.
+        data: folder with a `train` and, if possible, a `val` split (see `read_split`), or one COCO JSON to train on.
         out: folder of the run; None for the next free `runs/N`.
-        resume: go on with the run in `out` from its last saved step, to the weights that it would have had.
-        skip_missing: leave out pictures whose file is missing, and count them.
+        resume: continue the run in `out` from its last saved step, to the weights that it would have had. Its settings
+            are kept: they need not be given again, and cannot be changed if they would change the weights.
         quiet: print nothing.
-        config: settings; or give them by keyword, such as `epochs=20`.
-        **settings: fields of `TrainConfig`, over those of `config`.
+        config: the settings; None for the defaults, or those of the run that is resumed.
+        **settings: fields of `TrainConfig`, such as `epochs=20`, which go before those of `config`.
 
     Returns:
         The run.
 
     Raises:
-        DataError: the data set is at fault, has no boxes, or its splits disagree on the classes.
-        ImageError: a picture cannot be read.
-        SettingError: a setting is unknown, out of range, not to be had on this machine, or the run cannot be resumed.
+        DataError: the dataset is at fault, has no boxes, or its splits disagree on the classes.
+        ImageError: an image cannot be read.
+        SettingError: a setting is unknown, out of range or impossible on this machine, or the run cannot be resumed.
         WeightsError: the starting weights do not fit.
         MissingExtraError: Lightning or the evaluator is not installed.
     """
     require("lightning.pytorch", "train")
     require("faster_coco_eval", "train")
-    config = _settings(config, settings)
-    _accelerator(config)
+    folder = choose_folder(out, resume)
+    started = read_settings(folder) if resume else None
+    config = changed(config or (started.config if started else TrainConfig()), settings)
+    choose_device(config)
     console = Console(quiet=quiet, stderr=True, markup=False, highlight=False, soft_wrap=True)
-    folder = _run_folder(out, resume)
-    # A run that was stopped before it saved anything is begun again in the same way.
-    has_state = resume and (folder / RESUME_FILE).is_file()
-    train_records, val_records = _read(Path(data), config, skip_missing, console)
-    torch.manual_seed(config.seed)
-    network = create_model(
-        model, len(train_records.class_names), feature_network=feature_network, fusion=fusion,
-        backbone=backbone, drop_path=config.drop_path,
-    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
-    preprocessing = default_preprocessing(network.spec)
-    if has_state:
-        preprocessing = _take_up(network, folder)
-    elif weights is not None:
-        preprocessing = start_from(network, weights, train_records.class_names, console)
-    size = config.image_size or network.spec.image_size
-    _check_batch(min(config.batch_size, len(train_records)), size, network.spec)
-    info = CheckpointInfo(
-        spec=dataclasses.replace(network.spec, image_size=size),
-        class_names=train_records.class_names,
-        category_ids=train_records.category_ids,
-        preprocessing=preprocessing,
-        training={"data": Path(data).name, "weights": str(weights or backbone_weights or ""), **config.to_dict()},
-    )
-    sets = [
-        DetectionDataset(records, (size, size), info.preprocessing, augmentation, config.seed, config.cache)
-        if records
-        else None
-        for records, augmentation in ((train_records, config.augmentation()), (val_records, None))
-    ]
-    train_set, val_set = sets
-    if train_set is None:
-        raise DataError(f"{data}: the training split is empty")
-    if backbone_weights is not None and not has_state:
-        start_backbone_from(network, backbone_weights, train_records, size, preprocessing)
-    _remember(folder, config, info, resume)
-    with _calm_lightning():
-        return _fit(
-            network, config, train_set, val_set, info, folder,
-            is_pretrained=bool(weights or backbone_weights), resume=has_state, quiet=quiet, console=console,
-        )  # fmt: skip
+    train_records, val_records = _read_splits(Path(data), config, console)
+    # A run that was stopped before its first save starts from the beginning.
+    resumed = started if (folder / RESUME_FILE).is_file() else None
+    network, info = _build(model, config, train_records, resumed, console)
+    info.training["data"] = Path(data).name
+    if started is None:
+        write_settings(folder, RunSettings(config, info))
+    else:
+        check_same(folder, started, RunSettings(config, info))
+    size = (info.spec.image_size, info.spec.image_size)
+    augmentation = Augmentation(config.scale_range(), config.flip)
+    train_set = DetectionDataset(train_records, size, info.preprocessing, augmentation, config.seed, config.cache)
+    val_set = None
+    if val_records is not None:
+        val_set = DetectionDataset(val_records, size, info.preprocessing, cache=config.cache)
+    with _quiet_lightning():
+        return _fit(network, config, train_set, val_set, info, folder, resumed is not None, console)
 
 
-def _take_up(network: EfficientDet, folder: Path) -> Preprocessing:
-    """What the starting weights brought along when the run began: the shapes of anchors, and the preprocessing."""
-    saved = json.loads((folder / CONFIG_FILE).read_text())["checkpoint"]
-    network.spec = dataclasses.replace(network.spec, aspects=ModelSpec.from_dict(saved["spec"]).aspects)
-    return Preprocessing.from_dict(saved["preprocessing"])
-
-
-def _check_batch(batch_size: int, image_size: int, spec: ModelSpec) -> None:
-    coarsest = spec.strides[-1]
-    if batch_size == 1 and image_size <= coarsest:
-        raise SettingError(
-            f"a batch of one picture at image_size {image_size}: the coarsest level has a single place, of which no "
-            f"batch norm can take statistics; train on 2 pictures or more at a time, or at more than {coarsest} pixels"
-        )
-
-
-def _settings(config: TrainConfig | None, settings: dict[str, Any]) -> TrainConfig:
-    known = [field.name for field in dataclasses.fields(TrainConfig)]
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise SettingError(f"unknown training settings {unknown}; known: {', '.join(known)}")
-    return dataclasses.replace(config or TrainConfig(), **settings)
-
-
-def _accelerator(config: TrainConfig) -> str:
-    """Lightning's word for the device to train on, which must be there."""
-    chosen = config.device
-    if chosen == "auto":
-        chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    there = {"cpu": config.devices, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}
-    if config.devices > there[chosen]:
-        raise SettingError(
-            f"device {chosen} with devices {config.devices}: this machine has {there[chosen]}; choose cpu, or fewer"
-        )
-    if config.precision == "fp16" and chosen == "cpu":
-        raise SettingError("precision fp16 needs a GPU, and there is none here; use bf16 or fp32")
-    return chosen
-
-
-def _run_folder(out: str | Path | None, resume: bool) -> Path:
-    if out is None:
-        if resume:
-            raise SettingError("resume needs out, the folder of the run to go on with")
-        number = 1
-        while Path("runs", str(number)).exists():
-            number += 1
-        return Path("runs", str(number))
-    folder = Path(out)
-    if resume and not (folder / CONFIG_FILE).is_file():
-        raise SettingError(f"{folder}: no run to resume there ({CONFIG_FILE} is missing)")
-    if not resume and (folder / CONFIG_FILE).exists():
-        raise SettingError(f"{folder} holds a run already; resume it, or choose another folder for out")
-    return folder
-
-
-def _read(data: Path, config: TrainConfig, skip_missing: bool, console: Console) -> tuple[Records, Records | None]:
-    train_records = read_split(data, "train", skip_missing)
-    try:
-        is_one_split = data.is_file() and data.suffix not in (".yaml", ".yml")
-        val_records = None if is_one_split else read_split(data, "val", skip_missing)
-    except MissingSplitError:
-        val_records = None
+def _read_splits(data: Path, config: TrainConfig, console: Console) -> tuple[Records, Records | None]:
+    """The training split, and the validation split where there is one; a line for each."""
+    train_records = read_split(data, "train", config.skip_missing)
+    val_records = None
+    if data.is_dir() or data.suffix in (".yaml", ".yml"):  # else the file is the training split
+        with suppress(MissingSplitError):
+            val_records = read_split(data, "val", config.skip_missing)
     for name, records in (("train", train_records), ("val", val_records)):
-        if records is None:
-            console.print(f"{name}: none found; the last weights are kept, nothing is evaluated")
-            continue
-        changed = ", ".join(f"{count} {what}" for what, count in records.counts.items() if count)
-        console.print(
-            f"{name}: {len(records)} pictures, {records.training_boxes} boxes, {len(records.class_names)} classes"
-            + (f" ({changed})" if changed else "")
-        )
+        console.print(f"{name}: {_summary(records)}")
     if train_records.training_boxes == 0 and not config.allow_no_boxes:
         raise DataError(
-            f"{train_records.source}: not one box to train on ({len(train_records)} pictures); check the "
+            f"{train_records.source}: not one box to train on ({len(train_records)} images); check the "
             "annotations, or set allow_no_boxes if only negatives are meant"
         )
     if val_records is not None and (
@@ -212,34 +127,55 @@ def _read(data: Path, config: TrainConfig, skip_missing: bool, console: Console)
     return train_records, val_records
 
 
-def _remember(folder: Path, config: TrainConfig, info: CheckpointInfo, resume: bool) -> None:
-    """Write the settings; for a resumed run, insist that they are the same."""
-    fields = {"config": config.to_dict(), "checkpoint": json.loads(info.to_json())}
-    text = json.dumps(fields, indent=2, sort_keys=True)
-    path = folder / CONFIG_FILE
-    if resume:
-        before, now = (_what_must_stay(json.loads(content)) for content in (path.read_text(), text))
-        changed = [name for name in now if name in before and before[name] != now[name]]
-        if changed:
-            raise SettingError(
-                f"{folder}: the run was started with other settings: "
-                + ", ".join(f"{name} was {before[name]!r}, now {now[name]!r}" for name in changed)
-            )
-        return
-    write_text(path, text)
+def _summary(records: Records | None) -> str:
+    if records is None:
+        return "none found; nothing is evaluated, and the last weights are kept"
+    counts = ", ".join(f"{count} {what}" for what, count in records.counts.items() if count)
+    totals = f"{len(records)} images, {records.training_boxes} boxes, {len(records.class_names)} classes"
+    return f"{totals} ({counts})" if counts else totals
 
 
-def _what_must_stay(fields: dict[str, Any]) -> dict[str, Any]:
-    """What a run and its resumption share; files by their names, for a folder may be called from elsewhere."""
-    checkpoint = fields["checkpoint"]
-    facts = {name: checkpoint[name] for name in ("spec", "class_names", "category_ids")}
-    files = {name: Path(checkpoint["training"][name]).name for name in ("data", "weights")}
-    return {**fields["config"], **facts, **files}
+def _build(
+    model: str | ModelSpec, config: TrainConfig, records: Records, resumed: RunSettings | None, console: Console
+) -> tuple[EfficientDet, CheckpointInfo]:
+    """The network with its starting weights, and the facts for its checkpoints.
+
+    The weights of a resumed run are restored later; `resumed` gives the anchor shapes and the preprocessing that its
+    starting weights brought with them.
+    """
+    torch.manual_seed(config.seed)
+    network = create_model(
+        model, len(records.class_names), feature_network=config.feature_network, fusion=config.fusion,
+        backbone=config.backbone, drop_path=config.drop_path,
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
+    preprocessing = default_preprocessing(network.spec)
+    if resumed is not None:
+        network.spec = dataclasses.replace(network.spec, aspects=resumed.info.spec.aspects)
+        preprocessing = resumed.info.preprocessing
+    elif config.weights:
+        preprocessing = start_from(network, config.weights, records.class_names, console)
+    size = config.image_size or network.spec.image_size
+    coarsest = network.spec.strides[-1]
+    if min(config.batch_size, len(records)) == 1 and size <= coarsest:
+        raise SettingError(
+            f"a batch of one image at image_size {size}: the coarsest level has a single cell, from which batch norms "
+            f"cannot take statistics; train on 2 images or more at a time, or at more than {coarsest} pixels"
+        )
+    if config.backbone_weights and resumed is None:
+        start_backbone_from(network, config.backbone_weights, records, size, preprocessing)
+    network.spec = dataclasses.replace(network.spec, image_size=size)
+    return network, CheckpointInfo(
+        spec=network.spec,
+        class_names=records.class_names,
+        category_ids=records.category_ids,
+        preprocessing=preprocessing,
+        training=to_dict(config),
+    )
 
 
 @contextmanager
-def _calm_lightning() -> Iterator[None]:
-    """Keep Lightning's tips and its remarks on loaders away from the user: the loaders are ours."""
+def _quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's tips, and its warnings about loaders, which are ours."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -261,53 +197,28 @@ def _calm_lightning() -> Iterator[None]:
 
 def _fit(
     network: EfficientDet, config: TrainConfig, train_set: DetectionDataset, val_set: DetectionDataset | None,
-    info: CheckpointInfo, folder: Path, *, is_pretrained: bool, resume: bool, quiet: bool, console: Console,
+    info: CheckpointInfo, folder: Path, resumes: bool, console: Console,
 ) -> TrainingRun:  # fmt: skip
-    from lightning.pytorch import Trainer, seed_everything
-    from lightning.pytorch.callbacks import RichProgressBar
-    from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch import seed_everything
 
-    from efficientdet.training.callbacks import Ema, EpochLines, SaveCheckpoints, Throughput
+    from efficientdet.training.callbacks import Ema, SaveCheckpoints
     from efficientdet.training.module import DetectionModule
 
     seed_everything(config.seed, verbose=False)
-    accelerator = _accelerator(config)
-    workers = config.workers
-    if workers is None:
-        workers = 0 if accelerator == "cpu" else min(8, max(1, (os.cpu_count() or 2) - 1))
-    precision = choose_precision(config.precision, accelerator)
-    threads = f", {torch.get_num_threads()} threads" if accelerator == "cpu" else f" x {config.devices}"
-    console.print(f"training on {accelerator}{threads}, in {precision}")
-    module = DetectionModule(network, config, train_set, val_set, config.freezes_batch_norm(is_pretrained), workers)
+    device = choose_device(config)
+    workers = choose_workers(config.workers, device)
+    threads = f"{torch.get_num_threads()} threads" if device == "cpu" else f"{config.devices} devices"
+    precision = choose_precision(config.precision, device)
+    console.print(f"training on {device}, {threads}, in {precision}")
+    module = DetectionModule(network, config, train_set, val_set, workers)
     ema = Ema(config.ema_decay) if config.ema_decay else None
     saver = SaveCheckpoints(folder, info, config, ema)
-    callbacks = [Throughput(config.batch_size * config.devices), saver]
-    if ema is not None:
-        callbacks.insert(0, ema)
-    shows_bar = not quiet and sys.stderr.isatty()
-    callbacks.append(RichProgressBar() if shows_bar else EpochLines(console))
-    trainer = Trainer(
-        accelerator=accelerator,
-        devices=config.devices,
-        max_epochs=config.epochs,
-        precision=LIGHTNING_PRECISIONS[precision],  # type: ignore[arg-type]
-        accumulate_grad_batches=config.accumulate,
-        check_val_every_n_epoch=config.evaluate_every,
-        num_sanity_val_steps=0,
-        limit_val_batches=1.0 if val_set is not None else 0,
-        callbacks=callbacks,
-        logger=[_csv_logger(folder, resume), TensorBoardLogger(folder, "", "log")],
-        log_every_n_steps=10,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=shows_bar,
-        use_distributed_sampler=False,
-    )
+    trainer = _trainer(config, device, precision, folder, [*([ema] if ema else []), saver], resumes, console)
     try:
-        # Loader processes are copies of this one, whose memory should be no larger than it must then.
-        keeps = accelerator == "cpu" and workers == 0 and os.environ.get(KEEP_VARIABLE) != "0"
+        # Loader processes are copies of this one, so its memory should be no larger than needed then.
+        keeps = device == "cpu" and workers == 0 and os.environ.get(KEEP_VARIABLE) != "0"
         with kept_memory() if keeps else nullcontext():
-            trainer.fit(module, ckpt_path=str(folder / RESUME_FILE) if resume else None, weights_only=True)
+            trainer.fit(module, ckpt_path=str(folder / RESUME_FILE) if resumes else None, weights_only=True)
     except EfficientDetError as error:
         # A loader process sends its errors with the traceback in front.
         if "Original Traceback" not in str(error):
@@ -316,12 +227,42 @@ def _fit(
     return saver.finish(module)
 
 
-def _csv_logger(folder: Path, resume: bool) -> CSVLogger:
-    """The log as CSV; a resumed run keeps the rows up to the saved step, which Lightning would delete."""
+def _trainer(
+    config: TrainConfig, device: str, precision: str, folder: Path, callbacks: list[Callback], resumes: bool,
+    console: Console,
+) -> Trainer:  # fmt: skip
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import RichProgressBar
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from efficientdet.training.callbacks import EpochLines, Throughput
+
+    shows_bar = not console.quiet and sys.stderr.isatty()
+    throughput = Throughput(config.batch_size * config.devices)
+    return Trainer(
+        accelerator=device,
+        devices=config.devices,
+        max_epochs=config.epochs,
+        precision=LIGHTNING_PRECISIONS[precision],  # type: ignore[arg-type]
+        accumulate_grad_batches=config.accumulate,
+        check_val_every_n_epoch=config.evaluate_every,
+        num_sanity_val_steps=0,
+        callbacks=[*callbacks, throughput, RichProgressBar() if shows_bar else EpochLines(console)],
+        logger=[_csv_logger(folder, resumes), TensorBoardLogger(folder, "", "log")],
+        log_every_n_steps=10,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=shows_bar,
+        use_distributed_sampler=False,
+    )
+
+
+def _csv_logger(folder: Path, resumes: bool) -> CSVLogger:
+    """The log as CSV. A resumed run keeps the rows up to its saved step, which Lightning would delete."""
     from lightning.pytorch.loggers import CSVLogger
 
     path, rows = folder / "log" / "metrics.csv", []
-    if resume and path.is_file():
+    if resumes and path.is_file():
         step = torch.load(folder / RESUME_FILE, mmap=True, weights_only=True)["global_step"]
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]

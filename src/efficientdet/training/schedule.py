@@ -1,4 +1,4 @@
-"""Optimizer, learning rate and averaged weights (section 5.1; google/automl tf2/train_lib.py)."""
+"""Learning rate, optimizer and averaged weights (section 5.1; google/automl tf2/train_lib.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WARMUP_START = 0.1
 
 
 def rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Factor on the peak learning rate at a step: a line up from 0.1, then a cosine down to 0."""
+    """Factor on the peak learning rate at a step: linear warm-up from 0.1, then a cosine down to 0."""
     if step < warmup_steps:
         return WARMUP_START + (1 - WARMUP_START) * step / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
@@ -27,32 +27,32 @@ def rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def batch_norm_momentum(total_steps: int) -> float:
-    """Share of a batch in the running statistics: the reference's 0.01, and up to 0.1 in runs under 3,000 steps.
+    """Weight of a batch in the running statistics: the reference's 0.01, and up to 0.1 in runs of under 3,000 steps.
 
-    At 0.01 the statistics remember some hundred steps; where that is a good part of the run they belong to weights long
-    gone, and evaluation sees a network that never was.
+    At 0.01 the statistics average over some hundred steps. In a short run those include weights from long before, with
+    which the statistics no longer match the network that is evaluated.
     """
     return min(0.1, max(BATCH_NORM_MOMENTUM, 30 / max(1, total_steps)))
 
 
 def check_stages(backbone: Backbone, config: TrainConfig) -> None:
-    """Refuse what a run's settings ask of stages that the backbone does not have.
+    """Check that the backbone has the stages that the settings name.
 
     Raises:
-        SettingError: frozen_stages or layer_decay; says what the backbone can do.
+        SettingError: frozen_stages or layer_decay does not suit the backbone; says what does.
     """
-    stages = len(backbone.stages()) - 1  # the stem is none
+    stages = len(backbone.stages()) - 1  # without the stem
     if stages < 0 and (config.frozen_stages or config.layer_decay != 1):
         raise SettingError(
-            f"frozen_stages is {config.frozen_stages} and layer_decay is {config.layer_decay}; the stages of a timm "
-            "backbone are not known: leave them at 0 and 1, and slow all of it down with backbone_rate"
+            f"frozen_stages is {config.frozen_stages} and layer_decay is {config.layer_decay}, but the stages of a "
+            "timm backbone are not known; leave them at 0 and 1, and use backbone_rate for the whole backbone"
         )
     if config.frozen_stages > max(stages, 0):
         raise SettingError(f"frozen_stages is {config.frozen_stages}; the backbone has {stages} stages")
 
 
 def backbone_rates(backbone: Backbone, config: TrainConfig) -> dict[nn.Parameter, float]:
-    """Factor on the learning rate of each parameter of the backbone: the further from the heads, the lower."""
+    """Factor on the learning rate of each parameter of the backbone, lower with each stage further from the heads."""
     rates = dict.fromkeys(backbone.parameters(), config.backbone_rate)
     for below_top, modules in enumerate(reversed(backbone.stages())):
         scale = config.backbone_rate * config.layer_decay**below_top
@@ -61,7 +61,7 @@ def backbone_rates(backbone: Backbone, config: TrainConfig) -> dict[nn.Parameter
 
 
 def parameter_groups(model: EfficientDet, config: TrainConfig) -> list[dict[str, Any]]:
-    """Learning parameters by learning rate, and by whether they decay: kernels do; norms, biases and fusion do not."""
+    """Trainable parameters by learning rate and weight decay: kernels decay, norms, biases and fusion do not."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     rates = backbone_rates(model.backbone, config)
     for name, parameter in model.named_parameters():
@@ -70,11 +70,7 @@ def parameter_groups(model: EfficientDet, config: TrainConfig) -> list[dict[str,
             groups.setdefault((rates.get(parameter, 1.0), is_kernel), []).append(parameter)
     rate, decay = config.peak_learning_rate(), config.decay()
     return [
-        {
-            "params": parameters,
-            "lr": rate * scale,
-            "weight_decay": decay if is_kernel else 0.0,
-        }
+        {"params": parameters, "lr": rate * scale, "weight_decay": decay if is_kernel else 0.0}
         for (scale, is_kernel), parameters in groups.items()
     ]
 
@@ -88,14 +84,14 @@ def build_optimizer(model: EfficientDet, config: TrainConfig) -> Optimizer:
 
 
 class EmaUpdate:
-    """Moves averaged weights towards the current ones: decay min(decay, (1 + n) / (10 + n)) after n updates."""
+    """Moves averaged weights towards the current ones; the decay is min(decay, (1 + n) / (10 + n)) after n updates."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
 
     @torch.no_grad()
     def __call__(self, averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
-        """Update in place, as torch's `AveragedModel` asks for; counters are copied."""
+        """Update in place, as torch's `AveragedModel` requires; integer counters are copied."""
         n = float(updates)
         decay = min(self.decay, (1 + n) / (10 + n))
         if averaged[0].is_floating_point():

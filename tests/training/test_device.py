@@ -1,4 +1,4 @@
-"""The choice of a number format, on processors and GPUs that are not there."""
+"""The choice of a precision, on processors and GPUs that are not there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from efficientdet.training import precision
-from efficientdet.training.precision import choose_precision
+from efficientdet.training import device
+from efficientdet.training.device import choose_precision
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "cuda", "mps"])
@@ -42,7 +42,7 @@ def test_a_cpu_takes_bfloat16_where_it_has_instructions_for_it(
     def answer(name: str, default: bool = False) -> Any:
         return lambda: has.get(name, default)
 
-    monkeypatch.setattr(precision.platform, "machine", lambda: machine)  # type: ignore[attr-defined]
+    monkeypatch.setattr(device.platform, "machine", lambda: machine)  # type: ignore[attr-defined]
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", answer("library", True))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", answer("avx512"))
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", answer("amx"))
