@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from efficientdet.cli.options import Json, app, out_console, say, takes_settings
+from efficientdet.cli.options import Json, app, out_console, print_json, say, takes_settings
 from efficientdet.training.config import TrainConfig
 
 
@@ -34,7 +33,7 @@ def train(
 
     run = run_training(model, data, out=out, resume=resume, quiet=as_json, **settings)
     if as_json:
-        print(json.dumps({"best": str(run.best), "last": str(run.last), **run.report}))
+        print_json({"best": str(run.best), "last": str(run.last), **run.report})
         return
     if run.metrics is not None:
         out_console.print(run.metrics.table())
