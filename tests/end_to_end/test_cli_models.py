@@ -1,9 +1,8 @@
-"""info, convert, push, show and scale, as a user types them."""
+"""info, convert and push, as a user types them."""
 
 from __future__ import annotations
 
 import json
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,49 +99,3 @@ def test_push_sends_the_card(command: Command, checkpoint: Path, monkeypatch: py
     path, repository, card, options = sent[0]
     assert (path, repository, options) == (checkpoint, "me/mine", {"private": True})
     assert 'ed.load("hf://me/mine")' in card
-
-
-@pytest.mark.parametrize("what", ["bifpn", "file", "checkpoint"])
-def test_show_draws_names_files_and_checkpoints(command: Command, checkpoint: Path, tmp_path: Path, what: str) -> None:
-    graph = tmp_path / "mine.yaml"
-    rows = [f"  - {{name: out{level}, level: {level}, inputs: [in{level}]}}\n" for level in range(3, 8)]
-    graph.write_text("name: mine\nnodes:\n" + "".join(rows))
-    out = tmp_path / "drawing.svg"
-    done = command("show", {"bifpn": "bifpn", "file": graph, "checkpoint": checkpoint}[what], "--out", out)
-    assert done.code == 0, done.err
-    assert ET.parse(out).getroot().tag.endswith("svg")
-
-
-def test_show_of_an_unknown_network_lists_them(command: Command, tmp_path: Path) -> None:
-    done = command("show", "bipfn", "--out", tmp_path / "x.svg")
-    assert done.code == 2
-    assert "did you mean 'bifpn'" in done.err
-    assert not (tmp_path / "x.svg").exists()
-
-
-def test_show_of_a_faulty_file_names_the_line(command: Command, tmp_path: Path) -> None:
-    (tmp_path / "bad.yaml").write_text("name: bad\nnodes:\n  - {name: out3, level: 3, inputs: [in9]}\n")
-    done = command("show", tmp_path / "bad.yaml", "--out", tmp_path / "x.svg")
-    assert done.code == 2
-    assert "bad.yaml: line 3" in done.err
-
-
-def test_scale_finds_a_phi_for_a_cost(command: Command) -> None:
-    facts = json.loads(command("scale", "--target-flops", "2.6B", "--json").out)
-    assert facts["name"] == "phi0.375"  # a BiFPN of 72 channels; phi 0.5 would take another backbone
-    assert json.loads(command("scale", "--phi", "3", "--json").out)["strides"] == "8, 16, 32, 64, 128"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--target-flops", "ten"], "'ten' is no number"),
-        (["--target-flops", "1M"], "the smallest model"),
-        (["--phi", "-1"], "phi is -1"),
-        (["--phi", "1", "--target-flops", "10B"], "give one of"),
-    ],
-)
-def test_scale_refuses(command: Command, arguments: list[str], message: str) -> None:
-    done = command("scale", *arguments)
-    assert done.code == 2
-    assert message in done.err

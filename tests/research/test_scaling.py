@@ -11,12 +11,9 @@ from efficientdet.research.scaling import (
     DIMENSIONS,
     alone_rows,
     find_phi,
-    fit_power,
-    forward_ms,
     law,
     multiply_adds,
     pyramid_multiply_adds,
-    relative_time_per_multiply_add,
     scale_alone,
     scaling_rows,
 )
@@ -76,30 +73,7 @@ def test_the_law_s_own_part_is_counted_without_the_backbone() -> None:
     assert scaling_rows(1)[1]["law"] == round(7 * 88**2 * 640**2 / (6 * 64**2 * 512**2), 2)
 
 
-def test_a_power_law_is_found_exactly() -> None:
-    fit = fit_power([1, 2, 4, 10], [3, 12, 48, 300])
-    assert fit == pytest.approx((2.0, 3.0, 1.0))
-    assert fit_power([1, 2, 4], [1, 3, 4]).r_squared < 1
-
-
-@pytest.mark.parametrize(("x", "y"), [([1, 2], [1, 2]), ([1, 2, 0], [1, 2, 3]), ([1, 2, 3], [1, -2, 3])])
-def test_a_power_law_needs_three_positive_points(x: list[float], y: list[float]) -> None:
-    with pytest.raises(SettingError, match="three points above 0"):
-        fit_power(x, y)
-
-
-def test_time_over_cost_is_relative_to_the_base() -> None:
-    times, costs = {"d0": 10.0, "d1": 30.0, "d2": 30.0}, {"d0": 2.0, "d1": 4.0, "d2": 8.0, "d3": 9.0}
-    assert relative_time_per_multiply_add(times, costs, "d0") == {"d0": 1.0, "d1": 1.5, "d2": 0.75}
-
-
 def test_scaling_alone_costs_less_than_scaling_everything() -> None:
     start, end = alone_rows(1)
     assert len({start[name] for name in DIMENSIONS}) == 1
     assert start["depth"] < end["depth"] < end["width"] < end["resolution"] < end["compound"]
-
-
-def test_each_forward_pass_is_timed_but_the_first() -> None:
-    spec = ModelSpec("tiny", "lite0", 64, 16, 1, 1, activation="relu6")
-    times = forward_ms(spec, rounds=3)
-    assert len(times) == 3 and min(times) > 0

@@ -1,15 +1,14 @@
-"""models, info, convert, push, show, scale: about networks and weights rather than pictures."""
+"""models, info, convert, push: about networks and weights rather than images."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from efficientdet.atomic_write import write_text
-from efficientdet.cli.options import Json, app, out_console, print_table, say
+from efficientdet.cli.options import Json, app, print_json, print_table, say
 from efficientdet.errors import SettingError
 
 
@@ -24,7 +23,7 @@ def models(as_json: Json = False) -> None:
 
     family, bundled, released = family_rows(), bundled_rows(), released_rows()
     if as_json:
-        print(json.dumps({"family": family, "bundled": bundled, "released": released}))
+        print_json({"family": family, "bundled": bundled, "released": released})
         return
     print_table("the family (90 classes; multiply-adds of convolutions)", family, ("name", "backbone"))
     print_table("bundled weights", bundled, ("name", "network", "classes"))
@@ -57,7 +56,7 @@ def info(
         if card is not None:
             write_text(card, model_card(Path(name).stem, found))
     if as_json:
-        print(json.dumps(facts))
+        print_json(facts)
         return
     print_table(name, ({"": key, " ": value} for key, value in facts.items()), ("", " "))
 
@@ -108,95 +107,3 @@ def push(
 
     card = model_card(HUB_PREFIX + repository, read_info(checkpoint))
     say(push_to_hub(checkpoint, repository, card, private=private))
-
-
-@app.command()
-def show(
-    feature_network: Annotated[str, typer.Argument(help="Name, YAML file, or a checkpoint (with learned weights).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The SVG to write.")],
-    levels: Annotated[tuple[int, int], typer.Option(help="Finest and coarsest level, where a name is given.")] = (3, 7),
-    cell: Annotated[int, typer.Option(help="Which cell of a checkpoint, from 0.")] = 0,
-) -> None:
-    """Draw a feature network: levels as rows; for a checkpoint, learned fusion weights as the edges' width.
-
-    Example: `efficientdet show bifpn --out bifpn.svg`
-    """
-    from efficientdet.network.graph_file import GRAPH_SUFFIXES, read_graph
-    from efficientdet.network.topology import TOPOLOGIES, build_topology
-    from efficientdet.research.draw_topology import draw_topology, learned_weights
-
-    if feature_network in TOPOLOGIES:
-        drawing = draw_topology(build_topology(feature_network, levels))
-    elif Path(feature_network).suffix in GRAPH_SUFFIXES:
-        drawing = draw_topology(read_graph(feature_network, levels))
-    elif Path(feature_network).suffix == ".safetensors":
-        from efficientdet.weights.checkpoint import load_checkpoint
-
-        network = load_checkpoint(feature_network)[0].feature_network
-        if not 0 <= cell < len(network.cells):
-            raise SettingError(f"--cell {cell}: the network has cells 0 to {len(network.cells) - 1}")
-        drawing = draw_topology(network.topology, learned_weights(network, cell))
-    else:
-        build_topology(feature_network, levels)  # says what is known
-        return
-    write_text(out, drawing)
-    say(f"drawn: {out}")
-
-
-@app.command()
-def scale(
-    phi: Annotated[float | None, typer.Option(help="The compound coefficient; fractions are fine.")] = None,
-    target_flops: Annotated[
-        str | None, typer.Option(help="Find phi for so many multiply-adds, such as 10B or 800M.")
-    ] = None,
-    target_latency: Annotated[
-        str | None, typer.Option(help="Find phi for a forward pass of at most so long, such as 20ms.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where latency is measured.")] = "cpu",
-    depth_rule: Annotated[str, typer.Option(help="released or arxiv-v1.")] = "released",
-    as_json: Json = False,
-) -> None:
-    """Show what compound scaling gives for a phi, or find the phi for a cost; without options, the whole law.
-
-    Example: `efficientdet scale --target-flops 10B`
-    """
-    from efficientdet.family import compound_scaling
-    from efficientdet.research import scaling
-    from efficientdet.weights.model_card import spec_facts
-
-    given = [option for option in (phi, target_flops, target_latency) if option is not None]
-    if len(given) > 1:
-        raise SettingError("give one of --phi, --target-flops and --target-latency")
-    if not given:
-        rows = scaling.scaling_rows()
-        print(json.dumps(rows)) if as_json else print_table("compound scaling, as the formula has it", rows)
-        return
-    rule: Any = depth_rule
-    if phi is not None:
-        spec = compound_scaling(phi, rule)
-    elif target_flops is not None:
-        spec = scaling.find_phi(_quantity(target_flops, {"M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}), depth_rule=rule)
-    else:
-        target = _quantity(str(target_latency), {"ms": 1.0, "s": 1000.0})
-        spec = scaling.find_phi(target, lambda spec: scaling.latency_ms(spec, device), rule)
-    facts = {"name": spec.name, **spec_facts(spec)}
-    if as_json:
-        print(json.dumps(facts))
-        return
-    print_table(spec.name, ({"": key, " ": value} for key, value in facts.items()), ("", " "))
-    out_console.print(f"in Python: ed.create_model(ed.family.compound_scaling({spec.name.split('-')[0][3:]}))")
-
-
-def _quantity(text: str, units: dict[str, float]) -> float:
-    """A number with a unit: `10B`, `20ms`."""
-    number = text.strip()
-    for unit, factor in sorted(units.items(), key=lambda item: -len(item[0])):
-        if number.lower().endswith(unit.lower()):
-            number, text_factor = number[: -len(unit)], factor
-            break
-    else:
-        text_factor = 1.0
-    try:
-        return float(number) * text_factor
-    except ValueError:
-        raise SettingError(f"'{text}' is no number with a unit ({', '.join(units)})") from None

@@ -1,8 +1,7 @@
-"""Which edges of a feature network carried a number that comes of it, such as one detection's logit.
+"""How much each edge of a feature network contributed to a number computed from its output, such as a class logit.
 
-The contribution of an edge is gradient x activation: how much the number changes, to first order, per share by which
-the map on this edge is scaled. A node that sums its inputs splits what passes through it exactly: its edges'
-contributions add up to the gradient of the fused map times the fused map.
+An edge's contribution is gradient x activation: the slope of the number when the map on this edge is scaled. At a node
+that sums its inputs, the contributions of its edges add up to the gradient of the fused map times the fused map.
 """
 
 from __future__ import annotations
@@ -14,21 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficientdet.network.pyramid import FeatureNetwork, NodeModule
+from efficientdet.network.pyramid import FeatureNetwork
 from efficientdet.network.topology import Node, Topology
+from efficientdet.research.learned_weights import node_modules
 
 
 @dataclass(frozen=True)
 class Edge:
-    """One input of one node, and what it did for a detection.
+    """One input of one node, and its contribution.
 
     Attributes:
-        cell: which repetition of the feature network's cell, from 0.
-        node: the node that reads.
-        input: what it reads.
-        number: which of the node's inputs that is, from 0.
-        contribution: gradient x activation of the logit, summed over channels and positions; signed.
-        share: |contribution| among the node's edges; 0 at a node on which the logit does not depend.
+        cell: number of the cell, from 0.
+        node: name of the node.
+        input: name of its input.
+        number: number of the input among the node's, from 0.
+        contribution: gradient x activation, summed over channels and positions; signed.
+        share: |contribution| over the sum of the node's; 0 where the node does not contribute.
     """
 
     cell: int
@@ -42,35 +42,33 @@ class Edge:
 def attribute(
     network: FeatureNetwork, features: Sequence[Tensor], score_of: Callable[[list[Tensor]], Tensor]
 ) -> tuple[Edge, ...]:
-    """Contribution of every edge of the feature network to one number.
+    """Contribution of every edge of a feature network to one number.
 
-    Leaves no gradients behind, but hooks the network while it works: no other thread may run it then.
+    The network keeps no gradients, but has hooks meanwhile: no other thread may run it at the same time.
 
     Args:
         network: the feature network, in evaluation mode.
-        features: of the backbone, finest first, each (B, C, h, w).
-        score_of: fused maps, finest first, to a scalar that autograd can follow.
+        features: features of the backbone, finest first, each (B, C, h, w) float.
+        score_of: computes the number, a scalar tensor, from the fused maps, finest first.
 
     Returns:
-        The edges, in order of computation. At a node that pools by global attention, the contributions include what
-        the inputs change about its gate, and so do not add up to that of the fused map.
+        The edges, in order of computation. Where a node pools by global attention, they include the effect of an input
+        on the gate, and do not add up to the fused map's.
     """
     seen: list[tuple[int, Node, list[Tensor]]] = []
     hooks = []
 
     def recorder(cell: int, node: Node) -> Callable[[nn.Module, tuple[Any, ...]], tuple[list[Tensor]]]:
         def record(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Tensor]]:
-            maps = [x.clone() for x in inputs[0]]  # this edge's own: others may read the same map
+            maps = [x.clone() for x in inputs[0]]  # other nodes may read the same map
             seen.append((cell, node, maps))
-            return ([x.clone() for x in maps],)  # the activation works in place, on a lone input too
+            return ([x.clone() for x in maps],)  # the activation works in place
 
         return record
 
     try:
-        for cell, nodes in enumerate(network.cells):
-            for module in nodes.children():
-                if isinstance(module, NodeModule):
-                    hooks.append(module.fuse.register_forward_pre_hook(recorder(cell, module.node)))
+        for cell, module in node_modules(network):
+            hooks.append(module.fuse.register_forward_pre_hook(recorder(cell, module.node)))
         with torch.inference_mode(False), torch.enable_grad():
             score = score_of(network([x.detach().clone().requires_grad_() for x in features]))
             maps = [x for _, _, inputs in seen for x in inputs]
@@ -96,10 +94,7 @@ def _shares(parts: Sequence[float]) -> list[float]:
 
 
 def level_contributions(topology: Topology, edges: Sequence[Edge]) -> dict[int, tuple[float, float]]:
-    """(contribution, share) of each level's features, by level.
-
-    Measured where nodes of the first cell read them: brought to the network's width and the node's size.
-    """
+    """(contribution, share) of each level's features, by level, where the nodes of the first cell read them."""
     low, high = topology.levels
     levels = range(low, high + 1)
     first = [edge for edge in edges if edge.cell == 0]
@@ -108,10 +103,10 @@ def level_contributions(topology: Topology, edges: Sequence[Edge]) -> dict[int, 
 
 
 def strongest_path(topology: Topology, edges: Sequence[Edge], level: int) -> tuple[tuple[Edge, ...], float]:
-    """The path from the first cell's inputs to the last one's output at a level whose product of shares is largest.
+    """The path through all cells to the output of a level along which the product of the edges' shares is largest.
 
     Returns:
-        The edges of the path, and that product: over all paths to the level, the products add up to 1.
+        The edges of the path, and the product; the products of all paths to the level add up to 1.
     """
     levels = range(topology.levels[0], topology.levels[1] + 1)
     start: tuple[tuple[Edge, ...], float] = ((), 1.0)

@@ -1,50 +1,36 @@
-"""Pictures of what `explain` finds: fusion weights as a heat map, and a detection with what carried it."""
+"""Figures of what `explain` finds: fusion weights as a heat map, and a detection with what carried it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficientdet.atomic_write import replacing
-from efficientdet.errors import SettingError, require
+from efficientdet.errors import require
 from efficientdet.research.draw_topology import COLORS, draw_topology
 from efficientdet.research.explanation import Explanation
+from efficientdet.research.figures import new_figure
+from efficientdet.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SUFFIXES = (".png", ".svg", ".pdf")
-PANELS_A_ROW = 4
+PANELS_PER_ROW = 4
 INK, SOFT = "#222831", "#667085"
 BOX, ANCHOR, CELL = "#dc144c", "#ffb000", "#00c2a8"
-# A lone bar is no thicker than one of so many.
+# Fewer bars than this are no thicker.
 FEWEST_BARS = 4
-# The picture is cut to the detection with so many of its sides around it.
+# The image is cropped to box, anchor and cell with this many times their size around them.
 SURROUNDINGS = 1.5
 
 
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, SVG or PDF, as the name's suffix says; whole or not at all.
-
-    Raises:
-        SettingError: another suffix.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise SettingError(f"'{path}': pictures are written as {', '.join(SUFFIXES)}")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-
-
 def draw_fusion(rows: Sequence[Mapping[str, Any]], title: str, fusion: str) -> Figure:
-    """The heat map of fusion weights: a panel a cell, a row a node, a column for each of its inputs.
+    """A heat map of fusion weights: a panel for each cell, a row for each node, a column for each input.
 
     Args:
-        rows: of `fusion_rows`.
-        title: what the picture is of.
+        rows: rows of `fusion_rows`.
+        title: title of the figure.
         fusion: kind of the fusion, for the caption.
 
     Raises:
@@ -53,14 +39,12 @@ def draw_fusion(rows: Sequence[Mapping[str, Any]], title: str, fusion: str) -> F
     cells = sorted({row["cell"] for row in rows})
     nodes = list(dict.fromkeys(row["node"] for row in rows))
     columns = max(sum(row["node"] == node and row["cell"] == cells[0] for row in rows) for node in nodes)
-    across = min(len(cells), PANELS_A_ROW)
+    across = min(len(cells), PANELS_PER_ROW)
     down = -(-len(cells) // across)
     longest = max(len(row["input"]) for row in rows)
     width = across * (0.7 + columns * max(0.75, 0.085 * longest)) + 0.3
-    figure: Figure = require("matplotlib.figure", "report").Figure(
-        figsize=(max(width, 6.5), down * (0.6 + 0.45 * len(nodes)) + 1.0), layout="constrained"
-    )
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK)
+    figure = new_figure(max(width, 6.5), down * (0.6 + 0.45 * len(nodes)) + 1.0)
+    figure.suptitle(_plain(title, 100), x=0.01, ha="left", fontsize=13, color=INK)
     panels = figure.subplots(down, across, squeeze=False).flatten()
     for panel in panels[len(cells) :]:
         panel.set_visible(False)
@@ -72,23 +56,21 @@ def draw_fusion(rows: Sequence[Mapping[str, Any]], title: str, fusion: str) -> F
 
 
 def _caption(rows: Sequence[Mapping[str, Any]], fusion: str) -> str:
-    lines = [f"fusion '{fusion}'; share = |weight| / sum over the node; a mean where each channel has its own weight"]
+    lines = [f"fusion '{fusion}'; share: |weight| over the node's sum, a mean where each channel has its own weight"]
     if any(row["weight"] < 0 for row in rows):
         lines.append("- before a share: the weight is negative")
     if any("&" in row["input"] for row in rows):
-        lines.append("a & b: pooled by global attention, which the picture decides; they share one weight")
+        lines.append("a & b: pooled by global attention, with one weight")
     if not all(row["is_learned"] for row in rows):
-        lines.append("gray: a plain sum, nothing learned, equal by construction")
+        lines.append("gray: a plain sum, without weights")
     return "\n".join(lines)
 
 
 def _draw_cell(panel: Axes, rows: Sequence[Mapping[str, Any]], nodes: list[str], columns: int) -> None:
     panel.set_xlim(-0.5, columns - 0.5)
     panel.set_ylim(len(nodes) - 0.5, -0.5)
-    panel.set_yticks(range(len(nodes)), nodes, fontsize=9)
-    panel.set_xticks([])
-    panel.tick_params(length=0, colors=INK)
-    panel.spines[:].set_visible(False)
+    panel.set_yticks(range(len(nodes)), map(_plain, nodes), fontsize=9)
+    _clear(panel)
     rectangle = require("matplotlib.patches", "report").Rectangle
     shades = require("matplotlib", "report").colormaps["Blues"]
     for y, node in enumerate(nodes):
@@ -99,11 +81,18 @@ def _draw_cell(panel: Axes, rows: Sequence[Mapping[str, Any]], nodes: list[str],
             ink = "white" if row["is_learned"] and share > 0.6 else INK
             sign = "-" if row["weight"] < 0 else ""
             panel.text(x, y - 0.04, f"{sign}{share:.2f}", ha="center", va="bottom", fontsize=9.5, color=ink)
-            panel.text(x, y + 0.06, row["input"], ha="center", va="top", fontsize=7.5, color=ink)
+            panel.text(x, y + 0.06, _plain(row["input"]), ha="center", va="top", fontsize=7.5, color=ink)
+
+
+def _clear(panel: Axes) -> None:
+    """No x axis, no frame, no tick marks."""
+    panel.set_xticks([])
+    panel.tick_params(length=0, colors=INK)
+    panel.spines[:].set_visible(False)
 
 
 def draw_cells(explanation: Explanation) -> list[str]:
-    """One SVG document a cell: the feature network with each edge as wide as its share of its node's contributions."""
+    """An SVG document for each cell: each edge as wide as its share of its node's contributions."""
     drawings = []
     for cell in range(1 + max(edge.cell for edge in explanation.edges)):
         shares = {(edge.node, edge.number): edge.share for edge in explanation.edges if edge.cell == cell}
@@ -113,45 +102,45 @@ def draw_cells(explanation: Explanation) -> list[str]:
 
 
 def draw_explanation(explanation: Explanation) -> Figure:
-    """The detection on its picture with its anchor and cell; beside it classes, levels and the strongest path.
+    """The detection with its anchor and cell on the image; beside it classes, levels and the strongest path.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure: Figure = require("matplotlib.figure", "report").Figure(figsize=(12, 6.8), layout="constrained")
+    figure = new_figure(12, 6.8)
     grid = figure.add_gridspec(3, 2, width_ratios=(1.25, 1), height_ratios=(1, 1, 1.3))
-    _draw_picture(figure.add_subplot(grid[:, 0]), explanation)
-    names = [_short(name) for name, _ in explanation.classes]
-    probabilities = [probability for _, probability in explanation.classes]
-    colors = [BOX if name == explanation.class_name else "#98a2b3" for name, _ in explanation.classes]
-    _bars(figure.add_subplot(grid[0, 1]), names, probabilities, colors, "classes at this anchor: probability", 1.0)
-    levels = [f"P{level}" for level in explanation.levels]
-    parts = [part for part, _ in explanation.levels.values()]
-    colors = [COLORS[number % len(COLORS)] for number in range(len(levels))]
-    title = "contribution of the backbone's features"
-    _bars(figure.add_subplot(grid[1, 1]), levels, parts, colors, title)
-    steps = [f"cell {edge.cell}: {edge.input} → {edge.node}" for edge in explanation.path]
+    _draw_image(figure.add_subplot(grid[:, 0]), explanation)
+    names, probabilities = zip(*explanation.classes, strict=True)
+    colors = [BOX if name == explanation.class_name else "#98a2b3" for name in names]
+    shown = [_plain(name) for name in names]
+    _bars(figure.add_subplot(grid[0, 1]), shown, probabilities, colors, "classes at this anchor: probability", 1.0)
     low = explanation.topology.levels[0]
+    levels = [f"P{level}" for level in explanation.levels]
+    colors = [COLORS[(level - low) % len(COLORS)] for level in explanation.levels]
+    parts = [part for part, _ in explanation.levels.values()]
+    _bars(figure.add_subplot(grid[1, 1]), levels, parts, colors, "contribution of the backbone's features")
+    steps = [f"cell {edge.cell}: {edge.input} → {edge.node}" for edge in explanation.path]
     node_levels = {node.name: node.level for node in explanation.topology.nodes}
     colors = [COLORS[(node_levels[edge.node] - low) % len(COLORS)] for edge in explanation.path]
     title = f"strongest path ({explanation.path_share:.1%} of all): share at each node"
     _bars(figure.add_subplot(grid[2, 1]), steps, [edge.share for edge in explanation.path], colors, title, 1.0)
-    note = "contribution: gradient x activation of the class logit, to first order; need not add up to the logit"
-    figure.supxlabel(f"{note} ({explanation.logit:.2f})", x=0.99, ha="right", fontsize=8.5, color=SOFT)
+    note = f"contribution: gradient x activation of the class logit ({explanation.logit:.2f}); need not add up to it"
+    figure.supxlabel(note, x=0.99, ha="right", fontsize=8.5, color=SOFT)
     return figure
 
 
-def _short(name: str) -> str:
-    """A class name that leaves room; its end is kept, by which names that begin alike differ."""
-    return name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}"
+def _plain(text: str, longest: int = 24) -> str:
+    """Text from outside, cut in the middle where it is long, in which `$` begins no formula of matplotlib's."""
+    return printable(text, longest).replace("$", r"\$")
 
 
-def _bars(panel: Axes, names: list[str], values: list[float], colors: list[str], title: str, full: float = 0.0) -> None:
+def _bars(
+    panel: Axes, names: Sequence[str], values: Sequence[float], colors: list[str], title: str, full: float = 0.0
+) -> None:
     """Horizontal bars with their numbers; the scale reaches `full` at least."""
     panel.barh(range(len(names)), values, color=colors, height=0.72)
-    panel.set_ylim(-0.5, max(len(names), FEWEST_BARS) - 0.5)
+    panel.set_ylim(max(len(names), FEWEST_BARS) - 0.5, -0.5)
     panel.set_yticks(range(len(names)), names, fontsize=9)
-    panel.invert_yaxis()
     low, high = min(0.0, *values), max(full, *values)
     room = 0.2 * ((high - low) or 1.0)  # for the numbers
     panel.set_xlim(low - (room if low < 0 else 0), high + room)
@@ -159,36 +148,30 @@ def _bars(panel: Axes, names: list[str], values: list[float], colors: list[str],
         number, side = f"{value:.2f}" if full else f"{value:.2g}", "left" if value >= 0 else "right"
         panel.text(value, y, f" {number} ", ha=side, va="center", fontsize=8.5, color=INK)
     panel.axvline(0, color=SOFT, linewidth=0.8)
-    panel.set_xticks([])
-    panel.tick_params(length=0)
-    panel.spines[:].set_visible(False)
+    _clear(panel)
     panel.set_title(title, loc="left", fontsize=10, color=INK)
 
 
-def _draw_picture(panel: Axes, explanation: Explanation) -> None:
-    anchor, name = explanation.anchor, _short(explanation.class_name)
+def _draw_image(panel: Axes, explanation: Explanation) -> None:
+    anchor, name = explanation.anchor, _plain(explanation.class_name)
     panel.imshow(explanation.image)
     rectangle = require("matplotlib.patches", "report").Rectangle
-    shapes = (
-        (anchor.cell_xyxy, CELL, "-", f"cell: row {anchor.row}, column {anchor.column}"),
-        (explanation.box_xyxy, BOX, "-", f"predicted box: {name}"),
-        (anchor.box_xyxy, ANCHOR, "--", f"anchor: IoU {explanation.anchor_iou:.2f} with the box"),
+    shapes: tuple[tuple[tuple[float, ...], str, dict[str, Any]], ...] = (
+        (
+            anchor.cell_xyxy,
+            f"cell: row {anchor.row}, column {anchor.column}",
+            {"edgecolor": CELL, "facecolor": CELL + "66", "linewidth": 1},
+        ),
+        (explanation.box_xyxy, f"predicted box: {name}", {"edgecolor": BOX, "facecolor": "none", "linewidth": 2.4}),
+        (
+            anchor.box_xyxy,
+            f"anchor: IoU {explanation.anchor_iou:.2f} with the box",
+            {"edgecolor": ANCHOR, "facecolor": "none", "linewidth": 2.4, "linestyle": "--"},
+        ),
     )
-    for (left, top, right, bottom), color, style, label in shapes:
-        face = CELL + "66" if color == CELL else "none"
-        panel.add_patch(
-            rectangle(
-                (left, top),
-                right - left,
-                bottom - top,
-                facecolor=face,
-                edgecolor=color,
-                linestyle=style,
-                linewidth=1 if color == CELL else 2.4,
-                label=label,
-            )  # fmt: skip
-        )
-    left, top, right, bottom = _view(explanation)
+    for (left, top, right, bottom), label, style in shapes:
+        panel.add_patch(rectangle((left, top), right - left, bottom - top, label=label, **style))
+    left, top, right, bottom = _view([box for box, _, _ in shapes], explanation.image.shape)
     panel.set_xlim(left, right)
     panel.set_ylim(bottom, top)
     panel.set_anchor("NW")
@@ -199,14 +182,15 @@ def _draw_picture(panel: Axes, explanation: Explanation) -> None:
     panel.legend(loc="upper left", bbox_to_anchor=(0, -0.01), ncols=2, frameon=False, fontsize=9, borderaxespad=0)
 
 
-def _view(explanation: Explanation) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of what is shown: box, anchor and cell with their surroundings in the picture."""
-    boxes = (explanation.box_xyxy, explanation.anchor.box_xyxy, explanation.anchor.cell_xyxy)
+def _view(boxes: Sequence[tuple[float, ...]], shape: tuple[int, ...]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of what is shown of an image: some boxes and their surroundings."""
     left, top = (min(box[i] for box in boxes) for i in (0, 1))
     right, bottom = (max(box[i] for box in boxes) for i in (2, 3))
     around = SURROUNDINGS * max(right - left, bottom - top)
-    height, width = explanation.image.shape[:2]
+    height, width = shape[:2]
     return (
-        min(left - 2, max(0.0, left - around)), min(top - 2, max(0.0, top - around)),
-        max(right + 2, min(float(width), right + around)), max(bottom + 2, min(float(height), bottom + around)),
-    )  # fmt: skip
+        min(left - 2, max(0.0, left - around)),
+        min(top - 2, max(0.0, top - around)),
+        max(right + 2, min(float(width), right + around)),
+        max(bottom + 2, min(float(height), bottom + around)),
+    )

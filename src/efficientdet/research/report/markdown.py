@@ -1,30 +1,25 @@
-"""Rows to markdown."""
+"""Tables in markdown, and how ratios and repeated measurements are written."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A markdown table of rows with the same keys: text to the left, columns of numbers to the right, None as a dash.
+    """A markdown table of rows with the same keys; None is a dash.
 
-    What begins with a digit ("28x") counts as a number; a row of text among numbers ("not measured") turns no column.
+    A column is aligned to the right where a value begins with a digit, as in `28x`.
     """
     columns = list(rows[0])
     numeric = {name: any(str(row[name])[:1].isdigit() for row in rows) for name in columns}
     lines = [
         "| " + " | ".join(columns) + " |",
         "|" + "|".join("---:" if numeric[name] else "---" for name in columns) + "|",
+        *("| " + " | ".join("-" if row[name] is None else str(row[name]) for name in columns) + " |" for row in rows),
     ]
-    lines += ["| " + " | ".join(_cell(row[name]) for name in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return str(value).replace("|", "\\|")
 
 
 def times(ratio: float | None) -> str | None:
@@ -33,3 +28,11 @@ def times(ratio: float | None) -> str | None:
         return None
     digits = 2 if ratio < 2 else 1 if ratio < 10 else 0
     return f"{ratio:.{digits}f}x"
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median of some measurements and their range, such as `12.3 (11.9-14)`."""
+    middle, low, high = (
+        f"{value:.0f}" if value >= 1000 else f"{value:.3g}" for value in (median(values), min(values), max(values))
+    )
+    return f"{middle} ({low}-{high})"

@@ -1,0 +1,169 @@
+"""show, scale, explain and report, as a user types them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from efficientdet.network.efficientdet import create_model
+from efficientdet.research import report
+from efficientdet.research.settings import ReportSettings
+from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
+
+Command = Callable[..., Any]
+
+
+# ---- show
+@pytest.mark.parametrize("what", ["bifpn", "file", "checkpoint"])
+def test_show_draws_names_files_and_checkpoints(command: Command, checkpoint: Path, tmp_path: Path, what: str) -> None:
+    graph = tmp_path / "mine.yaml"
+    rows = [f"  - {{name: out{level}, level: {level}, inputs: [in{level}]}}\n" for level in range(3, 8)]
+    graph.write_text("name: mine\nnodes:\n" + "".join(rows))
+    out = tmp_path / "drawing.svg"
+    done = command("show", {"bifpn": "bifpn", "file": graph, "checkpoint": checkpoint}[what], "--out", out)
+    assert done.code == 0, done.err
+    assert ET.parse(out).getroot().tag.endswith("svg")
+
+
+def test_show_of_an_unknown_network_lists_them(command: Command, tmp_path: Path) -> None:
+    done = command("show", "bipfn", "--out", tmp_path / "x.svg")
+    assert done.code == 2
+    assert "did you mean 'bifpn'" in done.err
+    assert not (tmp_path / "x.svg").exists()
+
+
+def test_show_of_a_faulty_file_names_the_line(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("name: bad\nnodes:\n  - {name: out3, level: 3, inputs: [in9]}\n")
+    done = command("show", tmp_path / "bad.yaml", "--out", tmp_path / "x.svg")
+    assert done.code == 2
+    assert "bad.yaml: line 3" in done.err
+
+
+def test_show_draws_the_learned_weights_of_a_cell(command: Command, files: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "drawing.svg"
+    assert command("show", files[0], "--cell", 1, "--out", out).code == 0
+    assert ">0.75</text>" in out.read_text()  # in5 of out5, as in `files`
+    done = command("show", files[0], "--cell", 2, "--out", out)
+    assert (done.code, "--cell 2: the network has cells 0 to 1" in done.err) == (2, True)
+
+
+# ---- scale
+def test_scale_finds_a_phi_for_a_cost(command: Command) -> None:
+    facts = json.loads(command("scale", "--target-flops", "2.6B", "--json").out)
+    assert facts["name"] == "phi0.375"  # a BiFPN of 72 channels; phi 0.5 would take another backbone
+    assert json.loads(command("scale", "--phi", "3", "--json").out)["strides"] == "8, 16, 32, 64, 128"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target-flops", "ten"], "'ten' is no number"),
+        (["--target-flops", "1M"], "the smallest model"),
+        (["--phi", "-1"], "phi is -1"),
+        (["--phi", "1", "--target-flops", "10B"], "give one of"),
+    ],
+)
+def test_scale_refuses(command: Command, arguments: list[str], message: str) -> None:
+    done = command("scale", *arguments)
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_scale_prints_the_line_of_python_that_builds_the_model(command: Command) -> None:
+    assert "ed.family.compound_scaling(0.125)" in command("scale", "--target-flops", "2.5B").out
+    out = command("scale", "--phi", "0.5", "--arxiv-v1").out
+    assert 'ed.family.compound_scaling(0.5, "arxiv-v1")' in out
+
+
+def test_scale_alone_prints_the_law(command: Command) -> None:
+    rows = json.loads(command("scale", "--json").out)
+    assert [row["phi"] for row in rows] == list(range(7)) and rows[0]["GMAC"] == 2.49
+
+
+# ---- explain
+@pytest.fixture
+def files(shapes: ModuleType, tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint with fusion weights that are not equal, and an image."""
+    torch.manual_seed(0)
+    spec = dataclasses.replace(shapes.TINY, fusion="fast", depth=2)
+    model = create_model(spec, 2)
+    with torch.no_grad():
+        model.feature_network.cells[1]["out5"].fuse.weights.copy_(torch.tensor([3.0, 1.0, 0.0]))  # type: ignore[union-attr, operator]
+    info = CheckpointInfo(spec, ("disc", "square"), (3, 7), default_preprocessing(spec))
+    save_checkpoint(tmp_path / "model.safetensors", model.state_dict(), info)
+    Image.effect_noise((90, 70), 80).convert("RGB").save(tmp_path / "photo.png")
+    return tmp_path / "model.safetensors", tmp_path / "photo.png"
+
+
+def test_explain_writes_figures_and_json(command: Command, files: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = command("explain", *files, "--score-threshold", 0.001, "--detection", 1, "--out", out, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    names = ["detection-1-cell-0.svg", "detection-1-cell-1.svg", "detection-1.png", "fusion.png"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert sorted(Path(path).name for path in found["written"]) == names
+    assert len(found["rows"]) == len(found["detection"]["edges"]) == 2 * 19
+    drawing = (out / names[0]).read_text()
+    assert all(f">{edge['share']:.2f}</text>" in drawing for edge in found["detection"]["edges"] if edge["cell"] == 0)
+
+
+def test_explain_explains_the_detections_of_predict(command: Command, files: tuple[Path, Path], tmp_path: Path) -> None:
+    weights, photo = files
+    settings = ["--score-threshold", 0.001, "--nms", "wbf", "--rectangular"]
+    predicted = json.loads(command("predict", photo, "-w", weights, *settings, "-o", tmp_path / "a", "--json").out)
+    found = json.loads(command("explain", *files, *settings, "--out", tmp_path / "b", "--json").out)["detection"]
+    first = predicted["images"][0]["detections"][0]
+    assert found["box_xyxy"] == pytest.approx(first["box_xyxy"], abs=0.02)
+    assert found["score"] == pytest.approx(first["score"], abs=1e-4)
+
+
+def test_explain_prints_tables(command: Command, files: tuple[Path, Path], tmp_path: Path) -> None:
+    done = command("explain", *files, "--score-threshold", 0.001, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "detection 0 in photo.png" in done.out and "strongest path" in done.out
+    assert "candidates suppressed" in done.out
+
+
+def test_explain_says_when_nothing_is_found(command: Command, files: tuple[Path, Path], tmp_path: Path) -> None:
+    done = command("explain", *files, "--score-threshold", 1, "--out", tmp_path / "out")
+    assert done.code == 1
+    assert "photo.png: no detection scores 1 or more; the best score is 0.01" in done.err
+
+
+def test_explain_of_plain_sums_draws_nothing(command: Command, checkpoint: Path, tmp_path: Path) -> None:
+    done = command("explain", checkpoint, "--out", tmp_path / "out")
+    assert (done.code, done.err) == (0, "")
+    assert "no fusion weights to draw: with fusion 'none'" in done.out
+    assert not (tmp_path / "out").exists()
+
+
+# ---- report
+def test_report_takes_its_settings(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def record(out: Path, settings: ReportSettings, say: Callable[[str], None]) -> Path:
+        given.extend((out, settings))
+        say("counting")
+        return out / "report.md"
+
+    monkeypatch.setattr(report, "write_report", record)
+    out = tmp_path / "r"
+    done = command("report", "--out", out, "--weights", "people", "--no-timing", "--largest-timed", "d1")
+    assert (done.code, done.out.strip(), done.err.strip()) == (0, f"written: {out}/report.md", "counting")
+    assert given == [out, ReportSettings(weights="people", timing=False, largest_timed="d1")]
+    assert command("report", "--out", out, "--device", "gpu").code == 2
+
+
+@pytest.mark.parametrize("name", ["show", "scale", "explain", "report", "ablate"])
+def test_help_has_an_example(command: Command, name: str) -> None:
+    assert f"Example: efficientdet {name}" in " ".join(command(name, "--help").out.split())
