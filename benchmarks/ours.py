@@ -11,7 +11,7 @@ from training_batch import NUM_CLASSES, training_batch
 
 import efficientdet
 from efficientdet.inference.detector import load
-from efficientdet.network.efficientdet import EfficientDet, create_model
+from efficientdet.network.efficientdet import EfficientDet, build_model
 from efficientdet.research.benchmark.conversation import Measure, Stopwatch, serve, timed_total
 from efficientdet.research.benchmark.steps import input_batch, read_all
 from efficientdet.training.config import TrainConfig
@@ -26,7 +26,7 @@ MEMORY = ExitStack()
 
 def build(case: dict[str, Any]) -> EfficientDet:
     """The network, with the weights that the peer has too."""
-    model = create_model(case["model"], NUM_CLASSES)
+    model = build_model(case["model"], NUM_CLASSES)
     load_foreign(model, torch.load(case["weights"], weights_only=True), source="effdet")
     return model
 

@@ -22,13 +22,13 @@ from efficientdet.family import (
     compound_scaling,
     find_spec,
 )
-from efficientdet.network.efficientdet import create_model
+from efficientdet.network.efficientdet import build_model
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_equal_the_published_ones(name: str) -> None:
     with torch.device("meta"):
-        network = create_model(name)
+        network = build_model(name)
     assert sum(x.numel() for x in network.parameters()) == PUBLISHED[name][0]
 
 
@@ -36,7 +36,7 @@ def test_every_released_model_has_a_row_and_published_figures() -> None:
     names = [*(f"d{i}" for i in range(8)), "d7x", *(f"lite{i}" for i in range(4)), "lite3x", "lite4"]
     assert sorted(MODELS) == sorted(names)
     assert set(PUBLISHED) == set(PUBLISHED_AP) == set(MODELS)
-    assert set(VARIANTS) == {"efficientdet_d0", "efficientdet_d1"}
+    assert set(VARIANTS) == {"d0-symmetric", "d1-symmetric"}
     assert all(spec.name == name for name, spec in (MODELS | VARIANTS).items())
 
 
@@ -120,17 +120,18 @@ def test_unknown_depth_rule() -> None:
         ("efficientdet_lite0", MODELS["lite0"]),
         ("efficientdet-d0", MODELS["d0"]),
         ("efficientdet_d2", MODELS["d2"]),
-        ("efficientdet_d0", VARIANTS["efficientdet_d0"]),
-        ("efficientdet_d1", VARIANTS["efficientdet_d1"]),
+        ("efficientdet_d0", MODELS["d0"]),
+        ("tf-efficientdet-d0", MODELS["d0"]),
+        ("d0-symmetric", VARIANTS["d0-symmetric"]),
+        ("D1_Symmetric", VARIANTS["d1-symmetric"]),
+        ("efficientdet_d1_symmetric", VARIANTS["d1-symmetric"]),
     ],
 )
 def test_aliases(alias: str, spec: ModelSpec) -> None:
     assert find_spec(alias) is spec
 
 
-@pytest.mark.parametrize(
-    ("name", "nearest"), [("lite5", "lite4"), ("d77x", "d7x"), ("efficientdet_d00", "efficientdet_d0")]
-)
+@pytest.mark.parametrize(("name", "nearest"), [("lite5", "lite4"), ("d77x", "d7x"), ("d0-symetric", "d0-symmetric")])
 def test_unknown_names_list_the_nearest_and_all(name: str, nearest: str) -> None:
     with pytest.raises(UnknownNameError) as caught:
         find_spec(name)

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from efficientdet.exporting.export import export
     from efficientdet.exporting.quantize import quantize
     from efficientdet.inference.detector import Detector, load
-    from efficientdet.network.efficientdet import EfficientDet, create_model
+    from efficientdet.network.efficientdet import EfficientDet
     from efficientdet.research.ablation import ablate
     from efficientdet.training.config import TrainConfig
     from efficientdet.training.run import train
     from efficientdet.training.run_folder import TrainingRun
+    from efficientdet.weights.create import create_model
 
 _SUBMODULES = ("boxes", "errors", "family", "weights")
 
@@ -38,7 +39,7 @@ _HOMES = {
     "TrainConfig": "efficientdet.training.config",
     "TrainingRun": "efficientdet.training.run_folder",
     "ablate": "efficientdet.research.ablation",
-    "create_model": "efficientdet.network.efficientdet",
+    "create_model": "efficientdet.weights.create",
     "evaluate": "efficientdet.evaluation.evaluate",
     "export": "efficientdet.exporting.export",
     "load": "efficientdet.inference.detector",

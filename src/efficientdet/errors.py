@@ -1,7 +1,7 @@
-"""The error types that a user may meet, and the two checks that raise most of them.
+"""The error types of this package, and the three checks that raise most of them.
 
-Every message says what was wrong, where, and what to do about it. The command line prints the
-message without a traceback and exits with 2 (or 1, when only some of the inputs failed).
+Every message says what is wrong, where, and what to do about it. The command line prints the message without a
+traceback and exits with 2, or with 1 when only some of the inputs failed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from efficientdet.text import printable
 
-# Of the names that are known, an error lists this many.
+# Known names that an error lists.
 MOST_SHOWN = 100
 
 
@@ -22,31 +22,31 @@ class EfficientDetError(Exception):
 
 
 class ImageError(EfficientDetError):
-    """A picture cannot be read: the message names the file and the reason."""
+    """An image cannot be read; the message names the file and the reason."""
 
 
 class DataError(EfficientDetError):
-    """An annotation file or data set is at fault: the message names file, place and field."""
+    """A dataset or annotation file is at fault; the message names the file, the place in it and the field."""
 
 
 class MissingSplitError(DataError):
-    """A data set has no such split: the message says where it was sought."""
+    """A dataset has no such split; the message says where it was expected."""
 
 
 class WeightsError(EfficientDetError):
-    """A weights file does not fit, is damaged, or cannot be had: the message lists every mismatch."""
+    """Weights are missing, damaged, or do not fit the network; the message lists every mismatch."""
 
 
 class UnknownNameError(EfficientDetError, ValueError):
-    """A name is not among the known ones: the message lists them and the nearest."""
+    """A name is not known; the message lists the known ones and the nearest."""
 
 
 class SettingError(EfficientDetError, ValueError):
-    """A setting is out of range or contradicts another: the message names the setting and its value."""
+    """A setting is out of range or contradicts another; the message names the setting and its value."""
 
 
 class MissingExtraError(EfficientDetError, ImportError):
-    """An optional library is not installed: the message gives the pip command that mends it."""
+    """An optional library is not installed; the message gives the pip command that installs it."""
 
 
 class Terminated(BaseException):
@@ -54,7 +54,7 @@ class Terminated(BaseException):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """Build the error for a name that is not known, with the nearest known name and all of them."""
+    """Make the error for a name that is not known: it gives the nearest known name, and all of them."""
     choices = list(known)
     name = printable(name, 80)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
@@ -64,8 +64,26 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     return UnknownNameError(f"unknown {kind} '{name}'{hint} Known: {shown}{more}.")
 
 
+def find_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """The known name that a name means: upper and lower case, `_` and `-` make no difference.
+
+    Args:
+        kind: what is named, for the message, such as `model`.
+        name: as the user wrote it.
+        known: the names to choose from.
+
+    Raises:
+        UnknownNameError: no known name fits; lists them, and gives the nearest.
+    """
+    choices = {one.lower().replace("_", "-"): one for one in known}
+    found = choices.get(name.lower().replace("_", "-"))
+    if found is None:
+        raise unknown_name(kind, name, choices.values())
+    return found
+
+
 def require(module: str, extra: str | None) -> Any:
-    """Import an optional library, or say how to install it.
+    """Import an optional library.
 
     Args:
         module: dotted name of the module to import.
@@ -75,7 +93,7 @@ def require(module: str, extra: str | None) -> Any:
         The imported module.
 
     Raises:
-        MissingExtraError: the module (or its parent) is not installed.
+        MissingExtraError: the library is not installed; gives the pip command.
     """
     try:
         return importlib.import_module(module)

@@ -1,18 +1,19 @@
 """The EfficientDet family as a table, and the compound scaling law that generates it (section 4.2).
 
-Everything here is plain data: no torch import. Every released model is one row of `MODELS`; a model
-of any other size comes from `compound_scaling`.
+Plain data, without torch. Every released model is one row of `MODELS`; `compound_scaling` gives models of any other
+size.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
-from efficientdet.errors import SettingError, unknown_name
+from efficientdet.errors import SettingError, find_name
 
 # (width, height) factors of an anchor's side. The released PyTorch weights were trained with the first set; Google's
 # current code computes the second from aspect ratios 1, 2 and 1/2.
@@ -21,7 +22,7 @@ ASPECTS_EXACT = ((1.0, 1.0), (math.sqrt(2.0), math.sqrt(0.5)), (math.sqrt(0.5), 
 
 ASPECTS = {"rounded": ASPECTS_ROUNDED, "exact": ASPECTS_EXACT}
 
-# The formula goes on for ever; at phi 20 the width is 25,000 channels.
+# At phi 20 the width is 25,000 channels already.
 LARGEST_PHI = 20
 
 DepthRule = Literal["released", "arxiv-v1"]
@@ -29,28 +30,28 @@ DepthRule = Literal["released", "arxiv-v1"]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that decides what a network computes, save its weights and its number of classes.
+    """The architecture of a network: everything but its weights and its number of classes.
 
     Attributes:
         name: what the model is called, such as `d0`.
-        backbone: an EfficientNet, `b0`-`b7` or `lite0`-`lite4`.
-        image_size: side of the square input that the model was designed for, in pixels. Any other size runs too.
+        backbone: `b0`-`b7` or `lite0`-`lite4` (EfficientNet), `resnet18`-`resnet101`, or `timm:NAME`.
+        image_size: side in pixels of the square input that the model is designed for; it runs at other sizes too.
         width: channels of the feature network and the heads (W_bifpn, eq. 1).
         depth: how many times the feature network's cell is repeated (D_bifpn, eq. 1).
-        head_depth: convolutions in the class and box heads before the last (D_box = D_class, eq. 2).
+        head_depth: convolutions in the class and box heads before the predicting one (D_box = D_class, eq. 2).
         levels: finest and coarsest pyramid level; level l has stride 2**l.
         feature_network: name of the topology.
-        nodes: rows (name, level, inputs, combine) of a topology of one's own; None for the named one.
-        separable: whether the feature network's convolutions are depthwise separable, or full.
+        nodes: rows (name, level, inputs, combine) of a custom topology; None for the named one.
+        separable: whether the feature network's convolutions are depthwise separable instead of full.
         fusion: `fast`, `softmax`, `unbounded` or `none`: how a node weighs its inputs (section 3.3).
-        fusion_per_channel: whether a fusion weight is a vector over channels instead of one number.
+        fusion_per_channel: whether each input has a fusion weight for every channel instead of one number.
         activation: `swish` or `relu6`.
-        padding: `same` as TensorFlow pads (more at bottom and right), or `symmetric`.
-        redundant_bias: whether convolutions right before a batch norm carry a bias (the released weights do).
-        anchor_scale: anchor side in units of the level's stride.
+        padding: `same` as in TensorFlow (more at the bottom and right), or `symmetric`.
+        redundant_bias: whether convolutions right before a batch norm have a bias, as in the released weights.
+        anchor_scale: side of the smallest anchor of a level, in units of the level's stride.
         aspects: (width, height) factors of the anchor shapes.
         octaves: anchor sizes per octave.
-        normalization: `imagenet` or `lite`: mean and deviation of the input.
+        normalization: `imagenet` or `lite`: which mean and standard deviation normalize the input.
         backbone_epsilon: epsilon of the backbone's batch norms.
     """
 
@@ -77,21 +78,21 @@ class ModelSpec:
 
     @property
     def anchors_per_cell(self) -> int:
-        """Anchors at one position of one level: octaves times aspects."""
+        """Number of anchors at each position of a level: octaves times aspects."""
         return self.octaves * len(self.aspects)
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Nominal stride of each level in pixels, finest first."""
+        """Stride of each level in pixels, finest first."""
         return tuple(2**level for level in range(self.levels[0], self.levels[1] + 1))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, ready for JSON; `from_dict` reads them back."""
+        """The fields as plain types, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ModelSpec:
-        """Build a spec from what `to_dict` gave.
+        """Make a spec from the result of `to_dict`.
 
         Raises:
             SettingError: a field is missing or unknown; names it.
@@ -123,8 +124,8 @@ def _lite(name: str, backbone: str, size: int, width: int, depth: int, head: int
     )  # fmt: skip
 
 
-# The released models. Source: google/automl efficientdet, hparams_config.py; paper, Table 1.
-# name, backbone, input, BiFPN width, BiFPN depth, head depth
+# The released models (paper, Table 1; google/automl efficientdet, hparams_config.py):
+# name, backbone, image size, BiFPN width, BiFPN depth, head depth.
 _RELEASED = (
     _d("d0", "b0", 512, 64, 3, 3),
     _d("d1", "b1", 640, 88, 4, 3),
@@ -145,11 +146,11 @@ _RELEASED = (
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _RELEASED}
 
-# Retrained by the effdet project: no biases before batch norms, symmetric padding, torch's epsilon in the backbone.
+# Trained anew by the effdet project: symmetric padding, no biases before batch norms, torch's epsilon in the backbone.
 VARIANTS: dict[str, ModelSpec] = {
-    f"efficientdet_{name}": dataclasses.replace(
+    f"{name}-symmetric": dataclasses.replace(
         MODELS[name],
-        name=f"efficientdet_{name}",
+        name=f"{name}-symmetric",
         padding="symmetric",
         redundant_bias=False,
         backbone_epsilon=1e-5,
@@ -157,7 +158,7 @@ VARIANTS: dict[str, ModelSpec] = {
     for name in ("d0", "d1")
 }
 
-# Released parameters (90 classes) and multiply-adds, as published: google/automl README and efficientdet_arch_test.py.
+# Published parameters (90 classes) and multiply-adds: google/automl README and efficientdet_arch_test.py.
 PUBLISHED: dict[str, tuple[int, float]] = {
     "d0": (3_880_067, 2.551e9),
     "d1": (6_625_898, 6.134e9),
@@ -176,7 +177,7 @@ PUBLISHED: dict[str, tuple[int, float]] = {
     "lite4": (15_130_894, 20.221e9),
 }
 
-# COCO AP as published: test-dev for d0-d7x (google/automl README, soft-NMS), val2017 float for lite.
+# Published COCO AP in percent: test-dev for d0-d7x (google/automl README, soft NMS), val2017 in float for lite.
 PUBLISHED_AP: dict[str, float] = {
     "d0": 34.6, "d1": 40.5, "d2": 43.9, "d3": 47.2, "d4": 49.7, "d5": 51.5, "d6": 52.6, "d7": 53.7, "d7x": 55.1,
     "lite0": 26.41, "lite1": 31.50, "lite2": 35.06, "lite3": 38.77, "lite3x": 42.64, "lite4": 43.18,
@@ -184,60 +185,64 @@ PUBLISHED_AP: dict[str, float] = {
 
 
 def find_spec(name: str) -> ModelSpec:
-    """Look a model up by name: `d0`, `efficientdet_d0` (symmetric padding), `tf_efficientdet_d0` (the same as `d0`).
+    """Look a model up by name.
 
-    `efficientdet-d0` and `efficientdet_d2`, for which no symmetric variant was released, mean the released model.
+    Upper and lower case, `_` and `-` make no difference, nor do the prefixes of other projects: `d0`, `efficientdet-d0`
+    and `tf_efficientdet_d0` are one network.
+
+    Args:
+        name: a key of `MODELS` (`d0`-`d7x`, `lite0`-`lite4`) or `VARIANTS` (`d0-symmetric`, `d1-symmetric`).
 
     Raises:
-        UnknownNameError: no such model; lists the known ones and the nearest.
+        UnknownNameError: there is no such model; lists the known ones and gives the nearest.
     """
-    key = name.lower().replace("-", "_")
-    if key in VARIANTS and "-" not in name:
-        return VARIANTS[key]
-    short = key.removeprefix("tf_").removeprefix("efficientdet_")
-    if short in MODELS:
-        return MODELS[short]
-    raise unknown_name("model", name, [*MODELS, *VARIANTS])
+    known = MODELS | VARIANTS
+    return known[find_name("model", without_prefix(name), known)]
 
 
-def _released_width(phi: float) -> int:
-    """Width of the released table at whole phi; in between and beyond, the formula rounded to a multiple of 8."""
-    if phi == int(phi) and f"d{int(phi)}" in MODELS and phi <= 6:
+def without_prefix(name: str) -> str:
+    """A model's name without the `tf_` and `efficientdet_` that other projects put before it."""
+    return re.sub(r"^(tf[_-])?(efficientdet[_-])?", "", name, flags=re.IGNORECASE)
+
+
+def _width(phi: float) -> int:
+    """The released width at whole phi up to 6; else the formula, rounded to a multiple of 8."""
+    if phi == int(phi) and phi <= 6:
         return MODELS[f"d{int(phi)}"].width
     return max(8, int(round(64 * 1.35**phi / 8)) * 8)
 
 
 def compound_scaling(phi: float, depth_rule: DepthRule = "released") -> ModelSpec:
-    """Scale resolution, depth and width of the whole detector together (paper, section 4.2, eq. 1-3).
+    """Scale image size, depth and width of the whole detector together (paper, section 4.2, eq. 1-3).
 
-    Width is 64 * 1.35**phi (rounded as released), BiFPN depth 3 + phi, head depth 3 + floor(phi / 3), input
-    512 + 128 * phi rounded to a multiple of 128, the backbone EfficientNet-B(phi). Fractions of phi give models in
-    between. As released, D5 (7 cells, 1280 px), D6, D7 and D7x leave this formula: take those from `MODELS`.
+    The width is 64 * 1.35**phi (rounded as in the released models), the BiFPN depth 3 + phi, the head depth
+    3 + floor(phi / 3), the image size 512 + 128 * phi rounded to a multiple of 128, and the backbone
+    EfficientNet-B(phi). Fractions of phi give models in between. The released D5 (7 cells, 1280 px), D6, D7 and D7x
+    do not follow this formula: take them from `MODELS`.
 
     Args:
-        phi: compound coefficient, >= 0, fractions included.
+        phi: compound coefficient, 0 to 20; fractions are allowed.
         depth_rule: `released` for the released models and the CVPR paper (3 + phi cells), `arxiv-v1` for the first
             arXiv version (2 + phi cells).
 
     Returns:
-        The spec, named `phi2.5` and the like.
+        The spec, named after phi, such as `phi2.5`.
 
     Raises:
-        SettingError: phi is negative, not finite, or beyond 20.
+        SettingError: phi is negative, not finite, or above 20.
         UnknownNameError: the depth rule is not known.
     """
     if not math.isfinite(phi) or phi < 0:
         raise SettingError(f"phi is {phi}; it must be a finite number of at least 0")
-    if depth_rule not in ("released", "arxiv-v1"):
-        raise unknown_name("depth rule", depth_rule, ["released", "arxiv-v1"])
+    depth_rule = cast(DepthRule, find_name("depth rule", depth_rule, get_args(DepthRule)))
     if phi > LARGEST_PHI:
-        raise SettingError(f"phi is {phi}; no machine holds a network beyond phi {LARGEST_PHI}")
+        raise SettingError(f"phi is {phi}; the largest is {LARGEST_PHI}")
     first_depth = 3 if depth_rule == "released" else 2
     return ModelSpec(
         name=f"phi{phi:g}" + ("" if depth_rule == "released" else "-arxiv-v1"),
         backbone=f"b{min(7, int(phi + 0.5))}",
         image_size=int(4 + phi + 0.5) * 128,  # 512 + 128 * phi, to a multiple of 128
-        width=_released_width(phi),
+        width=_width(phi),
         depth=first_depth + int(phi + 0.5),
         head_depth=3 + int(phi // 3),
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from efficientdet.family import find_spec
 from efficientdet.inference.engines.onnx_graph import onnx_network
-from efficientdet.network.efficientdet import EfficientDet, create_model
+from efficientdet.network.efficientdet import EfficientDet, build_model
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES
 
@@ -72,7 +72,7 @@ def check(model: EfficientDet, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(("name", "fusion"), FEW)
 def test_each_network_and_each_fusion(name: str, fusion: str) -> None:
-    model = create_model(SMALL, 2, feature_network=name, fusion=fusion)
+    model = build_model(SMALL, 2, feature_network=name, fusion=fusion)
     model.backbone = ShortBackbone(model.backbone.channels)  # type: ignore[assignment]
     check(shuffle(model), (96, 160))
 
@@ -82,4 +82,4 @@ def test_each_network_and_each_fusion(name: str, fusion: str) -> None:
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_the_whole_matrix(name: str, fusion: str, spec: str) -> None:
-    check(shuffle(create_model(spec, 2, feature_network=name, fusion=fusion)), (128, 128))
+    check(shuffle(build_model(spec, 2, feature_network=name, fusion=fusion)), (128, 128))

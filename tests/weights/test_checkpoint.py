@@ -268,8 +268,8 @@ def _foreign_metadata(path: Path, _: Path) -> None:
         (_header_only, "damaged"),
         (_torch_pickle, "efficientdet convert"),
         (_bare_pickle, "efficientdet convert"),
-        (_foreign, "not one that this package wrote"),
-        (_foreign_metadata, "not one that this package wrote"),
+        (_foreign, "not a checkpoint of this package"),
+        (_foreign_metadata, "not a checkpoint of this package"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])

@@ -49,7 +49,7 @@ def test_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    with pytest.raises(WeightsError, match="hf://owner/repo: the hub cannot be reached.*give the file's path"):
+    with pytest.raises(WeightsError, match="hf://owner/repo: the hub cannot be reached.*give its path"):
         hub_file("hf://owner/repo")
 
 

@@ -14,71 +14,101 @@ import pytest
 import torch
 
 from efficientdet.errors import UnknownNameError, WeightsError
-from efficientdet.network.efficientdet import create_model
+from efficientdet.inference.detector import load
+from efficientdet.network.efficientdet import EfficientDet, build_model
 from efficientdet.weights import registry
 from efficientdet.weights.checkpoint import read_info
 from efficientdet.weights.foreign import to_foreign
-from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names, find_weights
+from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names, cached_path, find_weights
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
+class Counting(http.server.SimpleHTTPRequestHandler):
+    served: list[str] = []
+
+    def do_GET(self) -> None:
+        self.served.append(self.path)
+        super().do_GET()
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address under which a server on this machine gives its files."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield folder, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_released_weights_are_downloaded_converted_and_then_found_offline(
-    served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, address = served
+@pytest.fixture(scope="module")
+def model() -> EfficientDet:
     torch.manual_seed(0)
-    model = create_model("lite0")
-    torch.save(to_foreign(model), folder / "weights.pth")
-    digest = hashlib.sha256((folder / "weights.pth").read_bytes()).hexdigest()
-    row = dataclasses.replace(
-        registry.RELEASED["lite0"], url=f"{address}/weights.pth", sha256_prefix=digest[:8], size_bytes=None
-    )
-    monkeypatch.setitem(registry.RELEASED, "lite0", row)
-    monkeypatch.setenv("EFFICIENTDET_CACHE", str(tmp_path / "cache"))
+    return build_model("lite0")
 
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: EfficientDet) -> Iterator[Path]:
+    """A file that a server on this machine gives as the released weights of `lite0`, and an empty cache."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    torch.save(to_foreign(model), folder / "new.pth")
+    digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
+    file = (folder / "new.pth").rename(folder / f"lite0-{digest[:8]}.pth")
+    Counting.served.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Counting, directory=str(folder))) as server:
+        row = dataclasses.replace(registry.RELEASED["lite0"], file=file.name)
+        monkeypatch.setitem(registry.RELEASED, "lite0", row)
+        monkeypatch.setattr(registry, "RELEASE_URL", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setenv("EFFICIENTDET_CACHE", str(tmp_path / "cache"))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield file
+        server.shutdown()
+        thread.join()
+
+
+def test_released_weights_are_downloaded_once_converted_and_then_found_offline(
+    published: Path, model: EfficientDet
+) -> None:
     first = find_weights("lite0")
+    assert first == cached_path("lite0")
     info = read_info(first)
     assert info.class_names[0] == "person"
     assert info.spec.name == "lite0"
     assert info.about["license"] == "Apache-2.0"
-    (folder / "weights.pth").unlink()
+    published.unlink()
     assert find_weights("tf_efficientdet_lite0") == first
-
-    from efficientdet.inference.detector import load
-
+    assert Counting.served == [f"/{published.name}"]
     state = load("lite0", device="cpu").model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_a_file_put_there_by_hand_is_used_if_it_is_the_right_one(published: Path) -> None:
+    by_hand = cached_path("lite0").with_name(published.name)
+    by_hand.parent.mkdir()
+    by_hand.write_bytes(published.read_bytes())
+    find_weights("lite0")
+    assert Counting.served == []
+    cached_path("lite0").unlink()
+    by_hand.write_bytes(b"another file")
+    find_weights("lite0")
+    assert Counting.served == [f"/{published.name}"]
+    assert by_hand.read_bytes() == published.read_bytes()
+
+
+def test_what_is_not_published_any_more_says_what_to_do(published: Path) -> None:
+    published.unlink()
+    with pytest.raises(WeightsError, match="answers 404") as caught:
+        find_weights("lite0")
+    assert str(cached_path("lite0").with_name(published.name)) in str(caught.value)
+
+
 def test_bundled_names_are_files_in_the_package() -> None:
+    assert bundled_names() == ["cells", "people"]
     for name in bundled_names():
-        assert find_weights(name) == BUNDLED_FOLDER / f"{name}.safetensors"
+        assert find_weights(name) == find_weights(name.upper()) == BUNDLED_FOLDER / f"{name}.safetensors"
 
 
-def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match="unknown weights 'd9'.*lite0"):
-        find_weights("d9")
+@pytest.mark.parametrize("name", ["d9", "x" * 300, "a\0b"])
+def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(UnknownNameError, match="unknown weights '.*people, d0.*lite0"):
+        find_weights(name)
 
 
-@pytest.mark.parametrize("path", ["no/such/file", "gone.safetensors"])
+@pytest.mark.parametrize("path", ["no/such/file", "gone.safetensors", f"{'x' * 300}.safetensors"])
 def test_a_path_without_a_file_is_named(path: str) -> None:
     with pytest.raises(WeightsError, match=f"{path}: no such weights file"):
         find_weights(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +13,11 @@ from efficientdet.data.records import Records
 from efficientdet.errors import WeightsError
 from efficientdet.images.letterbox import Preprocessing, letterbox
 from efficientdet.images.read import read
-from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.network.efficientdet import CLASS_LAYER, EfficientDet
 from efficientdet.network.efficientnet import EfficientNet
 from efficientdet.network.resnet import ResNet
 from efficientdet.weights.checkpoint import fit_state, load_checkpoint
+from efficientdet.weights.create import copy_weights
 from efficientdet.weights.foreign import unwrap
 from efficientdet.weights.imagenet_backbone import load_folded_backbone
 from efficientdet.weights.names import find_weights
@@ -26,7 +26,6 @@ from efficientdet.weights.remap.layout import unwrapped
 
 # Images from which the batch norms of folded weights take their statistics.
 STATISTICS_IMAGES = 256
-CLASS_LAYER = "class_head.predict.pointwise."
 # Suffixes of torchvision's weights.
 TORCHVISION_SUFFIXES = (".pth", ".pt")
 
@@ -51,17 +50,11 @@ def start_from(
         WeightsError: the networks differ in more than the classes; lists the tensors.
     """
     source, info = load_checkpoint(find_weights(weights))
-    state, own = source.state_dict(), network.state_dict()
-    dropped = [] if info.class_names == class_names else [key for key in state if key.startswith(CLASS_LAYER)]
-    shapes, own_shapes = ({key: value.shape for key, value in part.items()} for part in (state, own))
-    problems = [key for key in {*state, *own} - {*dropped} if shapes.get(key) != own_shapes.get(key)]
-    if problems:
-        listed = "\n  ".join(sorted(problems))
-        raise WeightsError(f"{weights}: {source.spec.name} does not fit {network.spec.name}; these differ:\n  {listed}")
-    if dropped:
-        console.print(f"{weights}: its classes differ, so these start afresh: {', '.join(dropped)}")
-    network.load_state_dict({key: value for key, value in state.items() if key not in dropped}, strict=False)
-    network.spec = dataclasses.replace(network.spec, aspects=source.spec.aspects)
+    has_same_classes = info.class_names == class_names
+    copy_weights(network, source, str(weights), with_class_layer=has_same_classes)
+    if not has_same_classes:
+        layer = [key for key in network.state_dict() if key.startswith(CLASS_LAYER)]
+        console.print(f"{weights}: its classes differ, so these start afresh: {', '.join(layer)}")
     return info.preprocessing
 
 

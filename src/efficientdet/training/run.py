@@ -21,7 +21,7 @@ from efficientdet.data.dataset import DetectionDataset, read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import DataError, EfficientDetError, MissingSplitError, SettingError, require
 from efficientdet.family import ModelSpec
-from efficientdet.network.efficientdet import EfficientDet, create_model
+from efficientdet.network.efficientdet import EfficientDet, build_model
 from efficientdet.settings import changed, to_dict
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.device import LIGHTNING_PRECISIONS, choose_device, choose_precision, choose_workers
@@ -144,7 +144,7 @@ def _build(
     starting weights brought with them.
     """
     torch.manual_seed(config.seed)
-    network = create_model(
+    network = build_model(
         model, len(records.class_names), feature_network=config.feature_network, fusion=config.fusion,
         backbone=config.backbone, drop_path=config.drop_path,
     ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip

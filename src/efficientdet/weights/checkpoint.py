@@ -1,8 +1,9 @@
-"""Our checkpoints: safetensors that say themselves what they are. `load_checkpoint(path)` needs no other argument."""
+"""Our checkpoints: safetensors files with all that a detector needs beside the weights in their metadata."""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,17 @@ METADATA_KEY = "efficientdet"
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint says of itself.
+    """A checkpoint's metadata.
 
     Attributes:
-        spec: the network, anchors included.
+        spec: the network's architecture, anchors included.
         class_names: by label.
-        category_ids: the training set's own ids by label.
-        preprocessing: how pixels become numbers.
-        postprocess: settings of the post-processing that differ from the defaults.
-        metrics: what the model reached, by name, with the data set's name in `data`.
-        training: the settings it was trained with.
-        about: facts for people, by name: `license`, `data`, `source`, `note`.
+        category_ids: the ids that the dataset gives to the classes, by label.
+        preprocessing: how pixels become the network's input.
+        postprocess: fields of `PostprocessSettings` that differ from the defaults.
+        metrics: such as `ap`, by name; `data` names the dataset that they were measured on.
+        training: the settings of the training run.
+        about: texts for people: `license`, `data`, `source`, `note`.
     """
 
     spec: ModelSpec
@@ -48,7 +49,7 @@ class CheckpointInfo:
     about: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The metadata as it stands in the file."""
+        """The metadata as JSON, for a file."""
         return json.dumps(
             {
                 "format": FORMAT,
@@ -66,10 +67,14 @@ class CheckpointInfo:
 
     @classmethod
     def from_json(cls, text: str, source: Path) -> CheckpointInfo:
-        """Read what `to_json` wrote.
+        """Make the metadata from the result of `to_json`.
+
+        Args:
+            text: the JSON.
+            source: the file that it is from, for errors.
 
         Raises:
-            WeightsError: not ours, of a newer format, or a field is missing or wrong; names file and field.
+            WeightsError: it has another format, or a field is missing or wrong; names file and field.
         """
         try:
             fields = json.loads(text)
@@ -95,23 +100,23 @@ class CheckpointInfo:
 
 
 def default_preprocessing(spec: ModelSpec) -> Preprocessing:
-    """The normalization that the spec names."""
+    """The preprocessing of a fresh network: the normalization that its spec names."""
     return LITE if spec.normalization == "lite" else IMAGENET
 
 
 def _half(tensor: Tensor) -> Tensor:
-    """Halve kernels only: batch norms and biases are few, and small variances would round to nothing."""
+    """Kernels as float16; batch norms and biases are few, and small variances would round to zero."""
     return tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Tensor], info: CheckpointInfo, half: bool = False) -> None:
-    """Write a checkpoint to a temporary name beside it, then rename.
+    """Write a checkpoint, whole or not at all.
 
     Args:
-        path: ends in `.safetensors`; an existing file is replaced.
+        path: the file, named `.safetensors`; an existing one is replaced.
         state: the network's state dict.
-        info: what the file shall say of itself.
-        half: keep kernels as float16, which halves the file.
+        info: its metadata.
+        half: store kernels as float16, which halves the file.
 
     Raises:
         WeightsError: the file cannot be written; names it and says why.
@@ -128,41 +133,58 @@ def save_checkpoint(path: str | Path, state: dict[str, Tensor], info: Checkpoint
 
 
 def read_info(path: str | Path) -> CheckpointInfo:
-    """Read what a checkpoint says of itself, without its tensors.
+    """Read a checkpoint's metadata, without its tensors.
 
     Raises:
-        WeightsError: missing, damaged, or not one of ours; names the file and what to do.
+        WeightsError: the file is missing, damaged, or not a checkpoint of ours; says what to do.
     """
     return _open(Path(path), with_tensors=False)[0]
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a file is a checkpoint of this package."""
+    if Path(path).suffix != ".safetensors" or not os.path.isfile(path):
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def load_checkpoint(path: str | Path) -> tuple[EfficientDet, CheckpointInfo]:
-    """Build the network that a checkpoint describes and fill it, in evaluation mode, float32, on the CPU.
+    """Build a checkpoint's network with its weights: float32, on the CPU, in evaluation mode.
 
     Raises:
-        WeightsError: missing, damaged, not one of ours, or tensors that do not fit; names the file.
+        WeightsError: the file is missing, damaged, not a checkpoint of ours, or its tensors do not fit its network.
     """
     path = Path(path)
     info, state = _open(path, with_tensors=True)
     try:
         with torch.device("meta"):
             model = EfficientDet(info.spec, len(info.class_names))
-    # A spec of the wrong kinds or sizes fails wherever it is first used.
+    # A wrong type or size in the spec fails wherever it is first used.
     except (EfficientDetError, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        raise WeightsError(f"{path}: its spec makes no network ({error})") from error
+        raise WeightsError(f"{path}: damaged metadata: no network can be built from its spec ({error})") from error
     fit_state(model, state, str(path), info.spec.name)
     if any(buffer.is_meta for name, buffer in model.named_buffers() if name not in state):
-        # Some of timm's models compute constants as they are built, which no file holds.
+        # Some of timm's models compute constants while they are built, which no file holds.
         model = EfficientDet(info.spec, len(info.class_names))
     model.load_state_dict(state, assign=True)
     return model.float().eval().requires_grad_(True), info
 
 
 def fit_state(model: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
-    """Check that a state dict fits a network, called `name`, by names, shapes and types of tensors.
+    """Check that a state dict fits a module: names, shapes and types of the tensors.
+
+    Args:
+        model: the module.
+        state: the state dict.
+        source: where the state is from, for the message.
+        name: what the module is called, for the message.
 
     Raises:
-        WeightsError: it does not; lists every mismatch.
+        WeightsError: it does not fit; lists every mismatch.
     """
     own_state = model.state_dict()
     own = {name: tuple(tensor.shape) for name, tensor in own_state.items()}
@@ -185,21 +207,21 @@ def fit_state(model: nn.Module, state: dict[str, Tensor], source: str, name: str
 
 
 def _open(path: Path, with_tensors: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(f"{path}: no such weights file")
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
             if text is None:
                 raise WeightsError(
-                    f"{path}: a safetensors file, but not one that this package wrote (it says nothing of its "
-                    f"classes and network); convert it first: efficientdet convert {path.name} --to OUT.safetensors"
+                    f"{path}: a safetensors file, but not a checkpoint of this package (it does not name its network "
+                    f"and classes); convert it first: efficientdet convert {path.name} --to OUT.safetensors"
                 )
             info = CheckpointInfo.from_json(text, path)
             state = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: not a safetensors file, or a damaged one ({error}). Weights of another kind (.pth, .h5) are "
-            "converted first: efficientdet convert FILE --to OUT.safetensors"
+            f"{path}: not a safetensors file, or a damaged one ({error}). Convert weights of another kind (.pth, .h5) "
+            "first: efficientdet convert FILE --to OUT.safetensors"
         ) from error
     return info, state

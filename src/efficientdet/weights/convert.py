@@ -1,4 +1,4 @@
-"""Weights of other implementations -> our checkpoints."""
+"""Weights of other implementations as checkpoints of ours."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from efficientdet.errors import WeightsError
 from efficientdet.family import MODELS, VARIANTS, ModelSpec, find_spec
 from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
-from efficientdet.weights.checkpoint import METADATA_KEY, CheckpointInfo, default_preprocessing
+from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
 from efficientdet.weights.coco_classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
-from efficientdet.weights.foreign import DIALECTS, detect_source, load_foreign, unwrap
+from efficientdet.weights.foreign import DIALECTS, detect_source, load_foreign, to_foreign, unwrap
 from efficientdet.weights.read_file import read_state
-from efficientdet.weights.registry import ReleasedWeights
+from efficientdet.weights.registry import LICENSE, SOURCE, ReleasedWeights
 
 
 def convert_file(
@@ -28,13 +28,13 @@ def convert_file(
     """Read a weights file of another implementation into a network.
 
     Args:
-        path: see `files.read_state`.
-        model: name of the family; None to tell by the shapes.
-        source: `effdet`, `zylo`, `tensorflow`, or `auto`.
-        class_names: by label; None for COCO's 90 slots, or `class-0`, `class-1`, ... for another number.
+        path: see `read_state`.
+        model: name of the network; None to find it by the tensors' shapes.
+        source: `effdet`, `zylo`, `tensorflow`, or `auto` to find it by the tensors' names.
+        class_names: by label; None for COCO's 90 slots, or `class-0`, `class-1`, ... for another number of classes.
 
     Returns:
-        The network, and what a checkpoint of it shall say.
+        The network in evaluation mode, and the facts for its checkpoint.
 
     Raises:
         WeightsError: the file cannot be read, fits no member of the family or several, or the number of names is wrong.
@@ -60,35 +60,22 @@ def convert_file(
 
 
 def released_checkpoint(state: Mapping[str, Any], row: ReleasedWeights) -> tuple[dict[str, Tensor], CheckpointInfo]:
-    """State dict and facts of released weights, from the state that was published."""
-    network = EfficientDet(find_spec(row.model), row.num_classes)
-    load_foreign(network, state, row.source)
+    """State dict and facts for the checkpoint of released weights, from the state that was published."""
+    network = EfficientDet(find_spec(row.model), COCO_SLOTS)
+    load_foreign(network, state, SOURCE)
     info = CheckpointInfo(
         spec=network.spec,
-        class_names=row.class_names,
-        category_ids=row.category_ids,
+        class_names=COCO_CLASS_NAMES,
+        category_ids=COCO_CATEGORY_IDS,
         preprocessing=row.preprocessing,
         metrics={"ap": row.ap / 100, "data": "COCO val2017, stated by the publisher"},
-        about={"license": row.license, "source": row.url, "data": "COCO train2017", "note": row.note},
+        about={"license": LICENSE, "source": row.url, "data": "COCO train2017", "note": row.note},
     )
     return network.state_dict(), info
 
 
-def is_ours(path: str | Path) -> bool:
-    """Whether a file is a checkpoint of this package."""
-    from safetensors import SafetensorError, safe_open
-
-    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
-        return False
-    try:
-        with safe_open(path, "pt") as file:
-            return METADATA_KEY in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
-
-
 def _num_classes(state: Mapping[str, Tensor], source: str) -> int:
-    """Classes of a state dict: the outputs of the class head's last layer over the nine anchors."""
+    """Number of classes of a state dict: the outputs of the class head's last layer over the nine anchors."""
     with torch.device("meta"):
         probe = EfficientDet(MODELS["d0"], 1)
     theirs = DIALECTS[source].clean(state, probe)
@@ -99,47 +86,36 @@ def _num_classes(state: Mapping[str, Tensor], source: str) -> int:
 
 
 def _guess_spec(state: Mapping[str, Tensor], source: str, num_classes: int, path: str) -> ModelSpec:
-    """The member of the family whose tensors these are."""
-    fitting: list[ModelSpec] = []
-    closest: tuple[int, str] | None = None
-    for spec in (*MODELS.values(), *VARIANTS.values()):
-        with torch.device("meta"):
-            network = EfficientDet(spec, num_classes)
-        expected = {name for own in network.state_dict() for name in DIALECTS[source].names(own, network)}
-        found = DIALECTS[source].clean(state, network)
-        differing = {
-            name for name in expected ^ set(found) - set(DIALECTS[source].unused(network)) if "num_batches" not in name
-        }
-        shapes = _shapes_differ(network, found, source)
-        if not differing and not shapes:
-            fitting.append(spec)
-        distance = len(differing) + shapes
-        closest = min(closest or (distance, spec.name), (distance, spec.name))
+    """The member of the family that has just these tensors."""
+    family = [*MODELS.values(), *VARIANTS.values()]
+    differing = [_count_differing(spec, state, source, num_classes) for spec in family]
+    fitting = [spec for spec, count in zip(family, differing, strict=True) if not count]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise WeightsError(f"{path}: fits {', '.join(spec.name for spec in fitting)} alike; say which with model")
-    assert closest is not None
+        names = ", ".join(spec.name for spec in fitting)
+        raise WeightsError(f"{path}: fits {names} alike; say which of them with model")
+    fewest = min(differing)
+    closest = family[differing.index(fewest)].name
     raise WeightsError(
-        f"{path}: fits no member of the family; the closest is {closest[1]}, from which {closest[0]} tensors differ. "
-        f"Name it with model={closest[1]!r} to see which"
+        f"{path}: fits no member of the family; the closest is {closest}, from which {fewest} tensors differ. "
+        f"Name it with model={closest!r} to see which"
     )
 
 
-def _shapes_differ(network: EfficientDet, found: Mapping[str, Any], source: str) -> int:
-    differing = 0
-    for own, tensor in network.state_dict().items():
-        names = DIALECTS[source].names(own, network)
-        for name, part in zip(names, DIALECTS[source].split(own, tensor), strict=False):
-            differing += name in found and found[name].tensor.shape != part.shape
-    return differing
+def _count_differing(spec: ModelSpec, state: Mapping[str, Tensor], source: str, num_classes: int) -> int:
+    """Tensors that only one of a network and a state has, or that differ in shape."""
+    with torch.device("meta"):
+        network = EfficientDet(spec, num_classes)
+        expected = {name: tensor.shape for name, tensor in to_foreign(network, source).items()}
+    found = {name: part.tensor.shape for name, part in DIALECTS[source].clean(state, network).items()}
+    names = (expected.keys() | found.keys()) - DIALECTS[source].unused(network).keys()
+    return sum(expected.get(name) != found.get(name) for name in names if not name.endswith("num_batches_tracked"))
 
 
 def _class_names(given: Sequence[str] | None, num_classes: int, path: str) -> tuple[str, ...]:
     if given is None:
-        if num_classes == COCO_SLOTS:
-            return COCO_CLASS_NAMES
-        return tuple(f"class-{label}" for label in range(num_classes))
+        return COCO_CLASS_NAMES if num_classes == COCO_SLOTS else tuple(f"class-{i}" for i in range(num_classes))
     if len(given) != num_classes:
         raise WeightsError(f"{path}: has {num_classes} classes, but {len(given)} class names were given")
     return tuple(given)

@@ -1,6 +1,6 @@
-"""Weights of other implementations, name for name: effdet, zylo117, TensorFlow. What does not fit is listed.
+"""Weights of other implementations (effdet, zylo117, TensorFlow), tensor by tensor; whatever does not fit is listed.
 
-All of them predict (dy, dx, dh, dw); the order is turned round here and nowhere else.
+All of them predict (dy, dx, dh, dw). The order is reversed here and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from efficientdet.errors import WeightsError, unknown_name
-from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.errors import WeightsError, find_name
+from efficientdet.network.efficientdet import CLASS_LAYER, EfficientDet
 from efficientdet.weights.remap.effdet import EFFDET
 from efficientdet.weights.remap.layout import Dialect, Found, redundant_biases
 from efficientdet.weights.remap.tensorflow import TENSORFLOW, is_tensorflow
@@ -23,8 +23,6 @@ DIALECTS: dict[str, Dialect] = {"effdet": EFFDET, "zylo": ZYLO, "tensorflow": TE
 
 # Swapping both pairs turns (dy, dx, dh, dw) into (dx, dy, dw, dh), and back.
 _SWAP_XY = (1, 0, 3, 2)
-# The layer whose size depends on the number of classes.
-_CLASS_LAYER = "class_head.predict.pointwise."
 # Where training scripts put the weights; averaged ones come first.
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _PLAIN = ("state_dict", "model_state_dict", "model", "module")
@@ -33,30 +31,30 @@ _PLAIN = ("state_dict", "model_state_dict", "model", "module")
 def load_foreign(
     model: EfficientDet, state: Mapping[str, Any], source: str = "effdet", replace_head: bool = False
 ) -> list[str]:
-    """Load another implementation's weights into a network, strictly.
+    """Load another implementation's weights into a network; every tensor must fit.
 
-    The state may be nested as training scripts save it (averaged weights are preferred), and its names may carry the
+    The state may be nested as training scripts save it (averaged weights are preferred), and its names may have the
     prefixes of benches, DataParallel and torch.compile. Counters of batch norms may be missing. Biases right before
-    batch norms may all be missing from the state (zero is the same function); those that the network lacks are
-    subtracted from the running means, which is the same function too.
+    batch norms may be missing if all of them are: they become zero, which is the same function. Biases that only the
+    state has are subtracted from the running means of the batch norms, which is the same function too.
 
     Args:
-        model: a network whose spec is that of the weights; changed in place.
-        state: name to tensor or numpy array, as the file of the other implementation holds it.
-        source: `effdet`, `zylo`, `tensorflow`, or `auto` to tell by the names.
-        replace_head: let the number of classes differ; the network then keeps its own last layer of the class head.
+        model: a network with the architecture of the weights; changed in place.
+        state: tensors or numpy arrays by name, as the file of the other implementation holds them.
+        source: `effdet`, `zylo`, `tensorflow`, or `auto` to find it by the names.
+        replace_head: allow another number of classes; the network then keeps its own last layer of the class head.
 
     Returns:
-        What was dropped: the class layer, if its size differs, and tensors that change nothing in the source either.
+        Names and shapes of what was dropped: the class layer, if its size differs, and tensors without any effect in
+        the other implementation.
 
     Raises:
         UnknownNameError: the source is not known.
-        WeightsError: a tensor is missing, unexpected, or has another shape; lists every one, and changes nothing.
+        WeightsError: a tensor is missing, unexpected, or has another shape; lists them all and changes nothing.
     """
     flat = unwrap(state)
     name = detect_source(flat) if source == "auto" else source
-    if name not in DIALECTS:
-        raise unknown_name("source of weights", name, [*DIALECTS, "auto"])
+    name = find_name("source of weights", name, DIALECTS)
     dialect = DIALECTS[name]
     theirs = dialect.clean(flat, model)
     dropped = [_describe(theirs.pop(extra)) for extra in dialect.unused(model) if extra in theirs]
@@ -73,24 +71,22 @@ def load_foreign(
 
 
 def to_foreign(model: EfficientDet, target: str = "effdet") -> dict[str, Tensor]:
-    """A network's weights under another implementation's names, in its layout.
+    """A network's weights under another implementation's names and in its layout.
 
-    `load_foreign` reads them back bit for bit, save that TensorFlow keeps no counters in batch norms.
+    `load_foreign` reads them back bit for bit, except for the counters of batch norms, which TensorFlow does not have.
 
     Args:
-        model: any network that the other implementation can have.
-        target: `effdet`, `zylo` or `tensorflow` (the names of graph checkpoints and of h5 files).
+        model: any network that the other implementation can build.
+        target: `effdet`, `zylo` or `tensorflow` (the names of graph checkpoints and h5 files).
 
     Returns:
-        Name to tensor: copies.
+        Copies of the tensors, by name.
 
     Raises:
         UnknownNameError: the target is not known.
-        WeightsError: the other implementation has no such network; names the part.
+        WeightsError: the other implementation cannot build such a network; names the part.
     """
-    if target not in DIALECTS:
-        raise unknown_name("target of weights", target, DIALECTS)
-    dialect = DIALECTS[target]
+    dialect = DIALECTS[find_name("target of weights", target, DIALECTS)]
     theirs: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         their_names = dialect.names(name, model)
@@ -101,10 +97,10 @@ def to_foreign(model: EfficientDet, target: str = "effdet") -> dict[str, Tensor]
 
 
 def unwrap(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Find the weights in what a file holds: itself a state dict, or a dict that holds one, the averaged one first.
+    """Find the state dict in what a file holds: the whole of it, or nested; averaged weights are preferred.
 
     Raises:
-        WeightsError: there is no state dict in it; says what there is.
+        WeightsError: there is no state dict; says what there is instead.
     """
     for key in (*_AVERAGED, *_PLAIN):
         inner = state.get(key)
@@ -123,10 +119,10 @@ def _as_tensor(value: Tensor | np.ndarray) -> Tensor:
 
 
 def detect_source(state: Mapping[str, Any]) -> str:
-    """Tell by the names whose weights these are: `effdet`, `zylo` or `tensorflow`.
+    """Find by the tensors' names whose weights these are: `effdet`, `zylo` or `tensorflow`.
 
     Raises:
-        WeightsError: none of them; shows some names.
+        WeightsError: they are none of these; gives the first names.
     """
     if any(map(is_tensorflow, state)):
         return "tensorflow"
@@ -143,7 +139,7 @@ def detect_source(state: Mapping[str, Any]) -> str:
 def _translate(
     model: EfficientDet, theirs: dict[str, Found], dialect: Dialect, replace_head: bool, dropped: list[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Our state dict from theirs, and what is wrong with it; takes what it uses out of `theirs`."""
+    """Our state dict made from theirs, and every mismatch; what is used is removed from `theirs`."""
     state, biases = model.state_dict(), redundant_biases(model)
     # All or none: a state that has some of these biases has lost the others.
     has_biases = any(part in theirs for bias in biases for part in dialect.names(bias, model))
@@ -158,7 +154,7 @@ def _translate(
         if name.endswith("num_batches_tracked") and None in found:
             continue
         wrong = _problems(their_names, expected, found)
-        if replace_head and name.startswith(_CLASS_LAYER) and wrong and None not in found:
+        if replace_head and name.startswith(CLASS_LAYER) and wrong and None not in found:
             dropped += [_describe(part) for part in found if part is not None]
         elif wrong:
             problems += wrong
@@ -184,7 +180,7 @@ def _fold(
     bias: str, means: list[str], model: EfficientDet,
     theirs: dict[str, Found], dialect: Dialect, ours: dict[str, Tensor],
 ) -> list[str]:  # fmt: skip
-    """Subtract a bias that the network lacks from the running means behind it: (x + b) - m = x - (m - b)."""
+    """Subtract a bias that the network lacks from the running means after it: (x + b) - m = x - (m - b)."""
     (name,) = dialect.names(bias, model)
     found = theirs.pop(name, None)
     shape = model.state_dict()[means[0]].shape
@@ -211,8 +207,8 @@ def _describe(found: Found) -> str:
 
 
 def _hint(problems: list[str], source: str, model: EfficientDet) -> str:
-    """What to do about it, where that can be told."""
-    layer = {name for leaf in ("weight", "bias") for name in DIALECTS[source].names(_CLASS_LAYER + leaf, model)}
+    """What to do, if only the number of classes differs."""
+    layer = {name for leaf in ("weight", "bias") for name in DIALECTS[source].names(CLASS_LAYER + leaf, model)}
     if all(problem.startswith("shape: ") and any(name in problem for name in layer) for problem in problems):
         return "\nOnly the number of classes differs: replace_head=True keeps the model's own class layer"
     return ""

@@ -1,15 +1,15 @@
-"""EfficientNet weights whose batch norms are folded into the convolutions, placed under batch norms again.
+"""EfficientNet weights with batch norms folded into the convolutions, unfolded again so that training can start there.
 
-A folded convolution is y = w * x + b. Under a batch norm the function stays the same if the norm's statistics are those
-of w * x over real pictures, gamma = sqrt(variance + epsilon) and beta = b + mean; and then training can go on from it.
+A folded convolution is y = w * x + b. With a batch norm after it the function is the same if the norm's statistics are
+those of w * x over real images, gamma = sqrt(variance + epsilon) and beta = b + mean.
 """
 
 from __future__ import annotations
 
-import zlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -19,22 +19,24 @@ from torch import Tensor, nn
 from efficientdet.errors import WeightsError
 from efficientdet.network.efficientnet import EfficientNet
 
-# The classifier's part of such files, which a detector has no use for.
+# Layers of the classifier in such files, which a detector does not have.
 UNUSED = ("conv_head",)
+# Bytes of the arrays in memory; those of B7 have 0.25 GB.
+_LARGEST = 1 << 30
 
 
 def load_folded_backbone(backbone: EfficientNet, path: str | Path, batches: Iterable[Tensor], source: str = "") -> None:
-    """Fill a backbone from a `.npz` of folded convolutions, and its batch norms from real pictures.
+    """Load folded convolutions from a `.npz` file, and set the batch norms by real images.
 
     Args:
-        backbone: changed in place; its function becomes exactly the folded one in evaluation mode.
-        path: arrays `<layer>.weight` (OIHW) and `<layer>.bias`, with the layer names of this backbone.
-        batches: (B, 3, H, W) normalized pictures, some hundred in all, for the statistics.
-        source: where the pictures come from, for the error.
+        backbone: changed in place; in evaluation mode its function becomes exactly the folded one.
+        path: a `.npz` file of arrays `<layer>.weight` (OIHW) and `<layer>.bias`, named as the layers of this backbone.
+        batches: (B, 3, H, W) normalized images, a few hundred in all, for the statistics.
+        source: where the images come from, for the message.
 
     Raises:
-        WeightsError: the file is missing or damaged, a layer is missing, unexpected or of another shape (all are
-            listed), or there is no picture.
+        WeightsError: the file is missing or damaged; a layer is missing, unexpected or of another shape (all are
+            listed); or there are no images.
     """
     arrays = _read(Path(path))
     pairs = _conv_norm_pairs(backbone)
@@ -52,16 +54,21 @@ def load_folded_backbone(backbone: EfficientNet, path: str | Path, batches: Iter
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(f"{path}: no such weights file")
     try:
         with path.open("rb") as file:
+            size = sum(entry.file_size for entry in ZipFile(file).infolist())
+            if size > _LARGEST:
+                raise ValueError(f"it unpacks to {size:,} bytes, more than {_LARGEST:,}")
+            file.seek(0)
             arrays = np.load(file, allow_pickle=False)
             if not isinstance(arrays, NpzFile):
                 raise ValueError("one array, without names")
             return {name: np.asarray(arrays[name], dtype=np.float32) for name in arrays.files}
-    except (OSError, EOFError, TypeError, ValueError, RuntimeError, BadZipFile, zlib.error) as error:
-        raise WeightsError(f"{path}: not a readable .npz file ({error})") from error
+    # A damaged file makes numpy and zipfile raise nearly anything (BadZipFile, zlib.error, EOFError, MemoryError ...).
+    except Exception as error:
+        raise WeightsError(f"{path}: not a .npz file, or a damaged one ({error})") from error
 
 
 def _mismatches(pairs: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]], arrays: dict[str, np.ndarray]) -> list[str]:
@@ -79,7 +86,7 @@ def _mismatches(pairs: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]], arrays: dict
 
 
 def _conv_norm_pairs(backbone: EfficientNet) -> dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Every convolution that a batch norm follows, by name."""
+    """Every convolution that has a batch norm after it, with that norm, by name."""
     pairs: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
     for prefix, module in backbone.named_modules():
         order = ("conv_dw", "conv_pw") if not hasattr(module, "conv_pwl") else ("conv_pw", "conv_dw", "conv_pwl")
@@ -94,7 +101,7 @@ def _conv_norm_pairs(backbone: EfficientNet) -> dict[str, tuple[nn.Conv2d, nn.Ba
 def _take_statistics(
     backbone: EfficientNet, norms: list[nn.BatchNorm2d], batches: Iterable[Tensor], source: str
 ) -> None:
-    """One pass over the pictures: mean and variance of what enters each norm, then the norm set to them."""
+    """Measure mean and variance of each norm's input in one pass over the images, and set the norms to them."""
     sums = {norm: (torch.zeros(norm.num_features, dtype=torch.float64),) * 2 for norm in norms}
     counts = dict.fromkeys(norms, 0)
 
@@ -116,7 +123,7 @@ def _take_statistics(
             handle.remove()
         backbone.train(was_training)
     if not counts[norms[0]]:
-        raise WeightsError(f"no pictures{' in ' + source if source else ''} to take the statistics from")
+        raise WeightsError(f"no images{' in ' + source if source else ''} to take the statistics from")
     with torch.no_grad():
         for norm in norms:
             mean = sums[norm][0] / counts[norm]

@@ -1,8 +1,8 @@
-"""Facts of one model: for the terminal (`info`), and as a model card in markdown."""
+"""Facts about models: tables for the terminal, and model cards in markdown."""
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from typing import Any
 
 from efficientdet.family import PUBLISHED, PUBLISHED_AP, ModelSpec
@@ -13,15 +13,15 @@ from efficientdet.network.efficientdet import COCO_SLOTS
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, read_info
 from efficientdet.weights.coco_classes import COCO_CLASS_NAMES
 from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names, cached_path
-from efficientdet.weights.registry import RELEASED
+from efficientdet.weights.registry import LICENSE, RELEASED
 
-# Settings of a run that say how good it is, and not where it ran.
+# Settings of a training run that say nothing about its result.
 UNINTERESTING = ("workers", "cache", "device", "devices", "save_every", "evaluate_every", "allow_no_boxes")
 SHOWN_METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
 
 
 def spec_facts(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> dict[str, Any]:
-    """What a network is, counted from the code: sizes, parameters, multiply-adds, anchors."""
+    """A network's layers, anchors, parameters and multiply-adds; the numbers are counted from the code."""
     parameters, multiply_adds = count(spec, num_classes)
     size = (spec.image_size, spec.image_size)
     positions = sum(height * width for height, width in level_sizes(size, spec.levels))
@@ -41,7 +41,7 @@ def spec_facts(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> dict[str, Any]
 
 
 def checkpoint_facts(info: CheckpointInfo) -> dict[str, Any]:
-    """`spec_facts` of a checkpoint's network, with its classes, conventions, metrics, license and training."""
+    """`spec_facts` of a checkpoint's network, with its classes, preprocessing, metrics and license."""
     names = info.class_names
     shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
     pre = info.preprocessing
@@ -57,7 +57,7 @@ def checkpoint_facts(info: CheckpointInfo) -> dict[str, Any]:
 
 
 def released_facts(spec: ModelSpec) -> dict[str, Any]:
-    """`spec_facts` of a family member as released for COCO, and what was published of it."""
+    """`spec_facts` of a member of the family for COCO, with the published figures."""
     pre = default_preprocessing(spec)
     named = sum(not name.startswith("unused-") for name in COCO_CLASS_NAMES)
     published = {}
@@ -77,7 +77,7 @@ def released_facts(spec: ModelSpec) -> dict[str, Any]:
 
 
 def model_card(name: str, info: CheckpointInfo) -> str:
-    """A model card in markdown: what it is, how to use it, data, license, metrics, recipe, limits."""
+    """A model card in markdown: what the model detects, how to use it, data, license, metrics, recipe, limits."""
     facts = checkpoint_facts(info)
     about = facts.pop("license", "not stated"), facts.pop("data", "not stated"), facts.pop("note", "")
     source = facts.pop("source", "")
@@ -87,7 +87,7 @@ def model_card(name: str, info: CheckpointInfo) -> str:
     lines = [
         f"# {name}",
         "",
-        f"An EfficientDet ({info.spec.name}) that finds: {facts['classes']}.",
+        f"An EfficientDet ({info.spec.name}) that detects: {facts['classes']}.",
         "",
         "```python",
         "import efficientdet as ed",
@@ -118,13 +118,8 @@ def model_card(name: str, info: CheckpointInfo) -> str:
     return "\n".join(lines)
 
 
-def with_about(info: CheckpointInfo, **about: str) -> CheckpointInfo:
-    """The same facts with some for people added; empty ones are left out."""
-    return dataclasses.replace(info, about=info.about | {key: value for key, value in about.items() if value})
-
-
 def bundled_rows() -> list[dict[str, Any]]:
-    """One row for each model inside the package, from its own metadata."""
+    """One row for each bundled model, from its metadata."""
     rows = []
     for name in bundled_names():
         info = read_info(BUNDLED_FOLDER / f"{name}.safetensors")
@@ -142,13 +137,13 @@ def bundled_rows() -> list[dict[str, Any]]:
 
 
 def released_rows() -> list[dict[str, Any]]:
-    """One row for each released file: the AP its publisher states, and whether it lies in the cache."""
+    """One row for each released file: the AP that its publisher states, and whether the cache has it."""
     return [
         {
             "name": row.name,
             "AP val2017 (stated)": row.ap,
-            "license": row.license,
-            "cached": "yes" if cached_path(row.name).is_file() else "no",
+            "license": LICENSE,
+            "cached": "yes" if os.path.isfile(cached_path(row.name)) else "no",
         }
         for row in RELEASED.values()
     ]

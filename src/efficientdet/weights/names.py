@@ -1,16 +1,18 @@
-"""What a user calls weights -> the file they lie in: a path, a bundled or released name, or a place on a hub."""
+"""What a user calls weights, and the checkpoint that it means: a path, a bundled or released name, or a repository."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from efficientdet.errors import UnknownNameError, WeightsError, unknown_name
+from efficientdet.cache import cache_dir, cached, sha256_of
+from efficientdet.errors import UnknownNameError, WeightsError, find_name, unknown_name
 from efficientdet.weights.checkpoint import save_checkpoint
 from efficientdet.weights.convert import released_checkpoint
-from efficientdet.weights.download import cache_dir
+from efficientdet.weights.download import download
 from efficientdet.weights.hub import HUB_PREFIX, hub_file
-from efficientdet.weights.registry import RELEASED, find_released
-from efficientdet.weights.released import released_state
+from efficientdet.weights.read_file import read_state
+from efficientdet.weights.registry import RELEASED, ReleasedWeights, find_released
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
@@ -21,7 +23,7 @@ def bundled_names() -> list[str]:
 
 
 def cached_path(name: str) -> Path:
-    """Where released weights lie, or will lie, as a checkpoint of ours.
+    """Where the cache keeps released weights as a checkpoint.
 
     Raises:
         UnknownNameError: there are no such weights.
@@ -30,34 +32,42 @@ def cached_path(name: str) -> Path:
 
 
 def find_weights(name_or_path: str | Path) -> Path:
-    """Find the checkpoint that a name or path means; released weights are downloaded and converted at the first call.
+    """Find the checkpoint that a name or path means. Released weights are downloaded and converted at the first call.
 
     Args:
-        name_or_path: a path; a bundled name (`people`); a released name (`d0`, `tf_efficientdet_d0`, `d0_ap`); or
+        name_or_path: a path; a bundled name (`people`); a released name (`d0`, `d0-ap`; see `find_released`); or
             `hf://owner/repo`, `hf://owner/repo@revision` (see `hub`).
 
     Returns:
-        Path of a safetensors file of ours.
+        Path of a checkpoint, or of whatever file the path names.
 
     Raises:
-        WeightsError: there is no file at the path, or the weights cannot be had; says which file to put where.
+        WeightsError: there is no file at the path, or the weights cannot be downloaded; says which file to put where.
         UnknownNameError: the name is neither bundled nor released; lists both.
     """
     text = str(name_or_path)
     if text.startswith(HUB_PREFIX):
         return hub_file(text)
     path = Path(name_or_path)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
-    if text in bundled_names():
-        return BUNDLED_FOLDER / f"{text}.safetensors"
     if path.suffix or len(path.parts) > 1:
         raise WeightsError(f"{path}: no such weights file")
     try:
-        cached = cached_path(text)
+        return BUNDLED_FOLDER / f"{find_name('bundled weights', text, bundled_names())}.safetensors"
+    except UnknownNameError:
+        pass
+    try:
+        row = find_released(text)
     except UnknownNameError:
         raise unknown_name("weights", text, [*bundled_names(), *RELEASED]) from None
-    if not cached.is_file():
-        state, row = released_state(text)
-        save_checkpoint(cached, *released_checkpoint(state, row))
-    return cached
+    return cached(f"{row.name}.safetensors", os.path.isfile, lambda path: _convert_released(row, path))
+
+
+def _convert_released(row: ReleasedWeights, path: Path) -> None:
+    published = cached(
+        row.file,
+        lambda file: sha256_of(file).startswith(row.sha256_prefix),
+        lambda file: download(row.url, file, row.sha256_prefix),
+    )
+    save_checkpoint(path, *released_checkpoint(read_state(published), row))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from efficientdet.errors import UnknownNameError
 from efficientdet.family import MODELS
-from efficientdet.network.efficientdet import create_model
+from efficientdet.network.efficientdet import build_model
 from efficientdet.network.fusion import FUSIONS, Fusion
 from efficientdet.research.report import fusions
 from efficientdet.research.report.fusions import (
@@ -27,7 +27,7 @@ TINY = dataclasses.replace(MODELS["lite0"], image_size=128, width=16, depth=2)
 
 
 def save(path: Path, fusion: str, feature_network: str = "bifpn") -> str:
-    model = create_model(TINY, 1, fusion=fusion, feature_network=feature_network)
+    model = build_model(TINY, 1, fusion=fusion, feature_network=feature_network)
     if fusion != "none":
         node = model.feature_network.cells[1]["out5"]
         assert isinstance(node.fuse, Fusion) and node.fuse.weights is not None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from efficientdet.cache import cached, is_sealed, seal
 from efficientdet.errors import SettingError, require, unknown_name
 from efficientdet.inference.engines.engine import BySize, Engine, Session
 from efficientdet.inference.engines.onnx_graph import write_onnx_network
@@ -22,7 +23,6 @@ from efficientdet.inference.engines.onnxruntime_engine import onnxruntime_sessio
 from efficientdet.inference.engines.openvino_engine import openvino_core, openvino_session
 from efficientdet.inference.engines.torch_engine import torch_run
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.weights.download import cache_dir
 
 BACKENDS = ("eager", "compile", "onnxruntime", "openvino", "tensorrt")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -120,10 +120,12 @@ class _Graphs:
         coarsest = self.model.spec.strides[-1]
         is_regular = not (size[0] % coarsest or size[1] % coarsest)
         name = "any" if is_regular else f"{size[0]}x{size[1]}"
-        path = cache_dir() / "engines" / f"{self.key}-{name}.onnx"
-        if not path.is_file():
+
+        def make(path: Path) -> None:
             write_onnx_network(self.model, path, size, dynamic_size=is_regular, by_level=True)
-        return path
+            seal(path)
+
+        return cached(f"engines/{self.key}-{name}.onnx", is_sealed, make)
 
 
 def _fingerprint(model: EfficientDet) -> str:

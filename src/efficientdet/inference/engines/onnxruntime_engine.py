@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from efficientdet.cache import cache_folder
 from efficientdet.errors import SettingError, require
 from efficientdet.inference.engines.engine import ANY_BATCH, Session
-from efficientdet.weights.download import cache_dir
 
 
 def onnxruntime_session(
@@ -33,8 +33,7 @@ def _tensorrt_provider(runtime: Any, precision: str) -> tuple[str, dict[str, Any
         raise SettingError(
             "backend tensorrt: this build of ONNX Runtime has no TensorRT; run: pip install onnxruntime-gpu tensorrt"
         )
-    folder = cache_dir() / "engines" / "tensorrt"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = cache_folder("engines", "tensorrt")
     choices = {"trt_fp16_enable": precision == "fp16", "trt_engine_cache_enable": True}
     return "TensorrtExecutionProvider", {**choices, "trt_engine_cache_path": str(folder)}
 

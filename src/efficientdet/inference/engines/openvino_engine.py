@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from efficientdet.cache import cache_folder
 from efficientdet.errors import require
 from efficientdet.inference.engines.engine import Session
-from efficientdet.weights.download import cache_dir
 
 _core_lock = threading.Lock()
 
@@ -52,7 +52,7 @@ def openvino_session(
         model = _with_bf16_logits(model)
     # Its own choice would be bf16 wherever the processor has it.
     settings = {
-        "CACHE_DIR": str(cache_dir() / "engines" / "openvino"),
+        "CACHE_DIR": str(cache_folder("engines", "openvino")),
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),

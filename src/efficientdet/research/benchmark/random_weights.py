@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from efficientdet.family import find_spec
 from efficientdet.images.letterbox import letterbox
 from efficientdet.images.read import read
-from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet, create_model
+from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet, build_model
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
 from efficientdet.weights.coco_classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 
@@ -71,7 +71,7 @@ def random_model(name: str, image_size: int, picture: str | Path) -> tuple[Effic
     spec = dataclasses.replace(find_spec(name), image_size=image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = create_model(spec, COCO_SLOTS)
+        model = build_model(spec, COCO_SLOTS)
     preprocessing = default_preprocessing(spec)
     side = min(image_size, LARGEST_SIDE)
     pixels = torch.from_numpy(letterbox(read(picture), (side, side), preprocessing)[0])[None]

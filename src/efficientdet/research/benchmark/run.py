@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from efficientdet.cache import cache_dir
 from efficientdet.errors import EfficientDetError, SettingError, unknown_name
 from efficientdet.inference.engines.choose import BACKENDS, OFFERED, PRECISIONS
 from efficientdet.research.benchmark import effdet_side_path
@@ -21,7 +22,6 @@ from efficientdet.research.benchmark.hardware import Hardware
 from efficientdet.research.benchmark.processes import SideError, Worker, settled, take_turns
 from efficientdet.research.benchmark.results import Benchmark, Ratio, Row, ratio
 from efficientdet.research.benchmark.sources import Model, choose_pictures, open_model, peer_python, peer_weights
-from efficientdet.weights.download import cache_dir
 
 OUR_SIDES = "efficientdet.research.benchmark"
 EFFDET = "effdet"

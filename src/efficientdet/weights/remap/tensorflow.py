@@ -17,20 +17,20 @@ from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights.remap.layout import Dialect, Found, Place, locate, redundant_biases
 
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-# Within a block: (ours, theirs by scope, theirs by attribute). Batch norms and 1x1 convolutions are numbered as they
-# come, so a block that does not expand counts from its first one.
-_EXPANDING = (
-    ("conv_pw", "conv2d", "_expand_conv"), ("bn1", "tpu_batch_normalization", "_bn0"),
-    ("conv_dw", "depthwise_conv2d", "_depthwise_conv"), ("bn2", "tpu_batch_normalization_1", "_bn1"),
-    ("se.conv_reduce", "se/conv2d", "_se/_se_reduce"), ("se.conv_expand", "se/conv2d_1", "_se/_se_expand"),
-    ("conv_pwl", "conv2d_1", "_project_conv"), ("bn3", "tpu_batch_normalization_2", "_bn2"),
-)  # fmt: skip
-_FLAT = (
-    ("conv_dw", "depthwise_conv2d", "_depthwise_conv"), ("bn1", "tpu_batch_normalization", "_bn1"),
-    ("se.conv_reduce", "se/conv2d", "_se/_se_reduce"), ("se.conv_expand", "se/conv2d_1", "_se/_se_expand"),
-    ("conv_pw", "conv2d", "_project_conv"), ("bn2", "tpu_batch_normalization_1", "_bn2"),
-)  # fmt: skip
-_STEM = (("conv_stem", "conv2d", "_conv_stem"), ("bn1", "tpu_batch_normalization", "_bn"))
+# The layers of a block, ours: (theirs by scope, theirs by attribute). Batch norms and 1x1 convolutions are numbered in
+# order, so a block that does not expand counts from its first one.
+_EXPANDING = {
+    "conv_pw": ("conv2d", "_expand_conv"), "bn1": ("tpu_batch_normalization", "_bn0"),
+    "conv_dw": ("depthwise_conv2d", "_depthwise_conv"), "bn2": ("tpu_batch_normalization_1", "_bn1"),
+    "se.conv_reduce": ("se/conv2d", "_se/_se_reduce"), "se.conv_expand": ("se/conv2d_1", "_se/_se_expand"),
+    "conv_pwl": ("conv2d_1", "_project_conv"), "bn3": ("tpu_batch_normalization_2", "_bn2"),
+}  # fmt: skip
+_FLAT = {
+    "conv_dw": ("depthwise_conv2d", "_depthwise_conv"), "bn1": ("tpu_batch_normalization", "_bn1"),
+    "se.conv_reduce": ("se/conv2d", "_se/_se_reduce"), "se.conv_expand": ("se/conv2d_1", "_se/_se_expand"),
+    "conv_pw": ("conv2d", "_project_conv"), "bn2": ("tpu_batch_normalization_1", "_bn2"),
+}  # fmt: skip
+_STEM = {"conv_stem": ("conv2d", "_conv_stem"), "bn1": ("tpu_batch_normalization", "_bn")}
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _AVERAGE = "/ExponentialMovingAverage"
@@ -49,50 +49,61 @@ _NOT_WEIGHTS = re.compile(
 
 
 def names(ours: str, model: EfficientDet) -> tuple[str, ...]:
-    """The names, by scope, of the variables that one of our tensors is made of; none for the batch norms' counters.
+    """The variables, by scope, that one of our tensors is made of; none for the counters of batch norms.
 
     Raises:
         WeightsError: the network has a part that Google's cannot have; names it.
     """
+    return _variables(ours, model)[0]
+
+
+def _variables(ours: str, model: EfficientDet) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the variables that a tensor is made of: by scope, and by the path of attributes."""
     if ours.endswith("num_batches_tracked"):
-        return ()
+        return (), ()
     place = locate(ours, model)
+    by_scope, by_attribute = _layer(place, model)
     if place.part == "fusion":
-        scope = f"fpn_cells/cell_{place.cell}/fnode{place.node}/WSM"
         edges = len(model.feature_network.topology.nodes[place.node].inputs)
-        return (scope, *(f"{scope}_{edge}" for edge in range(1, edges)))
-    return (_scope(place, model) + _variable(ours, place),)
+        leaves = ["WSM", *(f"WSM_{edge}" for edge in range(1, edges))]
+    else:
+        leaves = [_variable(ours, place)]
+    return tuple(f"{by_scope}/{leaf}" for leaf in leaves), tuple(f"{by_attribute}/{leaf}" for leaf in leaves)
 
 
-def _scope(place: Place, model: EfficientDet) -> str:
-    backbone = f"efficientnet-{model.spec.backbone}"
+def _layer(place: Place, model: EfficientDet) -> tuple[str, str]:
+    """Name of a place's layer: by scope, and by the path of attributes."""
     low, high = model.spec.levels
-    if place.part == "stem":
-        return f"{backbone}/stem/{_lookup(_STEM, place.leaf)[0]}/"
-    if place.part == "block":
-        table = _EXPANDING if place.expands else _FLAT
-        return f"{backbone}/blocks_{place.block}/{_lookup(table, place.leaf)[0]}/"
+    layer, cell, node, head, repeat = place.leaf.rpartition(".")[0], place.cell, place.node, place.head, place.repeat
+    is_conv = place.leaf.startswith("conv.")
+    by_scope, by_attribute = f"fpn_cells/cell_{cell}/fnode{node}", f"fpn_cells/cells/{cell}/fnodes/{node}"
+    maps = high - low + 1 + node  # maps that exist when the node is made: the last number in its layers' names
+    resample = "conv2d" if is_conv else "bn"
+    if place.part in ("stem", "block"):
+        table = _STEM if place.part == "stem" else _EXPANDING if place.expands else _FLAT
+        scope, attribute = table[layer]
+        block = ("stem", "_stem") if place.part == "stem" else (f"blocks_{place.block}", f"_blocks/{place.block}")
+        return f"efficientnet-{model.spec.backbone}/{block[0]}/{scope}", f"backbone/{block[1]}/{attribute}"
     if place.part == "extra":
-        return f"resample_p{place.level}/{_lateral(place.leaf)}/"
-    maps = high - low + 1 + place.node  # how many maps there are when the node is made: their layers' last number
-    node = f"fpn_cells/cell_{place.cell}/fnode{place.node}"
+        return f"resample_p{place.level}/{resample}", f"resample_layers/0/{resample}"
+    if place.part == "fusion":
+        return by_scope, by_attribute
     if place.part == "lateral":
-        return f"{node}/resample_{place.edge}_{place.level - low}_{maps}/{_lateral(place.leaf)}/"
+        edge, level = place.edge, place.level - low
+        return (
+            f"{by_scope}/resample_{edge}_{level}_{maps}/{resample}",
+            f"{by_attribute}/resample_layers/{edge}/{resample}",
+        )
     if place.part == "node":
-        return f"{node}/op_after_combine{maps}/{place.leaf.split('.')[0]}/"
-    head = f"{place.head}_net/{place.head}-"
+        return (
+            f"{by_scope}/op_after_combine{maps}/{'conv' if is_conv else 'bn'}",
+            f"{by_attribute}/op_after_combine/{'conv_op' if is_conv else 'bn'}",
+        )
     if place.part == "predict":
-        return f"{head}predict/"
-    return f"{head}{place.repeat}/" if place.part == "tower" else f"{head}{place.repeat}-bn-{place.level}/"
-
-
-def _lookup(table: tuple[tuple[str, str, str], ...], leaf: str) -> tuple[str, str]:
-    layer = leaf.rpartition(".")[0]
-    return next((scope, attribute) for ours, scope, attribute in table if ours == layer)
-
-
-def _lateral(leaf: str) -> str:
-    return "conv2d" if leaf.startswith("conv.") else "bn"
+        return f"{head}_net/{head}-predict", f"{head}_net/{'classes' if head == 'class' else 'boxes'}"
+    if place.part == "tower":
+        return f"{head}_net/{head}-{repeat}", f"{head}_net/conv_ops/{repeat}"
+    return f"{head}_net/{head}-{repeat}-bn-{place.level}", f"{head}_net/bns/{repeat}/{place.level - low}"
 
 
 def _is_norm(ours: str, place: Place) -> bool:
@@ -162,41 +173,12 @@ def _scope_name(name: str, scopes: Mapping[str, str]) -> str:
 
 
 def _scopes_by_attribute(model: EfficientDet) -> dict[str, str]:
-    """Name by the path of attributes to name by scope, of every variable, redundant biases included."""
+    """Name by scope of every variable, redundant biases included, by its path of attributes."""
     scopes: dict[str, str] = {}
     for ours in (*model.state_dict(), *redundant_biases(model)):
-        by_scope = names(ours, model)
-        if not by_scope:
-            continue
-        place = locate(ours, model)
-        if place.part == "fusion":
-            node = f"fpn_cells/cells/{place.cell}/fnodes/{place.node}"
-            scopes |= {f"{node}/{scope.rpartition('/')[2]}": scope for scope in by_scope}
-        else:
-            scopes[_attributes(place, model) + _variable(ours, place)] = by_scope[0]
+        by_scope, by_attribute = _variables(ours, model)
+        scopes |= zip(by_attribute, by_scope, strict=True)
     return scopes
-
-
-def _attributes(place: Place, model: EfficientDet) -> str:
-    low = model.spec.levels[0]
-    if place.part == "stem":
-        return f"backbone/_stem/{_lookup(_STEM, place.leaf)[1]}/"
-    if place.part == "block":
-        table = _EXPANDING if place.expands else _FLAT
-        return f"backbone/_blocks/{place.block}/{_lookup(table, place.leaf)[1]}/"
-    if place.part == "extra":
-        return f"resample_layers/0/{_lateral(place.leaf)}/"
-    node = f"fpn_cells/cells/{place.cell}/fnodes/{place.node}"
-    if place.part == "lateral":
-        return f"{node}/resample_layers/{place.edge}/{_lateral(place.leaf)}/"
-    if place.part == "node":
-        return f"{node}/op_after_combine/{'conv_op' if place.leaf.startswith('conv.') else 'bn'}/"
-    head = f"{place.head}_net"
-    if place.part == "predict":
-        return f"{head}/{'classes' if place.head == 'class' else 'boxes'}/"
-    if place.part == "tower":
-        return f"{head}/conv_ops/{place.repeat}/"
-    return f"{head}/bns/{place.repeat}/{place.level - low}/"
 
 
 def is_tensorflow(name: str) -> bool:

@@ -1,0 +1,111 @@
+"""The cache folder: files that are made once, verified whenever they are used, and made again where they are damaged.
+
+Where the folder cannot be written, a temporary one takes its place until the process ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from efficientdet.atomic_write import write_text
+
+VARIABLE = "EFFICIENTDET_CACHE"
+
+
+def cache_dir() -> Path:
+    """The cache folder: $EFFICIENTDET_CACHE, else `efficientdet` in $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get(VARIABLE)
+    if own:
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification: a relative path is to be ignored.
+    return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "efficientdet"
+
+
+def cache_folder(*parts: str) -> Path:
+    """A folder below the cache folder that exists and can be written; in a temporary place where it cannot.
+
+    Args:
+        *parts: names of the folders from the cache folder down.
+    """
+    folder = cache_dir().joinpath(*parts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        folder = _temporary_folder(str(cache_dir()), error.strerror or str(error)).joinpath(*parts)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def cached(name: str, is_whole: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
+    """A file of the cache, made if it is missing or damaged.
+
+    Args:
+        name: path of the file below the cache folder.
+        is_whole: whether an existing file is what it should be.
+        make: writes the file to a path, whole or not at all.
+
+    Returns:
+        Where the file is.
+    """
+    folder, path = Path(name).parent.parts, cache_dir() / name
+    if os.path.isfile(path):
+        if is_whole(path):
+            return path
+        _say(f"{path} is damaged and is made again")
+    elsewhere = cache_folder(*folder) / path.name
+    if elsewhere == path or not (elsewhere.is_file() and is_whole(elsewhere)):
+        make(elsewhere)
+    return elsewhere
+
+
+def seal(path: Path) -> None:
+    """Write a file's SHA-256 beside it, in `PATH.sha256`."""
+    write_text(_seal_of(path), sha256_of(path))
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file is the one that was sealed."""
+    try:
+        return _seal_of(path).read_text(encoding="ascii") == sha256_of(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+@functools.cache
+def _temporary_folder(instead_of: str, reason: str) -> Path:
+    """A folder that goes away with the process."""
+    folder = tempfile.mkdtemp(prefix="efficientdet-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _say(
+        f"the cache folder {instead_of} cannot be written ({reason}); this run uses a temporary one. "
+        f"Set {VARIABLE} to a folder that can be written"
+    )
+    return Path(folder)
+
+
+def _say(text: str) -> None:
+    print(f"efficientdet: {text}", file=sys.stderr)

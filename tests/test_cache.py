@@ -1,0 +1,112 @@
+"""The cache folder: where it is, files made once, and what happens when they or the folder are damaged."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from efficientdet import cache
+from efficientdet.cache import cache_dir, cache_folder, cached, is_sealed, seal
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EFFICIENTDET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def is_right(path: Path) -> bool:
+    return path.read_text() == "right"
+
+
+def make(path: Path) -> None:
+    path.write_text("right")
+
+
+def refuse(path: Path) -> None:
+    raise AssertionError(f"{path} is made although it is there")
+
+
+def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("EFFICIENTDET_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_dir() == tmp_path / ".cache" / "efficientdet"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_dir() == tmp_path / ".cache" / "efficientdet"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir() == tmp_path / "xdg" / "efficientdet"
+    monkeypatch.setenv("EFFICIENTDET_CACHE", "~/own")
+    assert cache_dir() == tmp_path / "own"
+
+
+def test_a_file_is_made_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cached("engines/a", is_right, make) == folder / "engines" / "a"
+    assert cached("engines/a", is_right, refuse) == folder / "engines" / "a"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_file_is_made_again_with_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cached("a", is_right, make).write_text("wrong")
+    assert is_right(cached("a", is_right, make))
+    assert capsys.readouterr().err == f"efficientdet: {folder / 'a'} is damaged and is made again\n"
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from efficientdet.cache import cache_folder, cached
+make = lambda path: path.write_text("right")
+is_right = lambda path: path.read_text() == "right"
+first = cached("engines/a", is_right, make)
+assert cached("engines/a", is_right, None) == first
+assert is_right(first) and cache_folder("engines") == first.parent
+print(first)
+"""
+
+
+def test_a_folder_that_cannot_be_written_is_worked_around_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    place = tmp_path / "file" / "cache"
+    environment = {"EFFICIENTDET_CACHE": str(place), "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith(f"efficientdet: the cache folder {place} cannot be written (")
+    assert done.stderr.count("\n") == 1 and "Set EFFICIENTDET_CACHE" in done.stderr
+    assert not Path(done.stdout.strip()).exists()  # the temporary folder went away with the process
+
+
+def test_a_read_only_cache_serves_what_it_has(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cached("a", is_right, make)
+    cached("b", is_right, make).write_text("wrong")
+
+    def fail(dir: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(cache.tempfile, "TemporaryFile", fail)
+    cache._temporary_folder.cache_clear()
+    assert cached("a", is_right, refuse) == folder / "a"
+    elsewhere = cached("b", is_right, make)
+    assert is_right(elsewhere) and folder not in elsewhere.parents
+    assert cached("b", is_right, refuse) == elsewhere
+    assert (folder / "b").read_text() == "wrong"
+    assert "cannot be written (Read-only file system)" in capsys.readouterr().err
+    cache._temporary_folder.cache_clear()
+
+
+def test_a_seal_tells_any_change(folder: Path) -> None:
+    path = cache_folder("engines") / "a.onnx"
+    assert not is_sealed(path)
+    path.write_bytes(bytes(1000))
+    assert not is_sealed(path)
+    seal(path)
+    assert is_sealed(path)
+    path.write_bytes(bytes(999) + b"\1")
+    assert not is_sealed(path)
+    path.write_bytes(bytes(1000))
+    path.with_name("a.onnx.sha256").write_bytes(b"\xff")
+    assert not is_sealed(path)
