@@ -1,4 +1,4 @@
-"""show, scale, explain and report, as a user types them."""
+"""show, scale, explain, report and ablate, as a user types them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from efficientdet.network.efficientdet import build_model
-from efficientdet.research import report
+from efficientdet.research import ablation, report
 from efficientdet.research.settings import ReportSettings
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
 
@@ -162,6 +162,34 @@ def test_report_takes_its_settings(command: Command, tmp_path: Path, monkeypatch
     assert (done.code, done.out.strip(), done.err.strip()) == (0, f"written: {out}/report.md", "counting")
     assert given == [out, ReportSettings(weights="people", timing=False, largest_timed="d1")]
     assert command("report", "--out", out, "--device", "gpu").code == 2
+
+
+# ---- ablate
+def test_ablate_takes_its_settings_and_prints_the_table(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    row = {
+        "feature_network": "bifpn", "fusion": "fast", "is_reference": True, "ap": 0.31, "ap_deviation": 0.01,
+        "ap_by_seed": [0.3, 0.32], "ap50": 0.5, "ap_difference": 0.0, "parameters": 3_200_000,
+        "multiply_adds": 900_000_000, "images_per_second": 20.0,
+    }  # fmt: skip
+
+    def record(model: str, data: Path, out: Path, say: Callable[[str], None], **settings: Any) -> list[dict[str, Any]]:
+        given.update(settings, model=model, data=data, out=out)
+        return [row]
+
+    monkeypatch.setattr(ablation, "ablate", record)
+    options = ["--fusions", "fast,none", "--seeds", 2, "--scale-jitter", 0.7, 1.4, "--out", tmp_path / "out"]
+    done = command("ablate", "lite0", "--data", tmp_path, *options)
+    assert done.code == 0, done.err
+    assert given == {
+        "model": "lite0", "data": tmp_path, "out": tmp_path / "out", "fusions": ("fast", "none"), "seeds": 2,
+        "scale_jitter": (0.7, 1.4),
+    }  # fmt: skip
+    assert "0.310 ± 0.010" in done.out and "0.300, 0.320" in done.out
+    assert json.loads(command("ablate", "lite0", "--data", tmp_path, "--json").out) == [row]
+    assert command("ablate", "lite0", "--data", tmp_path, "--seed", 1).code == 2  # the trials have theirs
 
 
 @pytest.mark.parametrize("name", ["show", "scale", "explain", "report", "ablate"])

@@ -1,6 +1,6 @@
-"""Ablations (section 5): feature networks and fusions trained on one data set under one budget, and their table.
+"""Ablations (section 5): feature networks and fusions trained on one dataset under one budget, and their table.
 
-Every trial is a training run of its own in the output folder, so a stopped ablation goes on where it was.
+Each trial is a training run in a folder of its own, so a stopped ablation continues where it was.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,11 +26,24 @@ from efficientdet.family import ModelSpec, find_spec
 from efficientdet.network.count import count
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES
-from efficientdet.training.run_folder import CONFIG_FILE
+from efficientdet.research.markdown import table
+from efficientdet.research.settings import AblationSettings
+from efficientdet.research.timing import time_in_turns
+from efficientdet.settings import changed, divided
+from efficientdet.text import in_markdown
+from efficientdet.training.config import TrainConfig
+from efficientdet.training.run_folder import CONFIG_FILE, decisive_settings, refuse_other_settings
 from efficientdet.weights.checkpoint import load_checkpoint, read_info
 
-# What the paper's own networks are: each feature network is compared with this fusion, each fusion in this network.
-OWN_NETWORK, OWN_FUSION = "bifpn", "fast"
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from efficientdet.research.settings import AblationOptions
+
+# The paper's choice: feature networks are compared with this fusion, fusions in this network.
+BASE_NETWORK, BASE_FUSION = "bifpn", "fast"
+# What a trial decides; not settings of an ablation.
+OF_A_TRIAL = ("feature_network", "fusion", "seed")
 SPEED_ROUNDS = 15
 
 
@@ -42,191 +56,175 @@ class Trial:
     seed: int
 
     @property
+    def pair(self) -> tuple[str, str]:
+        """What the trials of a row share."""
+        return self.feature_network, self.fusion
+
+    @property
     def name(self) -> str:
-        """Also the name of its folder."""
+        """Name of its folder."""
         return f"{self.feature_network}-{self.fusion}-seed{self.seed}"
 
 
-def plan_trials(feature_networks: Sequence[str], fusions: Sequence[str], seeds: int, every_pair: bool) -> list[Trial]:
-    """List the trials, seed by seed, so that a stopped ablation has compared all that it could.
-
-    Args:
-        feature_networks: names of `topology.TOPOLOGIES`.
-        fusions: names of `fusion.FUSIONS`.
-        seeds: how many runs of each.
-        every_pair: each network with each fusion; otherwise each network with the fast fusion (or the first one
-            named), and each fusion in BiFPN (or the first network named), as the paper's Tables 5 and 6 do.
+def plan_trials(settings: AblationSettings) -> list[Trial]:
+    """List the trials, one seed after the other, so that a stopped ablation has trained every pair equally often.
 
     Raises:
-        UnknownNameError: a name is not known.
-        SettingError: nothing to do, or fewer than one seed.
+        UnknownNameError: a feature network or a fusion is not known.
     """
-    for kind, names, known in (
-        ("feature network", feature_networks, tuple(TOPOLOGIES)), ("fusion", fusions, FUSIONS),
-    ):  # fmt: skip
-        if not names:
-            raise SettingError(f"no {kind} named; known: all, {', '.join(known)}")
+    networks, fusions = settings.feature_networks or tuple(TOPOLOGIES), settings.fusions or FUSIONS
+    for kind, names, known in (("feature network", networks, tuple(TOPOLOGIES)), ("fusion", fusions, FUSIONS)):
         for name in names:
             if name not in known:
-                raise unknown_name(kind, name, ("all", *known))
-    if seeds < 1:
-        raise SettingError(f"seeds is {seeds}; it must be at least 1")
-    if every_pair:
-        pairs = [(network, fusion) for network in feature_networks for fusion in fusions]
+                raise unknown_name(kind, name, known)
+    if settings.every_pair:
+        pairs = [(network, fusion) for network in networks for fusion in fusions]
     else:
-        fusion = OWN_FUSION if OWN_FUSION in fusions else fusions[0]
-        network = OWN_NETWORK if OWN_NETWORK in feature_networks else feature_networks[0]
-        pairs = [(name, fusion) for name in feature_networks] + [(network, name) for name in fusions]
-    return [Trial(*pair, seed) for seed in range(seeds) for pair in dict.fromkeys(pairs)]
+        base_network = BASE_NETWORK if BASE_NETWORK in networks else networks[0]
+        base_fusion = BASE_FUSION if BASE_FUSION in fusions else fusions[0]
+        pairs = [(name, base_fusion) for name in networks] + [(base_network, name) for name in fusions]
+    return [Trial(*pair, seed) for seed in range(settings.seeds) for pair in dict.fromkeys(pairs)]
 
 
 def ablate(
+    model: str | ModelSpec,
     data: str | Path,
     out: str | Path,
     *,
-    model: str | ModelSpec = "lite0",
-    feature_networks: Sequence[str] = tuple(TOPOLOGIES),
-    fusions: Sequence[str] = FUSIONS,
-    seeds: int = 3,
-    every_pair: bool = False,
-    jobs: int = 1,
     say: Callable[[str], None] = print,
-    **settings: Any,
+    **settings: Unpack[AblationOptions],
 ) -> list[dict[str, Any]]:
-    """Train every trial under the same budget, and compare.
+    """Train feature networks and fusions under the same budget, and compare them.
 
     Args:
-        data: what `train` takes; its validation split gives the AP, measured once, after the last epoch.
-        out: folder of the trials and of `ablation.json` and `ablation.md`. What is finished there is not trained
-            again; what was stopped goes on.
-        model: a name of the family, or a spec: backbone, width, depth and heads of every trial.
-        feature_networks: see `plan_trials`.
-        fusions: see `plan_trials`.
-        seeds: see `plan_trials`.
-        every_pair: see `plan_trials`.
-        jobs: trials at a time, each a process with its share of the cores, or a GPU of its own.
-        say: takes lines of progress.
-        **settings: of `train`, the same for every trial.
+        model: name of the family (`lite0`, ...) or a spec: backbone, width, depth and heads of every trial.
+        data: what `train` takes; AP is measured once, on the validation split, after the last epoch.
+        out: folder of the trials, `ablation.json` and `ablation.md`. Trials that have ended there are not trained
+            again, stopped ones continue.
+        say: called with lines on the progress.
+        **settings: fields of `AblationSettings`, and of `TrainConfig` for every trial.
 
     Returns:
-        The rows of the table: one for each pair of network and fusion.
+        The rows of the table, one for each pair of feature network and fusion; see `compare`.
 
     Raises:
-        SettingError, UnknownNameError: see `plan_trials`; or `out` holds trials under other settings.
-        EfficientDetError: trials failed; names each and why. Those that ended well keep their results.
+        SettingError: a setting is unknown or out of range, or the trials in `out` have other settings.
+        UnknownNameError: the model, a feature network or a fusion is not known.
+        EfficientDetError: trials failed; names each and why. The others keep their results.
     """
     require("lightning.pytorch", "train")
-    trials = plan_trials(feature_networks, fusions, seeds, every_pair)
+    for name in OF_A_TRIAL:
+        if name in settings:
+            raise SettingError(f"{name} is decided by each trial; choose feature_networks, fusions and seeds")
+    own, training = divided(settings, AblationSettings, TrainConfig)
+    chosen = changed(AblationSettings(), own)
+    config = changed(TrainConfig(), training)
+    config = changed(config, {"evaluate_every": training.get("evaluate_every", config.epochs)})
+    trials = plan_trials(chosen)
     spec = find_spec(model) if isinstance(model, str) else model
-    if jobs < 1:
-        raise SettingError(f"jobs is {jobs}; it must be at least 1")
     folder = Path(out)
-    # Files by their names: a folder may be called from elsewhere.
-    names = {name: Path(value).name for name, value in settings.items() if name.endswith("weights") and value}
-    budget = {"model": spec.name, "data": Path(data).name, **settings, **names}
-    _keep_budget(folder / "budget.json", budget)
-    settings = {"evaluate_every": settings.get("epochs", 50), **settings}
-    todo = [trial for trial in trials if not _is_done(folder / trial.name)]
-    say(f"{len(trials)} trials, {len(trials) - len(todo)} of them done already; {jobs} at a time")
-    failures = _run_all(todo, spec, data, folder, jobs, settings, say)
+    budget = {"model": spec.name, "data": Path(data).name, **_settings(config)}
+    _check_budget(folder, budget)
+    todo = [trial for trial in trials if not _has_ended(folder / trial.name)]
+    say(f"{len(trials)} trials, {len(trials) - len(todo)} have ended already; {chosen.jobs} at a time")
+    failures = _run_all(todo, partial(_run, spec, data, folder, config), chosen.jobs, say)
     if failures:
         raise EfficientDetError(f"{len(failures)} of {len(trials)} trials failed:\n  " + "\n  ".join(failures))
     rows = compare(folder, trials)
+    defaults = _settings(TrainConfig()) | {"epochs": None}  # always shown
+    budget = {name: value for name, value in budget.items() if value != defaults.get(name)}
     write_json(folder / "ablation.json", {"budget": budget, "rows": rows})
-    write_text(folder / "ablation.md", as_markdown(rows, budget, seeds))
+    write_text(folder / "ablation.md", as_markdown(rows, budget))
     return rows
 
 
-def _keep_budget(path: Path, budget: dict[str, Any]) -> None:
-    """All trials of a folder share one budget: refuse another."""
-    budget = json.loads(json.dumps(budget, default=str))
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that all trials share, in plain types."""
+    settings: dict[str, Any] = json.loads(json.dumps(decisive_settings(config)))
+    return {name: value for name, value in settings.items() if name not in (*OF_A_TRIAL, "evaluate_every")}
+
+
+def _check_budget(folder: Path, budget: dict[str, Any]) -> None:
+    """All trials of a folder share one budget: write it, or refuse another than the one written."""
+    path = folder / "budget.json"
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = sorted(name for name in {*before, *budget} if before.get(name) != budget.get(name))
-        if changed:
-            raise SettingError(
-                f"{path.parent}: its trials were begun with other settings: "
-                + ", ".join(f"{name} was {before.get(name)!r}, now {budget.get(name)!r}" for name in changed)
-            )
-        return
-    write_json(path, budget)
+        refuse_other_settings(folder, json.loads(path.read_text(encoding="utf-8")), budget)
+    else:
+        write_json(path, budget)
 
 
-def _is_done(folder: Path) -> bool:
+def _has_ended(folder: Path) -> bool:
     return (folder / "report.json").is_file() and (folder / "metrics.json").is_file()
 
 
 def _run_all(
-    trials: list[Trial], model: str | ModelSpec, data: str | Path, folder: Path, jobs: int, settings: dict[str, Any],
-    say: Callable[[str], None],
-) -> list[str]:  # fmt: skip
-    """Run the trials in processes; gives a line for each that failed."""
+    trials: Sequence[Trial], run: Callable[[Trial], float], jobs: int, say: Callable[[str], None]
+) -> list[str]:
+    """Run the trials in processes; a line for each that failed."""
     context = get_context("spawn")
-    places: Any = context.Queue()
+    numbers: Any = context.Queue()
     for job in range(jobs):
-        places.put(job)
+        numbers.put(job)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     failures = []
-    started, done = time.perf_counter(), 0
-    with ProcessPoolExecutor(jobs, context, _take_place, (places, threads, torch.cuda.device_count())) as pool:
-        futures = {pool.submit(_run, trial, model, data, folder, settings): trial for trial in trials}
+    started = time.perf_counter()
+    with ProcessPoolExecutor(jobs, context, _start_process, (numbers, threads, torch.cuda.device_count())) as pool:
         try:
-            for future in as_completed(futures):
-                name = futures[future].name
-                done += 1
+            futures = {pool.submit(run, trial): trial.name for trial in trials}
+            for done, future in enumerate(as_completed(futures), 1):
+                name = futures[future]
                 left = (time.perf_counter() - started) / done * (len(trials) - done)
                 try:
-                    said = f"AP {future.result():.3f}"
-                # Whatever felled this trial, the others go on, and it is reported.
+                    result = f"AP {future.result():.3f}"
+                # Whatever ended this trial is reported, and the others go on.
                 except Exception as error:
                     failures.append(f"{name}: {type(error).__name__}: {error}")
-                    said = f"failed: {error}"
-                say(f"{name}: {said}; about {left / 60:.0f} min left")
-        except KeyboardInterrupt:
+                    result = f"failed: {error}"
+                say(f"{name}: {result}; about {left / 60:.0f} min left")
+        except BaseException:  # an interrupt: what has not begun does not begin any more
             pool.shutdown(cancel_futures=True)
             raise
     return failures
 
 
-def _take_place(places: Any, threads: int, gpus: int) -> None:
+def _start_process(numbers: Any, threads: int, gpus: int) -> None:
     """Give a process its share of the cores, and a GPU of its own where there are some."""
     torch.set_num_threads(threads)
     try:
-        job = places.get(timeout=5)
-    except queue.Empty:  # a process that takes the place of one that died
-        job = 0
+        number = numbers.get(timeout=5)
+    except queue.Empty:  # this process replaces one that died
+        number = 0
     if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(job % gpus)
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
 
 
-def _run(trial: Trial, model: str | ModelSpec, data: str | Path, folder: Path, settings: dict[str, Any]) -> float:
+def _run(spec: ModelSpec, data: str | Path, folder: Path, config: TrainConfig, trial: Trial) -> float:
+    """Train a trial, or resume it; gives its AP."""
     from efficientdet.training.run import train
 
-    own = folder / trial.name
-    run = train(
-        model, data, feature_network=trial.feature_network, fusion=trial.fusion, seed=trial.seed, out=own,
-        resume=(own / CONFIG_FILE).is_file(), quiet=True, **settings,
-    )  # fmt: skip
+    out = folder / trial.name
+    config = changed(config, {name: getattr(trial, name) for name in OF_A_TRIAL})
+    run = train(spec, data, out=out, resume=(out / CONFIG_FILE).is_file(), quiet=True, config=config)
     if run.metrics is None:
         raise SettingError(f"{data} has no validation split, so there is no AP to compare")
     return run.metrics.ap
 
 
 def compare(folder: Path, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """One row for each pair of network and fusion, from the finished trials in a folder.
+    """One row for each pair of feature network and fusion, from the trials that have ended in a folder.
 
     Returns:
-        Rows with AP and AP50 of every seed, their mean and sample standard deviation (None for one seed), the mean
-        difference of AP to the first BiFPN row seed by seed, learnable parameters, multiply-adds at the trained input
-        size, and images/s of the network alone at batch 1, all networks timed in turns.
+        Rows with AP and AP50 (means over the seeds), the sample standard deviation of AP (None for one seed), AP by
+        seed, the mean difference of AP to the row of BiFPN with fast fusion (without it, the first row), learnable
+        parameters, multiply-adds at the image size of the training, and images/s of the network alone at batch 1, all
+        networks timed in turns.
     """
-    pairs = list(dict.fromkeys((trial.feature_network, trial.fusion) for trial in trials))
-    speeds = _images_per_second([folder / _of(trials, pair)[0].name for pair in pairs])
-    reference = (OWN_NETWORK, OWN_FUSION) if (OWN_NETWORK, OWN_FUSION) in pairs else pairs[0]
-    baseline = [_metrics(folder, trial)["ap"] for trial in _of(trials, reference)]
+    by_pair = {trial.pair: [other for other in trials if other.pair == trial.pair] for trial in trials}
+    reference = (BASE_NETWORK, BASE_FUSION) if (BASE_NETWORK, BASE_FUSION) in by_pair else next(iter(by_pair))
+    baseline = [_metrics(folder, trial)["ap"] for trial in by_pair[reference]]
+    speeds = _images_per_second([folder / own[0].name for own in by_pair.values()])
     rows = []
-    for pair, speed in zip(pairs, speeds, strict=True):
-        own = _of(trials, pair)
+    for (pair, own), speed in zip(by_pair.items(), speeds, strict=True):
         metrics = [_metrics(folder, trial) for trial in own]
         aps = [entry["ap"] for entry in metrics]
         info = read_info(folder / own[0].name / "last.safetensors")
@@ -235,6 +233,7 @@ def compare(folder: Path, trials: Sequence[Trial]) -> list[dict[str, Any]]:
             {
                 "feature_network": pair[0],
                 "fusion": pair[1],
+                "is_reference": pair == reference,
                 "ap": statistics.mean(aps),
                 "ap_deviation": statistics.stdev(aps) if len(aps) > 1 else None,
                 "ap_by_seed": aps,
@@ -248,66 +247,62 @@ def compare(folder: Path, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     return rows
 
 
-def _of(trials: Sequence[Trial], pair: tuple[str, str]) -> list[Trial]:
-    return [trial for trial in trials if (trial.feature_network, trial.fusion) == pair]
-
-
 def _metrics(folder: Path, trial: Trial) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / trial.name / "metrics.json").read_text(encoding="utf-8"))
     return found
 
 
-@torch.inference_mode()
 def _images_per_second(folders: Sequence[Path]) -> list[float]:
-    """Of each network at batch 1; they take turns, so that a machine that slows down slows all of them."""
-    models = [load_checkpoint(folder / "last.safetensors")[0] for folder in folders]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = [model.to(device, memory_format=torch.channels_last) for model in models]  # type: ignore[call-overload]
-    size = models[0].spec.image_size
-    images = torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    times: list[list[float]] = [[] for _ in models]
-    for turn in range(SPEED_ROUNDS + 2):
-        for model, own in zip(models, times, strict=True):
-            start = time.perf_counter()
-            model(images)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if turn >= 2:  # the first ones warm up
-                own.append(time.perf_counter() - start)
-    return [1 / statistics.median(own) for own in times]
+    works: dict[str, Callable[[], object]] = {}
+    for folder in folders:
+        model = load_checkpoint(folder / "last.safetensors")[0].to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        size = model.spec.image_size
+        images = torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+        works[folder.name] = partial(model, images)
+    return [1000 / statistics.median(times) for times in time_in_turns(works, device, SPEED_ROUNDS).values()]
 
 
-def as_markdown(rows: Sequence[dict[str, Any]], budget: dict[str, Any], seeds: int) -> str:
-    """The table with the budget above it and a word on noise below."""
-    settings = ", ".join(f"{name} {value}" for name, value in budget.items() if value is not None)
-    lines = [
-        f"Every row: {seeds} seed{'s' if seeds > 1 else ''} under one budget ({settings}).",
-        "",
-        "| feature network | fusion | AP, mean ± deviation | by seed | difference to BiFPN, fast | AP50 | params, M "
-        "| GMAC | images/s |",
-        "|---|---|---:|---|---:|---:|---:|---:|---:|",
+def shown_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """The rows of `compare` as a table shows them."""
+    reference = next(row for row in rows if row["is_reference"])
+    difference = f"to {reference['feature_network']}, {reference['fusion']}"
+    return [
+        {
+            "feature network": row["feature_network"],
+            "fusion": row["fusion"],
+            "AP": f"{row['ap']:.3f}" + ("" if row["ap_deviation"] is None else f" ± {row['ap_deviation']:.3f}"),
+            "by seed": ", ".join(f"{ap:.3f}" for ap in row["ap_by_seed"]),
+            difference: f"{row['ap_difference']:+.3f}",
+            "AP50": f"{row['ap50']:.3f}",
+            "params M": f"{row['parameters'] / 1e6:.2f}",
+            "GMAC": f"{row['multiply_adds'] / 1e9:.2f}",
+            "images/s": f"{row['images_per_second']:.1f}",
+        }
+        for row in rows
     ]
-    for row in rows:
-        deviation = "" if row["ap_deviation"] is None else f" ± {row['ap_deviation']:.3f}"
-        lines.append(
-            f"| {row['feature_network']} | {row['fusion']} | {row['ap']:.3f}{deviation} "
-            f"| {', '.join(f'{ap:.3f}' for ap in row['ap_by_seed'])} | {row['ap_difference']:+.3f} "
-            f"| {row['ap50']:.3f} | {row['parameters'] / 1e6:.2f} | {row['multiply_adds'] / 1e9:.2f} "
-            f"| {row['images_per_second']:.1f} |"
-        )
-    return "\n".join([*lines, "", _on_noise(rows), ""])
+
+
+def as_markdown(rows: Sequence[dict[str, Any]], budget: dict[str, Any]) -> str:
+    """The table, with the budget above it and a word on noise below."""
+    seeds = len(rows[0]["ap_by_seed"])
+    settings = in_markdown(", ".join(f"{name} {value}" for name, value in budget.items()))
+    return (
+        f"Every row: {seeds} seed{'s' if seeds > 1 else ''} under one budget ({settings}).\n\n"
+        f"{table(shown_rows(rows))}\n{_on_noise(rows)}\n"
+    )
 
 
 def _on_noise(rows: Sequence[dict[str, Any]]) -> str:
     deviations = [row["ap_deviation"] for row in rows if row["ap_deviation"] is not None]
     if not deviations:
-        return "One seed each: nothing is known of the noise, and no difference here should be believed."
-    pooled = (statistics.mean(deviation**2 for deviation in deviations)) ** 0.5
+        return "With one seed each, the noise is unknown: do not trust any difference here."
+    pooled = statistics.mean(deviation**2 for deviation in deviations) ** 0.5
     seeds = len(rows[0]["ap_by_seed"])
     needed = 2 * pooled * (2 / seeds) ** 0.5
     above = [f"{row['feature_network']} with {row['fusion']}" for row in rows if abs(row["ap_difference"]) > needed]
-    told = f"Only these are further from BiFPN than that: {', '.join(above)}." if above else "No row is that far away."
     return (
-        f"Two runs that differ in the seed alone are {pooled:.3f} AP apart (pooled standard deviation), so with "
-        f"{seeds} seeds two rows must differ by more than {needed:.3f} to mean anything (two standard errors). {told}"
+        f"Runs that differ in the seed alone have a standard deviation of {pooled:.3f} AP (pooled), so with {seeds} "
+        f"seeds a difference means something above {needed:.3f} (two standard errors). Above it: "
+        f"{', '.join(above) or 'none'}."
     )

@@ -1,4 +1,4 @@
-"""Settings of the report: defaults, ranges and descriptions."""
+"""The settings of ablations and of the report: defaults, ranges and descriptions. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,40 @@ from typing import Literal
 from efficientdet.errors import unknown_name
 from efficientdet.family import MODELS
 from efficientdet.settings import check_settings, setting
+from efficientdet.training.config import TrainOptions
+
+
+@dataclass(frozen=True)
+class AblationSettings:
+    """Which feature networks and fusions are trained, and how often."""
+
+    feature_networks: tuple[str, ...] = setting((), "Feature networks to compare, between commas; by default all.")
+    fusions: tuple[str, ...] = setting((), "Fusions to compare, between commas; by default all.")
+    every_pair: bool = setting(
+        False, "Train each feature network with each fusion; else each with fast fusion, and each fusion in BiFPN."
+    )
+    seeds: int = setting(3, "Runs of each pair, with seeds 0, 1, ...", minimum=1)
+    jobs: int = setting(
+        1, "Trials that train at a time, each in a process of its own, on a GPU of its own if there are any.", minimum=1
+    )
+
+    def __post_init__(self) -> None:
+        """Check types and ranges.
+
+        Raises:
+            SettingError: a value is of the wrong type or out of range; names it.
+        """
+        check_settings(self)
+
+
+class AblationOptions(TrainOptions, total=False):
+    """The fields of `AblationSettings` and `TrainConfig` as keywords, for type checkers."""
+
+    feature_networks: tuple[str, ...]
+    fusions: tuple[str, ...]
+    every_pair: bool
+    seeds: int
+    jobs: int
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,16 +96,28 @@ def check_same(folder: Path, started: RunSettings, resumed: RunSettings) -> None
     Raises:
         SettingError: lists what differs.
     """
-    before, now = _decisive(started), _decisive(resumed)
-    changed = [f"{name} was {before[name]!r}, now {now[name]!r}" for name in now if before[name] != now[name]]
-    if changed:
-        raise SettingError(f"{folder}: the run was started with other settings: {', '.join(changed)}")
+    refuse_other_settings(folder, _decisive(started), _decisive(resumed))
 
 
 def _decisive(settings: RunSettings) -> dict[str, Any]:
-    """What decides the weights of a run; files by name alone, since a run may be resumed from another folder."""
-    config, info = to_dict(settings.config), settings.info
-    values = {name: value for name, value in config.items() if name not in WITHOUT_EFFECT}
-    values |= {name: config[name] and Path(config[name]).name for name in FILES}
-    values |= {f"model {name}": value for name, value in info.spec.to_dict().items()}
-    return {**values, "class_names": info.class_names, "category_ids": info.category_ids}
+    info = settings.info
+    model = {f"model {name}": value for name, value in info.spec.to_dict().items()}
+    classes = {"class_names": info.class_names, "category_ids": info.category_ids}
+    return {**decisive_settings(settings.config), **model, **classes}
+
+
+def decisive_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide the weights; files by name alone, since a run may be resumed from another folder."""
+    values = {name: value for name, value in to_dict(config).items() if name not in WITHOUT_EFFECT}
+    return values | {name: values[name] and Path(values[name]).name for name in FILES}
+
+
+def refuse_other_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on in a folder with other settings than before.
+
+    Raises:
+        SettingError: lists what differs.
+    """
+    changed = [f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in now if before.get(name) != now[name]]
+    if changed:
+        raise SettingError(f"{folder}: the run was started with other settings: {', '.join(changed)}")

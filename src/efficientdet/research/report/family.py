@@ -22,8 +22,8 @@ from efficientdet.research.figures import (
     plot,
     save_figure,
 )
+from efficientdet.research.markdown import spread, table, times
 from efficientdet.research.peers import PAPER_LATENCY, PEERS, Peer
-from efficientdet.research.report.markdown import spread, table, times
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,8 +18,8 @@ from efficientdet.network.fusion import EPSILON, FUSIONS, Fusion
 from efficientdet.research.explanation_figures import draw_fusion
 from efficientdet.research.figures import bars, save_figure
 from efficientdet.research.learned_weights import fusion_rows
+from efficientdet.research.markdown import spread, table
 from efficientdet.research.peers import FAST_OVER_SOFTMAX
-from efficientdet.research.report.markdown import spread, table
 from efficientdet.research.timing import time_in_turns
 from efficientdet.text import in_markdown
 from efficientdet.weights.checkpoint import load_checkpoint, read_info

@@ -13,8 +13,8 @@ from efficientdet.network.count import count, count_parts
 from efficientdet.network.efficientdet import COCO_SLOTS
 from efficientdet.network.topology import TOPOLOGIES, build_topology
 from efficientdet.research.draw_topology import draw_topology
+from efficientdet.research.markdown import table, times
 from efficientdet.research.peers import TABLE_4, TABLE_5
-from efficientdet.research.report.markdown import table, times
 
 # The models whose feature networks are compared.
 SCALES = ("d0", "d3")

@@ -9,7 +9,7 @@ import numpy as np
 from efficientdet.family import ModelSpec, compound_scaling
 from efficientdet.network.count import count_parts
 from efficientdet.research.figures import BLUE, GRAY, LOWER_RIGHT, MARKERS, ORANGE, RED, TEAL, Series, plot, save_figure
-from efficientdet.research.report.markdown import table
+from efficientdet.research.markdown import table
 from efficientdet.research.scaling import (
     DIMENSIONS,
     alone_rows,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from efficientdet.research.report.markdown import spread, table, times
+from efficientdet.research.markdown import spread, table, times
 
 
 def test_numbers_stand_right_and_none_is_a_dash() -> None:
