@@ -1,4 +1,4 @@
-"""The names of rwightman's effdet (efficientdet-pytorch), in all the forms in which it has written them."""
+"""The names of rwightman's effdet (efficientdet-pytorch), in every form in which it has saved them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from efficientdet.weights.remap.layout import Dialect, Found, locate, unwrapped
 _HEAD_NORM = re.compile(r"(class|box)_net\.bn_rep\.(\d+)\.(\d+)\.(bn\.)?(\w+)")
 
 
-def _conv_leaf(leaf: str) -> str:
-    return leaf.replace("depthwise", "conv_dw").replace("pointwise", "conv_pw")
+_NAMES = {
+    "extra": "fpn.resample.{index}.conv.{leaf}",
+    "lateral": "fpn.cell.{cell}.fnode.{node}.combine.resample.{index}.conv.{leaf}",
+    "fusion": "fpn.cell.{cell}.fnode.{node}.combine.edge_weights",
+    "node": "fpn.cell.{cell}.fnode.{node}.after_combine.{leaf}",
+    "tower": "{head}_net.conv_rep.{repeat}.{leaf}",
+    "tower_norm": "{head}_net.bn_rep.{repeat}.{index}.bn.{leaf}",
+    "predict": "{head}_net.predict.{leaf}",
+}
 
 
 def names(ours: str, model: EfficientDet) -> tuple[str, ...]:
@@ -25,29 +32,17 @@ def names(ours: str, model: EfficientDet) -> tuple[str, ...]:
         WeightsError: effdet has no such tensor; names it.
     """
     if ours.startswith("backbone."):
-        # timm's backbones: an EfficientNet and a ResNet of ours have its names, and the adapter holds it as `net`.
+        # timm's names, which our EfficientNet and ResNet have too; other backbones of timm are in `net`.
         return (ours.replace("backbone.net.", "backbone.", 1),)
     place = locate(ours, model)
-    levels = model.spec.levels
-    if place.part == "extra":
-        return (f"fpn.resample.{place.level - levels[0]}.conv.{place.leaf}",)
-    if place.part == "tower":
-        return (f"{place.head}_net.conv_rep.{place.repeat}.{_conv_leaf(place.leaf)}",)
-    if place.part == "tower_norm":
-        return (f"{place.head}_net.bn_rep.{place.repeat}.{place.level - levels[0]}.bn.{place.leaf}",)
-    if place.part == "predict":
-        return (f"{place.head}_net.predict.{_conv_leaf(place.leaf)}",)
-    node = f"fpn.cell.{place.cell}.fnode.{place.node}"
-    if place.part == "lateral":
-        return (f"{node}.combine.resample.{place.level - levels[0]}.conv.{place.leaf}",)
-    if place.part == "fusion":
-        return (f"{node}.combine.edge_weights",)
-    leaf = place.leaf if place.leaf.startswith("conv.") else f"conv.{place.leaf}"
-    return (f"{node}.after_combine.{_conv_leaf(leaf)}",)
+    leaf = place.leaf.replace("depthwise", "conv_dw").replace("pointwise", "conv_pw")
+    if place.part == "node" and not leaf.startswith("conv."):
+        leaf = f"conv.{leaf}"
+    return (_NAMES[place.part].format(**vars(place) | {"leaf": leaf}),)
 
 
 def clean(state: Mapping[str, Tensor], model: EfficientDet) -> dict[str, Found]:
-    """Take off wrappers' prefixes and the stored anchors; put the heads' batch norms in the order repeat, level."""
+    """Remove wrappers' prefixes and stored anchors, and number the heads' batch norms by repeat, then by level."""
     plain = {bare: found for bare, found in unwrapped(state).items() if not bare.startswith("anchors.")}
     if not _is_level_first(plain, model):
         return {_HEAD_NORM.sub(r"\1_net.bn_rep.\2.\3.bn.\5", bare): found for bare, found in plain.items()}
@@ -55,10 +50,10 @@ def clean(state: Mapping[str, Tensor], model: EfficientDet) -> dict[str, Found]:
 
 
 def _is_level_first(plain: Mapping[str, Any], model: EfficientDet) -> bool:
-    """Whether the head's batch norms are listed by level, then by repeat, as effdet does for TorchScript.
+    """Whether the heads' batch norms are numbered by level, then by repeat, as effdet does for TorchScript.
 
-    The counts tell. Where a head has as many repeats as levels (D6, D7) the container does: effdet wraps each batch
-    norm in one called `bn` when it lists them by repeat, and in none when by level.
+    The numbers tell. If a head has as many repeats as levels (D6, D7), the names tell: effdet puts each batch norm into
+    a container called `bn` when it numbers them by repeat, and into none when by level.
     """
     found = [match for match in map(_HEAD_NORM.fullmatch, plain) if match]
     if not found:

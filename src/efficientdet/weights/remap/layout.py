@@ -1,4 +1,4 @@
-"""Where a tensor sits in the network, in the paper's words: what the names of other implementations are made from."""
+"""The place of a tensor in the network, in the paper's words, from which other implementations' names are made."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from efficientdet.network.efficientnet import EfficientNet
 
 Part = Literal["stem", "block", "extra", "lateral", "fusion", "node", "tower", "tower_norm", "predict"]
 
-# Wrappers put these before every name: benches, DataParallel, torch.compile.
+# Put before every name by wrappers: benches, DataParallel, torch.compile.
 _WRAPPERS = re.compile(r"^(?:module\.|model\.|_orig_mod\.)+")
 
 
 @dataclass(frozen=True)
 class Place:
-    """The place of one of our tensors; fields that do not apply to its part are left at their defaults.
+    """The place of one of our tensors. Fields that do not apply to its part keep their defaults.
 
     Attributes:
-        part: `stem` and `block` of the backbone; `extra`, the lateral of the levels that the backbone lacks; `lateral`,
-            `fusion` and `node` of the feature network; `tower`, `tower_norm` and `predict` of a head.
-        leaf: the rest of the name within its part, such as `conv_pw.weight` or `bn.running_mean`.
-        block: of a block: its number counted through all stages.
-        expands: of a block: whether it begins with an expanding convolution.
-        cell, node, node_name: of the feature network: the cell, and the node by number and by name.
+        part: `stem` and `block` of the backbone; `extra`, the lateral for the levels that the backbone lacks;
+            `lateral`, `fusion` and `node` of the feature network; `tower`, `tower_norm` and `predict` of a head.
+        leaf: the rest of the name, such as `conv_pw.weight` or `bn.running_mean`.
+        block: number of the backbone's block, counted through all stages.
+        expands: whether the block begins with an expanding convolution.
+        cell, node, node_name: the feature network's cell, and the node's number and name.
         level: pyramid level of the node, of the lateral's input, or of a head's batch norm.
-        edge: of a lateral: its number among the node's inputs.
+        index: that level, counted from the finest.
+        edge: number of the lateral's input among the node's inputs.
         head: `class` or `box`.
-        repeat: of a tower: which of its convolutions.
+        repeat: number of the tower's convolution.
     """
 
     part: Part
@@ -44,13 +45,14 @@ class Place:
     node: int = 0
     node_name: str = ""
     level: int = 0
+    index: int = 0
     edge: int = 0
     head: str = ""
     repeat: int = 0
 
 
 class Found(NamedTuple):
-    """A tensor of a foreign state, with the name under which the file has it."""
+    """A tensor of another implementation, with its name in the file."""
 
     name: str
     tensor: Tensor
@@ -69,11 +71,11 @@ class Dialect:
     """How another implementation names and lays out the tensors of this network.
 
     Attributes:
-        names: one of our names to theirs: one, several where they keep a vector's elements apart, or none.
-        clean: their state to the names that `names` gives, without what is no weight of the network.
-        split: (our name, tensor) to their tensors, in the order of `names`.
-        join: the other way round.
-        unused: name (as `names` would give it) to shape of tensors that they keep but whose value changes nothing.
+        names: one of our names to theirs: one name, several if they store a vector's elements separately, or none.
+        clean: a state of theirs with its names spelled as `names` does, and without what is not a weight.
+        split: our name and tensor to their tensors, in the order of `names`.
+        join: our name and their tensors to our tensor.
+        unused: shapes, by name, of tensors that they store but do not use.
     """
 
     names: Callable[[str, EfficientDet], tuple[str, ...]]
@@ -87,7 +89,7 @@ def locate(name: str, model: EfficientDet) -> Place:
     """Find the place of one of our tensors.
 
     Raises:
-        WeightsError: the tensor belongs to a part that no other implementation has; names it.
+        WeightsError: no other implementation has such a part; names the tensor.
     """
     for locator in (_in_backbone, _in_feature_network, _in_head):
         place = locator(name, model)
@@ -114,20 +116,23 @@ def _in_backbone(name: str, model: EfficientDet) -> Place | None:
 def _in_feature_network(name: str, model: EfficientDet) -> Place | None:
     topology = model.feature_network.topology
     if name.startswith("feature_network.extra."):
-        first_extra = topology.levels[0] + len(model.backbone.channels)
-        return Place("extra", name.removeprefix("feature_network.extra."), level=first_extra)
+        index = len(model.backbone.channels)
+        return Place(
+            "extra", name.removeprefix("feature_network.extra."), level=topology.levels[0] + index, index=index
+        )
     match = re.fullmatch(r"feature_network\.cells\.(\d+)\.(\w+)\.(.+)", name)
     if match is None:
         return None
     cell, node_name, leaf = int(match.group(1)), match.group(2), match.group(3)
-    index = [node.name for node in topology.nodes].index(node_name)
-    node = topology.nodes[index]
+    number = [node.name for node in topology.nodes].index(node_name)
+    node = topology.nodes[number]
+    part: Part = "fusion" if leaf == "fuse.weights" else "node"
+    level, edge = node.level, 0
     lateral = re.fullmatch(r"laterals\.(in(\d+))\.(.+)", leaf)
     if lateral:
-        edge, level = node.inputs.index(lateral.group(1)), int(lateral.group(2))
-        return Place("lateral", lateral.group(3), cell=cell, node=index, node_name=node_name, level=level, edge=edge)
-    part: Part = "fusion" if leaf == "fuse.weights" else "node"
-    return Place(part, leaf, cell=cell, node=index, node_name=node_name, level=node.level)
+        part, leaf, level, edge = "lateral", lateral[3], int(lateral[2]), node.inputs.index(lateral[1])
+    index = level - topology.levels[0]
+    return Place(part, leaf, cell=cell, node=number, node_name=node_name, level=level, index=index, edge=edge)
 
 
 def _in_head(name: str, model: EfficientDet) -> Place | None:
@@ -138,19 +143,19 @@ def _in_head(name: str, model: EfficientDet) -> Place | None:
     if conv is not None:
         return Place("tower", leaf, head=head, repeat=int(conv))
     if norm is not None:
-        low = model.spec.levels[0]
-        return Place("tower_norm", leaf, head=head, repeat=int(norm), level=low + int(level))
+        low, index = model.spec.levels[0], int(level)
+        return Place("tower_norm", leaf, head=head, repeat=int(norm), level=low + index, index=index)
     return Place("predict", leaf, head=head)
 
 
 def redundant_biases(model: EfficientDet) -> dict[str, list[str]]:
-    """Biases that stand right before batch norms, and change nothing that a running mean could not.
+    """Biases of convolutions right before batch norms, whose running means could do the same.
 
     Args:
-        model: any network; whether it has these biases does not matter.
+        model: any network, with or without these biases.
 
     Returns:
-        Name that the bias has (or would have) to the names of the running means of the batch norms behind it.
+        Names of the running means of the batch norms after each bias, by the name that the bias has or would have.
     """
     biases = {}
     for name in model.state_dict():
@@ -172,7 +177,7 @@ def without_wrapper(name: str) -> str:
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Found]:
-    """A state by its names without wrappers' prefixes; the second of two that then share a name keeps its own."""
+    """A state with wrappers' prefixes removed from its names, unless two tensors would then have the same name."""
     plain: dict[str, Found] = {}
     for name, tensor in state.items():
         bare = without_wrapper(name)

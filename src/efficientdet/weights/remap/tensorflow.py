@@ -1,8 +1,8 @@
-"""The names and the layout of Google's EfficientDet (google/automl), from graph checkpoints, h5 files, and TF2 objects.
+"""The names and the layout of Google's EfficientDet (google/automl).
 
-Graph checkpoints and h5 files name variables by scope (`fpn_cells/cell_0/fnode1/WSM_1`); checkpoints of TensorFlow 2
-name them by the path of attributes (`fpn_cells/cells/0/fnodes/1/WSM_1/.ATTRIBUTES/VARIABLE_VALUE`). Where a file has
-exponential moving averages beside the raw weights, the averages are taken: they are what was evaluated.
+Graph checkpoints and h5 files name variables by scope (`fpn_cells/cell_0/fnode1/WSM_1`), checkpoints of TensorFlow 2 by
+the path of attributes (`fpn_cells/cells/0/fnodes/1/WSM_1/.ATTRIBUTES/VARIABLE_VALUE`). If a file has exponential moving
+averages beside the raw weights, the averages are used: they are what was evaluated.
 """
 
 from __future__ import annotations
@@ -16,6 +16,24 @@ from torch import Tensor
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights.remap.layout import Dialect, Found, Place, locate, redundant_biases
 
+# The layer of each part, by scope and by the path of attributes.
+_LAYERS = {
+    "stem": ("efficientnet-{backbone}/stem/{scope}", "backbone/_stem/{attribute}"),
+    "block": ("efficientnet-{backbone}/blocks_{block}/{scope}", "backbone/_blocks/{block}/{attribute}"),
+    "extra": ("resample_p{level}/{conv2d}", "resample_layers/0/{conv2d}"),
+    "lateral": (
+        "fpn_cells/cell_{cell}/fnode{node}/resample_{edge}_{index}_{maps}/{conv2d}",
+        "fpn_cells/cells/{cell}/fnodes/{node}/resample_layers/{edge}/{conv2d}",
+    ),
+    "fusion": ("fpn_cells/cell_{cell}/fnode{node}", "fpn_cells/cells/{cell}/fnodes/{node}"),
+    "node": (
+        "fpn_cells/cell_{cell}/fnode{node}/op_after_combine{maps}/{conv}",
+        "fpn_cells/cells/{cell}/fnodes/{node}/op_after_combine/{conv_op}",
+    ),
+    "tower": ("{head}_net/{head}-{repeat}", "{head}_net/conv_ops/{repeat}"),
+    "tower_norm": ("{head}_net/{head}-{repeat}-bn-{level}", "{head}_net/bns/{repeat}/{index}"),
+    "predict": ("{head}_net/{head}-predict", "{head}_net/{outputs}"),
+}
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 # The layers of a block, ours: (theirs by scope, theirs by attribute). Batch norms and 1x1 convolutions are numbered in
 # order, so a block that does not expand counts from its first one.
@@ -34,14 +52,14 @@ _STEM = {"conv_stem": ("conv2d", "_conv_stem"), "bn1": ("tpu_batch_normalization
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _AVERAGE = "/ExponentialMovingAverage"
-# Where Keras' optimizer keeps the averages.
+# Where Keras' optimizer stores the averages.
 _AVERAGE_SLOT = re.compile(r"/\.OPTIMIZER_SLOT/.+/average$")
 # h5 files put a layer's name before its variables' names, which begin with it already.
 _OUTER_SCOPE = re.compile(r"^.*/(?=(?:efficientnet-\w+|resample_p\d+|fpn_cells|class_net|box_net)/)")
-# Keras numbers layers without a name of their own, and TPUs, GPUs and CPUs have batch norms of different classes.
+# Keras numbers layers that have no name, and TPUs, GPUs and CPUs have batch norms of different classes.
 _NORM_CLASS = re.compile(r"/(?:\w+_)?batch_normalization(?=[/_])")
 _STEM_LAYER = re.compile(r"/stem(?:_\d+)?/(conv2d|tpu_batch_normalization)(?:_\d+)?/")
-# State of the trainer, and the classifier that the backbone once had: no weights of the detector.
+# State of the training, and the classifier that the backbone once had.
 _NOT_WEIGHTS = re.compile(
     r"global_step$|save_counter$|_CHECKPOINTABLE_OBJECT_GRAPH$|optimizer/|.*/\.OPTIMIZER_SLOT/|.*learning_rate$"
     r"|.*/(?:Momentum|Adam|Adam_1|RMSProp|RMSProp_1)$|beta[12]_power$|(?:.*/)?efficientnet-\w+/head/|backbone/_head/"
@@ -74,36 +92,21 @@ def _variables(ours: str, model: EfficientDet) -> tuple[tuple[str, ...], tuple[s
 def _layer(place: Place, model: EfficientDet) -> tuple[str, str]:
     """Name of a place's layer: by scope, and by the path of attributes."""
     low, high = model.spec.levels
-    layer, cell, node, head, repeat = place.leaf.rpartition(".")[0], place.cell, place.node, place.head, place.repeat
-    is_conv = place.leaf.startswith("conv.")
-    by_scope, by_attribute = f"fpn_cells/cell_{cell}/fnode{node}", f"fpn_cells/cells/{cell}/fnodes/{node}"
-    maps = high - low + 1 + node  # maps that exist when the node is made: the last number in its layers' names
-    resample = "conv2d" if is_conv else "bn"
-    if place.part in ("stem", "block"):
-        table = _STEM if place.part == "stem" else _EXPANDING if place.expands else _FLAT
-        scope, attribute = table[layer]
-        block = ("stem", "_stem") if place.part == "stem" else (f"blocks_{place.block}", f"_blocks/{place.block}")
-        return f"efficientnet-{model.spec.backbone}/{block[0]}/{scope}", f"backbone/{block[1]}/{attribute}"
-    if place.part == "extra":
-        return f"resample_p{place.level}/{resample}", f"resample_layers/0/{resample}"
-    if place.part == "fusion":
-        return by_scope, by_attribute
-    if place.part == "lateral":
-        edge, level = place.edge, place.level - low
-        return (
-            f"{by_scope}/resample_{edge}_{level}_{maps}/{resample}",
-            f"{by_attribute}/resample_layers/{edge}/{resample}",
-        )
-    if place.part == "node":
-        return (
-            f"{by_scope}/op_after_combine{maps}/{'conv' if is_conv else 'bn'}",
-            f"{by_attribute}/op_after_combine/{'conv_op' if is_conv else 'bn'}",
-        )
-    if place.part == "predict":
-        return f"{head}_net/{head}-predict", f"{head}_net/{'classes' if head == 'class' else 'boxes'}"
-    if place.part == "tower":
-        return f"{head}_net/{head}-{repeat}", f"{head}_net/conv_ops/{repeat}"
-    return f"{head}_net/{head}-{repeat}-bn-{place.level}", f"{head}_net/bns/{repeat}/{place.level - low}"
+    tables = {"stem": _STEM, "block": _EXPANDING if place.expands else _FLAT}
+    layer = place.leaf.rpartition(".")[0]
+    scope, attribute = tables[place.part][layer] if place.part in tables else ("", "")
+    words = vars(place) | {
+        "backbone": model.spec.backbone,
+        "scope": scope,
+        "attribute": attribute,
+        "maps": high - low + 1 + place.node,  # maps that exist when the node is made
+        "conv": layer.partition(".")[0],  # conv or bn
+        "conv2d": layer.replace("conv", "conv2d"),
+        "conv_op": layer.partition(".")[0].replace("conv", "conv_op"),
+        "outputs": {"class": "classes", "box": "boxes"}.get(place.head),
+    }
+    by_scope, by_attribute = _LAYERS[place.part]
+    return by_scope.format(**words), by_attribute.format(**words)
 
 
 def _is_norm(ours: str, place: Place) -> bool:
@@ -127,7 +130,7 @@ def _is_depthwise(ours: str) -> bool:
 
 # ---- layout
 def split(ours: str, tensor: Tensor) -> list[Tensor]:
-    """Our tensor in their layout: kernels HWIO, depthwise ones HWC1, fusion weights one scalar each."""
+    """Our tensor in their layout: kernels HWIO, depthwise kernels HWC1, fusion weights as scalars."""
     if ours.endswith("fuse.weights"):
         return list(tensor.unbind())
     if tensor.ndim != 4:
@@ -136,7 +139,7 @@ def split(ours: str, tensor: Tensor) -> list[Tensor]:
 
 
 def join(ours: str, tensors: list[Tensor]) -> Tensor:
-    """Their variables as our tensor: OIHW, depthwise C1HW, fusion weights in one vector."""
+    """Their variables as our tensor: kernels OIHW, depthwise kernels C1HW, fusion weights as one vector."""
     if ours.endswith("fuse.weights"):
         return torch.stack(tensors)
     tensor = tensors[0]
@@ -147,7 +150,7 @@ def join(ours: str, tensors: list[Tensor]) -> Tensor:
 
 # ---- what files hold
 def clean(state: Mapping[str, Tensor], model: EfficientDet) -> dict[str, Found]:
-    """Bring a file's names to those of `names`, averages in place of raw weights, without the trainer's state."""
+    """Spell a file's names as `names` does, replace raw weights by averages, and leave the training's state out."""
     scopes = _scopes_by_attribute(model) if any(name.endswith(_VALUE) for name in state) else {}
     raw: dict[str, Found] = {}
     averaged: dict[str, Found] = {}
@@ -163,7 +166,7 @@ def clean(state: Mapping[str, Tensor], model: EfficientDet) -> dict[str, Found]:
 
 
 def _scope_name(name: str, scopes: Mapping[str, str]) -> str:
-    """The one spelling of a name that `names` uses."""
+    """A name as `names` spells it."""
     if scopes:
         name = re.sub(r"^model/", "", name)
         name = re.sub(r"/vars/(\d+)$", lambda edge: f"/WSM_{edge.group(1)}", name).replace("/WSM_0", "/WSM")
