@@ -12,14 +12,42 @@ import pytest
 
 import efficientdet
 
+# What takes long to import, or is not installed everywhere.
+HEAVY = (
+    "torch", "numpy", "PIL", "safetensors", "huggingface_hub", "yaml", "lightning", "tensorboard", "faster_coco_eval",
+    "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "simplejpeg", "h5py", "tensorflow", "matplotlib",
+    "supervision",
+)  # fmt: skip
 
-def test_import_costs_nothing() -> None:
-    program = (
-        "import sys, efficientdet; dir(efficientdet); efficientdet.__version__\n"
-        "print([name for name in ('torch', 'numpy', 'PIL', 'rich', 'lightning') if name in sys.modules])"
-    )
+
+def heavy_after(program: str) -> list[str]:
+    """The heavy libraries that a new process has imported after a program."""
+    program += f"\nimport sys; print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stderr.split()
+
+
+def test_heavy_imports_are_seen() -> None:
+    assert "numpy" in heavy_after("import efficientdet; efficientdet.Detections")
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    assert heavy_after("import efficientdet; dir(efficientdet); efficientdet.__version__") == []
+
+
+def test_the_help_of_every_command_imports_nothing_heavy() -> None:
+    program = """
+import sys
+from efficientdet import cli
+commands = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+for words in ([], *([command] for command in commands)):
+    sys.argv = ["efficientdet", *words, "--help"]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        assert not stop.code
+"""
+    assert heavy_after(program) == []
 
 
 @pytest.mark.parametrize("name", efficientdet.__all__)
