@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-from efficientdet.text import printable
+from efficientdet.text import printable, printable_lines
 
 # Known names that an error lists.
 MOST_SHOWN = 100
@@ -19,6 +19,10 @@ MOST_SHOWN = 100
 
 class EfficientDetError(Exception):
     """Base of every error that this package raises on purpose."""
+
+    def __str__(self) -> str:
+        """The message, safe to print and of bounded length whatever it quotes."""
+        return printable_lines(super().__str__())
 
 
 class ImageError(EfficientDetError):
