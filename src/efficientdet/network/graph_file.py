@@ -42,7 +42,7 @@ def read_graph(path: str | Path, levels: tuple[int, int]) -> Topology:
         content = _plain(root, yaml)
     except OSError as error:
         raise SettingError(f"{path}: cannot be read ({error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SettingError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict) or not isinstance(content.get("nodes"), list):
         raise SettingError(f"{path}: a graph file has 'name' and 'nodes', a list of name, level and inputs")
