@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -54,6 +56,14 @@ for words in ([], *([command] for command in commands)):
 def test_every_listed_name_is_there(name: str) -> None:
     assert getattr(efficientdet, name) is not None
     assert name in dir(efficientdet)
+
+
+def test_what_public_functions_return_is_public_too() -> None:
+    functions = [getattr(efficientdet, name) for name in efficientdet.__all__]
+    returned = {str(one.__annotations__["return"]) for one in functions if inspect.isfunction(one)}
+    assert {"Detector", "Records", "Metrics", "ParityReport"} <= returned
+    classes = {name for text in returned for name in re.findall(r"\b[A-Z]\w+", text)} - {"Any", "Path"}
+    assert classes <= set(efficientdet.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

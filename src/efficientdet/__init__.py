@@ -1,9 +1,9 @@
-"""EfficientDet in PyTorch: the public face.
+"""EfficientDet in PyTorch.
 
     import efficientdet as ed
     ed.load("people").predict("photo.jpg").draw().save("out.jpg")
 
-Importing this package imports neither torch nor numpy: every name below is fetched on first use (PEP 562).
+`import efficientdet` loads neither torch nor numpy: each name below is imported when it is first used (PEP 562).
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from efficientdet.version import __version__
 
 if TYPE_CHECKING:
     from efficientdet import boxes, errors, family, weights
+    from efficientdet.data.dataset import read_split
+    from efficientdet.data.records import Records
     from efficientdet.detections import Detections
     from efficientdet.evaluation.coco_ap import Metrics
     from efficientdet.evaluation.evaluate import evaluate
     from efficientdet.exporting.export import export
-    from efficientdet.exporting.quantize import quantize
+    from efficientdet.exporting.parity import ParityReport
+    from efficientdet.exporting.quantize import QuantizationReport, quantize
     from efficientdet.inference.detector import Detector, load
+    from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
     from efficientdet.network.efficientdet import EfficientDet
     from efficientdet.research.ablation import ablate
     from efficientdet.training.config import TrainConfig
@@ -30,12 +34,17 @@ if TYPE_CHECKING:
 
 _SUBMODULES = ("boxes", "errors", "family", "weights")
 
-# Public name -> the module that defines it; the type checker reads the same from the block above.
+# The module that defines each public name; the block above says the same to type checkers.
 _HOMES = {
     "Detections": "efficientdet.detections",
     "Detector": "efficientdet.inference.detector",
+    "DetectorSettings": "efficientdet.inference.settings",
     "EfficientDet": "efficientdet.network.efficientdet",
     "Metrics": "efficientdet.evaluation.coco_ap",
+    "ParityReport": "efficientdet.exporting.parity",
+    "PostprocessSettings": "efficientdet.inference.settings",
+    "QuantizationReport": "efficientdet.exporting.quantize",
+    "Records": "efficientdet.data.records",
     "TrainConfig": "efficientdet.training.config",
     "TrainingRun": "efficientdet.training.run_folder",
     "ablate": "efficientdet.research.ablation",
@@ -44,14 +53,20 @@ _HOMES = {
     "export": "efficientdet.exporting.export",
     "load": "efficientdet.inference.detector",
     "quantize": "efficientdet.exporting.quantize",
+    "read_split": "efficientdet.data.dataset",
     "train": "efficientdet.training.run",
 }
 
 __all__ = [
     "Detections",
     "Detector",
+    "DetectorSettings",
     "EfficientDet",
     "Metrics",
+    "ParityReport",
+    "PostprocessSettings",
+    "QuantizationReport",
+    "Records",
     "TrainConfig",
     "TrainingRun",
     "__version__",
@@ -64,13 +79,14 @@ __all__ = [
     "family",
     "load",
     "quantize",
+    "read_split",
     "train",
     "weights",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on its first use, and keep it."""
+    """Import a public name when it is first used, and keep it."""
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
@@ -81,5 +97,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names, fetched or not."""
+    """The public names, imported or not."""
     return sorted(__all__)

@@ -25,6 +25,22 @@ ASPECTS = {"rounded": ASPECTS_ROUNDED, "exact": ASPECTS_EXACT}
 # At phi 20 the width is 25,000 channels already.
 LARGEST_PHI = 20
 
+# Smallest and largest values of a spec's numbers, far beyond any network that can be trained: what a damaged or hostile
+# file asks for is refused before a layer is built. Whole limits are of whole numbers.
+LIMITS = {
+    "image_size": (1, 8192),
+    "width": (1, 32_768),
+    "depth": (1, 64),
+    "head_depth": (0, 64),
+    "levels": (0, 12),
+    "anchor_scale": (1e-3, 1e3),
+    "aspects": (1e-3, 1e3),
+    "octaves": (1, 16),
+    "backbone_epsilon": (0.0, 1.0),
+}
+MOST_ASPECTS = 32
+MOST_NODES = 256
+
 DepthRule = Literal["released", "arxiv-v1"]
 
 
@@ -53,6 +69,9 @@ class ModelSpec:
         octaves: anchor sizes per octave.
         normalization: `imagenet` or `lite`: which mean and standard deviation normalize the input.
         backbone_epsilon: epsilon of the backbone's batch norms.
+
+    Raises:
+        SettingError: a number is of the wrong type or outside `LIMITS`; names the field.
     """
 
     name: str
@@ -75,6 +94,20 @@ class ModelSpec:
     octaves: int = 3
     normalization: str = "imagenet"
     backbone_epsilon: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        nested = {"levels": self.levels, "aspects": [factor for pair in self.aspects for factor in pair]}
+        for name, (smallest, largest) in LIMITS.items():
+            for value in nested.get(name, [getattr(self, name)]):
+                is_number = isinstance(value, (int, type(smallest))) and not isinstance(value, bool)
+                if not is_number or not smallest <= value <= largest:
+                    raise SettingError(f"model spec: {name} is {value!r:.80}; it must be {smallest:g} to {largest:g}")
+        if len(self.levels) != 2 or self.levels[0] > self.levels[1]:
+            raise SettingError(f"model spec: levels are {self.levels}; they must be the finest and the coarsest one")
+        for name, rows, most in (("aspects", self.aspects, MOST_ASPECTS), ("nodes", self.nodes, MOST_NODES)):
+            if rows is not None and not 1 <= len(rows) <= most:
+                raise SettingError(f"model spec: {len(rows)} {name}; there must be 1 to {most}")
 
     @property
     def anchors_per_cell(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from efficientdet.errors import SettingError, UnknownNameError
 from efficientdet.family import MODELS, ModelSpec, compound_scaling
 from efficientdet.network.anchors import level_sizes
-from efficientdet.network.efficientdet import EfficientDet, build_model
+from efficientdet.network.efficientdet import EfficientDet, SpecOptions, build_model, make_spec
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES
 
@@ -110,6 +110,16 @@ def test_number_of_classes(num_classes: int) -> None:
         network = build_model(small("lite0"), num_classes)
         logits, deltas = network(torch.zeros(2, 3, 64, 64))
     assert logits[0].shape[2] == num_classes and deltas[0].shape[2] == 4
+
+
+def test_every_field_of_the_spec_can_be_changed_by_keyword() -> None:
+    fields = {field.name for field in dataclasses.fields(ModelSpec)}
+    assert SpecOptions.__annotations__.keys() == fields - {"name", "nodes"}
+
+
+@pytest.mark.parametrize("name", ["simplified-panet", "Simplified_PANet"])
+def test_feature_networks_are_found_by_any_spelling(name: str) -> None:
+    assert make_spec("d0", feature_network=name).feature_network == "simplified-panet"
 
 
 def test_scaled_specs_build() -> None:

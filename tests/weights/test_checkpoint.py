@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -26,10 +27,12 @@ from efficientdet.weights.checkpoint import (
     METADATA_KEY,
     CheckpointInfo,
     default_preprocessing,
+    is_intact,
     load_checkpoint,
     read_info,
     save_checkpoint,
 )
+from efficientdet.weights.names import BUNDLED_FOLDER
 
 SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, image_size=64)
 INFO = CheckpointInfo(
@@ -337,6 +340,9 @@ def test_damaged_metadata_is_an_error_of_the_file(text: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "change",
     [
+        {"depth": 10**6}, {"levels": [3, 4000]}, {"width": 10**9}, {"image_size": 10**9}, {"octaves": 10**6},
+        {"head_depth": 10**6}, {"aspects": [[1.0, 1.0]] * 10_000}, {"nodes": [["td6", 6, ["in6"], "sum"]] * 10_000},
+        {"anchor_scale": float("inf")}, {"anchor_scale": float("nan")}, {"aspects": [[10**400, 1]]},
         {"width": "wide"}, {"width": -8}, {"width": 0}, {"width": 16.5}, {"depth": None}, {"backbone": "b99"},
         {"backbone": 5}, {"feature_network": "web"}, {"fusion": "cold"}, {"activation": ""}, {"levels": [3]},
         {"levels": ["a", "b"]}, {"octaves": 0}, {"backbone_epsilon": "small"}, {"aspects": []},
@@ -365,6 +371,71 @@ def test_every_tensor_that_does_not_fit_is_listed(model: EfficientDet, tmp_path:
     assert "unexpected: backbone.bn9.bias (3,)" in message
     assert "shape: backbone.conv_stem.weight is (32, 3, 5, 5), the model has (32, 3, 3, 3)" in message
     assert "type: backbone.bn1.weight is torch.int32, the model has torch.float32" in message
+
+
+# ---- damage that the format does not notice
+def test_any_change_of_the_contents_is_noticed(saved: Path, tmp_path: Path) -> None:
+    whole, path = saved.read_bytes(), tmp_path / "bad.safetensors"
+    data = 8 + int.from_bytes(whole[:8], "little")
+    names = whole.index(b"person")
+    zeroed = whole[:data] + bytes(len(whole) - data)
+    flipped = [
+        whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in (names, data, data + 5000, len(whole) - 1)
+    ]
+    for content in (zeroed, *flipped):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match=r"bad\.safetensors: damaged: its contents do not match its checksum"):
+            load_checkpoint(path)
+        assert not is_intact(path)
+    path.write_bytes(whole)
+    assert is_intact(path)
+
+
+def test_the_same_contents_make_the_same_file(saved: Path, model: EfficientDet, tmp_path: Path) -> None:
+    for _ in range(5):
+        save_checkpoint(tmp_path / "again.safetensors", model.state_dict(), INFO)
+        assert (tmp_path / "again.safetensors").read_bytes() == saved.read_bytes()
+
+
+def test_a_file_without_checksum_is_refused(model: EfficientDet, tmp_path: Path) -> None:
+    path = tmp_path / "old.safetensors"
+    save_file(model.state_dict(), path, {METADATA_KEY: INFO.to_json()})
+    with pytest.raises(WeightsError, match=r"old\.safetensors: damaged: its contents do not match its checksum"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_that_are_no_numbers_are_refused(value: float, half: bool, model: EfficientDet, tmp_path: Path) -> None:
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["backbone.conv_stem.weight"][3, 1, 0, 0] = value
+    path = tmp_path / "diverged.safetensors"
+    save_checkpoint(path, state, INFO, half)
+    with pytest.raises(
+        WeightsError, match=r"diverged\.safetensors: 1 tensors have NaN or infinite .*conv_stem.*earlier checkpoint"
+    ):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["people", "cells"])
+def test_the_bundled_checkpoints_are_intact(name: str) -> None:
+    assert is_intact(BUNDLED_FOLDER / f"{name}.safetensors")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_others_may_read_a_checkpoint_as_the_umask_says(model: EfficientDet, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        save_checkpoint(tmp_path / "a.safetensors", model.state_dict(), INFO)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_name_that_is_too_long_is_an_error_of_ours() -> None:
+    for read in (load_checkpoint, read_info):
+        with pytest.raises(WeightsError, match="no such weights file"):
+            read("x" * 300)
 
 
 def test_as_many_classes_as_names(model: EfficientDet, tmp_path: Path) -> None:

@@ -60,6 +60,14 @@ def test_what_fits_two_models_must_be_named(tmp_path: Path, monkeypatch: pytest.
         convert_file(tmp_path / "weights.pth")
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    state = to_foreign(build_model("lite0", 2))
+    state["backbone.conv_stem.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match=r"weights\.pth: 1 tensors have NaN or infinite values"):
+        convert_file(tmp_path / "weights.pth", "lite0")
+
+
 def test_a_converted_file_is_ours_and_complete(tmp_path: Path) -> None:
     torch.save(to_foreign(build_model("lite0", 2)), tmp_path / "weights.pth")
     model, info = convert_file(tmp_path / "weights.pth", "lite0")

@@ -76,6 +76,33 @@ def test_released_weights_are_downloaded_once_converted_and_then_found_offline(
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_a_damaged_cache_is_made_again_with_one_line(
+    published: Path, model: EfficientDet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = find_weights("lite0")
+    by_hand = path.with_name(published.name)
+    whole = path.read_bytes()
+    for damaged in (path, by_hand):
+        content = damaged.read_bytes()
+        damaged.write_bytes(content[:-1000] + bytes(1000))
+        path.write_bytes(bytes(len(whole)) if damaged is by_hand else path.read_bytes())
+        capsys.readouterr()
+        assert find_weights("lite0").read_bytes() == whole
+        said = capsys.readouterr().err
+        assert f"efficientdet: {damaged} is damaged and is made again\n" in said
+    assert len(Counting.served) == 2  # the download was damaged too
+
+
+def test_a_cache_that_cannot_be_written_is_worked_around(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("EFFICIENTDET_CACHE", str(tmp_path / "file" / "cache"))
+    assert read_info(find_weights("lite0")).spec.name == "lite0"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "Set EFFICIENTDET_CACHE" in said
+
+
 def test_a_file_put_there_by_hand_is_used_if_it_is_the_right_one(published: Path) -> None:
     by_hand = cached_path("lite0").with_name(published.name)
     by_hand.parent.mkdir()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,9 +95,9 @@ class CheckpointInfo:
                 postprocess=dict(fields["postprocess"]),
                 metrics=dict(fields["metrics"]),
                 training=dict(fields["training"]),
-                about=dict(fields.get("about", {})),
+                about={str(key): str(value) for key, value in fields.get("about", {}).items()},
             )
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise WeightsError(f"{source}: damaged metadata ({type(error).__name__}: {error})") from error
 
 
@@ -127,13 +129,15 @@ def save_checkpoint(path: str | Path, state: dict[str, Tensor], info: Checkpoint
         tensors = {name: _half(tensor) for name, tensor in tensors.items()}
     try:
         with replacing(path) as temporary:
-            save_file(tensors, temporary, {METADATA_KEY: info.to_json()})
+            fields = json.loads(info.to_json())
+            text = json.dumps({**fields, "sha256": _checksum(fields, tensors)})
+            save_file(tensors, temporary, {METADATA_KEY: text})
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be written ({error})") from error
 
 
 def read_info(path: str | Path) -> CheckpointInfo:
-    """Read a checkpoint's metadata, without its tensors.
+    """Read a checkpoint's metadata, without its tensors and without verifying its checksum.
 
     Raises:
         WeightsError: the file is missing, damaged, or not a checkpoint of ours; says what to do.
@@ -156,10 +160,12 @@ def load_checkpoint(path: str | Path) -> tuple[EfficientDet, CheckpointInfo]:
     """Build a checkpoint's network with its weights: float32, on the CPU, in evaluation mode.
 
     Raises:
-        WeightsError: the file is missing, damaged, not a checkpoint of ours, or its tensors do not fit its network.
+        WeightsError: the file is missing, damaged, not a checkpoint of ours, or has NaN or infinite weights; or its
+            tensors do not fit its network.
     """
     path = Path(path)
     info, state = _open(path, with_tensors=True)
+    check_finite(state, str(path))
     try:
         with torch.device("meta"):
             model = EfficientDet(info.spec, len(info.class_names))
@@ -172,6 +178,33 @@ def load_checkpoint(path: str | Path) -> tuple[EfficientDet, CheckpointInfo]:
         model = EfficientDet(info.spec, len(info.class_names))
     model.load_state_dict(state, assign=True)
     return model.float().eval().requires_grad_(True), info
+
+
+def is_intact(path: str | Path) -> bool:
+    """Whether a file is a checkpoint of this package that matches its checksum."""
+    try:
+        _open(Path(path), with_tensors=True)
+    except WeightsError:
+        return False
+    return True
+
+
+def check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Args:
+        state: the state dict.
+        source: where it is from, for the message.
+
+    Raises:
+        WeightsError: some are; names their tensors.
+    """
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise WeightsError(
+            f"{source}: {len(bad)} tensors have NaN or infinite values ({', '.join(bad[:3])}...), as after a training "
+            "that diverged; use an earlier checkpoint, or train again with a lower learning rate"
+        )
 
 
 def fit_state(model: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
@@ -219,9 +252,24 @@ def _open(path: Path, with_tensors: bool) -> tuple[CheckpointInfo, dict[str, Ten
                 )
             info = CheckpointInfo.from_json(text, path)
             state = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
+            fields = json.loads(text)
+            if with_tensors and fields.pop("sha256", None) != _checksum(fields, state):
+                raise WeightsError(
+                    f"{path}: damaged: its contents do not match its checksum; copy or download the file again"
+                )
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{path}: not a safetensors file, or a damaged one ({error}). Convert weights of another kind (.pth, .h5) "
             "first: efficientdet convert FILE --to OUT.safetensors"
         ) from error
     return info, state
+
+
+def _checksum(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a checkpoint's metadata and of the names, types, shapes and bytes of its tensors."""
+    digest = hashlib.sha256(json.dumps(fields).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -12,7 +12,7 @@ from torch import Tensor
 from efficientdet.errors import WeightsError
 from efficientdet.family import MODELS, VARIANTS, ModelSpec, find_spec
 from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
+from efficientdet.weights.checkpoint import CheckpointInfo, check_finite, default_preprocessing
 from efficientdet.weights.coco_classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from efficientdet.weights.foreign import DIALECTS, detect_source, load_foreign, to_foreign, unwrap
 from efficientdet.weights.read_file import read_state
@@ -47,6 +47,7 @@ def convert_file(
     spec = find_spec(model) if model is not None else _guess_spec(flat, source, num_classes, str(path))
     network = EfficientDet(spec, num_classes)
     load_foreign(network, state, source)
+    check_finite(network.state_dict(), str(path))
     names = _class_names(class_names, num_classes, str(path))
     is_coco = names == COCO_CLASS_NAMES
     info = CheckpointInfo(

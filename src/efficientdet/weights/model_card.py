@@ -6,12 +6,14 @@ import os
 from typing import Any
 
 from efficientdet.family import PUBLISHED, PUBLISHED_AP, ModelSpec
+from efficientdet.images.letterbox import Preprocessing
 from efficientdet.network.anchors import level_sizes
 from efficientdet.network.backbones import backbone_title
 from efficientdet.network.count import count
 from efficientdet.network.efficientdet import COCO_SLOTS
+from efficientdet.text import in_markdown, printable
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, read_info
-from efficientdet.weights.coco_classes import COCO_CLASS_NAMES
+from efficientdet.weights.coco_classes import COCO_CATEGORIES
 from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names, cached_path
 from efficientdet.weights.registry import LICENSE, RELEASED
 
@@ -43,79 +45,57 @@ def spec_facts(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> dict[str, Any]
 def checkpoint_facts(info: CheckpointInfo) -> dict[str, Any]:
     """`spec_facts` of a checkpoint's network, with its classes, preprocessing, metrics and license."""
     names = info.class_names
-    shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
-    pre = info.preprocessing
-    facts = spec_facts(info.spec, len(names)) | {
-        "classes": shown,
-        "preprocessing": f"mean {[round(m, 2) for m in pre.mean]}, std {[round(s, 2) for s in pre.std]}, "
-        f"resize {pre.resize}",
+    return {
+        **spec_facts(info.spec, len(names)),
+        "classes": ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else ""),
+        "preprocessing": _describe(info.preprocessing),
         "post-processing": ", ".join(f"{k} {v}" for k, v in info.postprocess.items()) or "the defaults",
+        **{name: _rounded(info.metrics[name], 4) for name in SHOWN_METRICS if name in info.metrics},
+        **info.about,
     }
-    facts |= {f"{name}": round(info.metrics[name], 4) for name in SHOWN_METRICS if name in info.metrics}
-    facts |= dict(info.about)
-    return facts
 
 
 def released_facts(spec: ModelSpec) -> dict[str, Any]:
     """`spec_facts` of a member of the family for COCO, with the published figures."""
-    pre = default_preprocessing(spec)
-    named = sum(not name.startswith("unused-") for name in COCO_CLASS_NAMES)
-    published = {}
+    facts = spec_facts(spec)
     if spec.name in PUBLISHED:
         parameters, multiply_adds = PUBLISHED[spec.name]
-        published["published"] = (
-            f"{parameters:,} parameters, {multiply_adds / 1e9:.2f} G multiply-adds, AP {PUBLISHED_AP[spec.name]}"
-        )
-    return (
-        spec_facts(spec)
-        | published
-        | {
-            "classes": f"COCO: {COCO_SLOTS} slots, {named} of them in use",
-            "preprocessing": f"mean {[round(m, 2) for m in pre.mean]}, std {[round(s, 2) for s in pre.std]}",
-        }
-    )
+        figures = f"{parameters:,} parameters, {multiply_adds / 1e9:.2f} G multiply-adds, AP {PUBLISHED_AP[spec.name]}"
+        facts["published"] = figures
+    facts["classes"] = f"COCO: {COCO_SLOTS} slots, {len(COCO_CATEGORIES)} of them in use"
+    facts["preprocessing"] = _describe(default_preprocessing(spec))
+    return facts
+
+
+def _describe(preprocessing: Preprocessing) -> str:
+    mean, std = ([round(number, 2) for number in numbers] for numbers in (preprocessing.mean, preprocessing.std))
+    return f"mean {mean}, std {std}, resize {preprocessing.resize}"
 
 
 def model_card(name: str, info: CheckpointInfo) -> str:
     """A model card in markdown: what the model detects, how to use it, data, license, metrics, recipe, limits."""
-    facts = checkpoint_facts(info)
-    about = facts.pop("license", "not stated"), facts.pop("data", "not stated"), facts.pop("note", "")
-    source = facts.pop("source", "")
-    per_class: dict[str, float | None] = info.metrics.get("per_class") or {}
+    facts = {key: in_markdown(value) for key, value in checkpoint_facts(info).items()}
+    license, data, _, note = (facts.pop(key, "") for key in ("license", "data", "source", "note"))
+    recipe = printable(info.about.get("source", ""), 2000).replace("`", "'")
+    per_class = info.metrics.get("per_class")
+    classes = per_class.items() if isinstance(per_class, dict) else ()
     training = {key: value for key, value in info.training.items() if key not in UNINTERESTING}
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    lines = [
-        f"# {name}",
-        "",
-        f"An EfficientDet ({info.spec.name}) that detects: {facts['classes']}.",
-        "",
-        "```python",
-        "import efficientdet as ed",
-        f'detections = ed.load("{name}").predict("photo.jpg")',
-        "```",
-        "",
-        "| | |",
-        "|---|---|",
-        rows,
-        "",
-        f"**License of the weights:** {about[0]}",
-        "",
-        f"**Data:** {about[1]}",
-        "",
+    on = f" ({in_markdown(info.metrics['data'])})" if "data" in info.metrics else ""
+    sections = [
+        f"# {in_markdown(name)}",
+        f"An EfficientDet ({in_markdown(info.spec.name)}) that detects: {facts['classes']}.",
+        f'```python\nimport efficientdet as ed\n\ndetections = ed.load("{printable(name)}").predict("photo.jpg")\n```',
+        "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items())]),
+        f"**License of the weights:** {license or 'not stated'}",
+        f"**Data:** {data or 'not stated'}",
+        recipe and f"**Recipe:** `{recipe}`",
+        classes and f"**AP by class**{on}: " + ", ".join(f"{in_markdown(k)} {_rounded(v) or '-'}" for k, v in classes),
+        note and f"**Limits:** {note}",
+        training and "<details><summary>Settings of the training run</summary>",
+        "\n".join(f"- {in_markdown(key)}: {in_markdown(value)}" for key, value in training.items()),
+        training and "</details>",
     ]
-    if source:
-        lines += [f"**Recipe:** `{source}`", ""]
-    if per_class:
-        cells = ", ".join(f"{label} {'-' if value is None else round(value, 3)}" for label, value in per_class.items())
-        where = f" ({info.metrics['data']})" if "data" in info.metrics else ""
-        lines += [f"**AP by class**{where}: {cells}", ""]
-    if about[2]:
-        lines += [f"**Limits:** {about[2]}", ""]
-    if training:
-        lines += ["<details><summary>Settings of the training run</summary>", ""]
-        lines += [f"- {key}: {value}" for key, value in training.items()]
-        lines += ["", "</details>", ""]
-    return "\n".join(lines)
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def bundled_rows() -> list[dict[str, Any]]:
@@ -149,5 +129,5 @@ def released_rows() -> list[dict[str, Any]]:
     ]
 
 
-def _rounded(value: Any) -> float | None:
-    return None if value is None else round(float(value), 3)
+def _rounded(value: Any, digits: int = 3) -> float | None:
+    return round(value, digits) if isinstance(value, (int, float)) else None

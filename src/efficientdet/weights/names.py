@@ -7,7 +7,7 @@ from pathlib import Path
 
 from efficientdet.cache import cache_dir, cached, sha256_of
 from efficientdet.errors import UnknownNameError, WeightsError, find_name, unknown_name
-from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.checkpoint import is_intact, save_checkpoint
 from efficientdet.weights.convert import released_checkpoint
 from efficientdet.weights.download import download
 from efficientdet.weights.hub import HUB_PREFIX, hub_file
@@ -61,7 +61,7 @@ def find_weights(name_or_path: str | Path) -> Path:
         row = find_released(text)
     except UnknownNameError:
         raise unknown_name("weights", text, [*bundled_names(), *RELEASED]) from None
-    return cached(f"{row.name}.safetensors", os.path.isfile, lambda path: _convert_released(row, path))
+    return cached(f"{row.name}.safetensors", is_intact, lambda path: _convert_released(row, path))
 
 
 def _convert_released(row: ReleasedWeights, path: Path) -> None:
