@@ -1,4 +1,4 @@
-"""The published figures agree with each other where the paper prints two of a kind."""
+"""The published figures agree with each other where one follows from others."""
 
 from __future__ import annotations
 

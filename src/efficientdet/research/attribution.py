@@ -103,7 +103,7 @@ def level_contributions(topology: Topology, edges: Sequence[Edge]) -> dict[int, 
 
 
 def strongest_path(topology: Topology, edges: Sequence[Edge], level: int) -> tuple[tuple[Edge, ...], float]:
-    """The path through all cells to the output of a level along which the product of the edges' shares is largest.
+    """The path through all cells to the output of a level with the largest product of its edges' shares.
 
     Returns:
         The edges of the path, and the product; the products of all paths to the level add up to 1.

@@ -141,9 +141,8 @@ def explain_detection(
     with torch.inference_mode(False), torch.no_grad():
         features = model.backbone(torch.from_numpy(canvas)[None].to(detector.device))
         fused = network(features)
-        class_logits, box_deltas = (
-            [level.cpu() for level in head(fused)] for head in (model.class_head, model.box_head)
-        )
+        class_logits = [level.cpu() for level in model.class_head(fused)]
+        box_deltas = [level.cpu() for level in model.box_head(fused)]
 
     def detect(settings: PostprocessSettings) -> BatchDetections:
         scales, sizes = torch.tensor([scale]), torch.tensor([pixels.shape[:2]])
@@ -204,7 +203,7 @@ def _suppressed(candidates: BatchDetections, row: int, label: int, iou_threshold
 
 
 def _anchor(spec: ModelSpec, size: tuple[int, int], row: int, anchor_xyxy: Tensor, scale: float) -> Anchor:
-    """The anchor of a row among those of all levels; `anchor_xyxy` is in pixels of the network's input, `size`."""
+    """The anchor of a row of `make_anchors`; `anchor_xyxy` is in pixels of the network's input, whose size is given."""
     level, sizes = spec.levels[0], level_sizes(size, spec.levels)
     while row >= (count := math.prod(sizes[0]) * spec.anchors_per_cell):
         row, level, sizes = row - count, level + 1, sizes[1:]

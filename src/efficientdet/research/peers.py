@@ -1,6 +1,6 @@
-"""What the EfficientDet paper published of other detectors and of its ablations, as literal tables.
+"""Figures that the EfficientDet paper prints, of other detectors and of its ablations. Source: arXiv 1911.09070 v7.
 
-Nothing here is counted or measured by this package. Source of every number: arXiv 1911.09070 v7.
+This package has neither counted nor measured any of them.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Peer:
-    """A detector of Table 2, and the EfficientDet that the paper puts it beside.
+    """A detector of Table 2. None stands for what is not published.
 
     Attributes:
-        name: as the paper calls it, with the input side where it matters.
-        family: peers of one family are drawn alike.
-        compared_with: the model of our family whose ratios the paper prints.
+        name: its name in the paper, with the image size where the paper gives it.
+        family: its family, such as RetinaNet.
+        compared_with: the EfficientDet that the paper compares it with.
         ap: COCO AP.
-        is_test_dev: AP on test-dev; else on val2017, the only one published.
-        parameters: in millions; None where not published.
-        parameters_ratio: over the compared model's, as the paper prints it.
-        multiply_adds: in billions; the paper calls them FLOPs.
-        multiply_adds_ratio: over the compared model's, as the paper prints it.
-        titan_v_ms: batch 1, TensorFlow 2.1, float32, the paper's own machine.
-        v100_ms: from detectron2's table, another machine and another framework than ours.
-        cpu_s: seconds on one thread (Figure 4c).
+        is_test_dev: whether AP is on test-dev; else on val2017.
+        parameters: parameters in millions.
+        parameters_ratio: their ratio to the compared model's, as printed.
+        multiply_adds: multiply-adds in billions; the paper calls them FLOPs.
+        multiply_adds_ratio: their ratio to the compared model's, as printed.
+        titan_v_ms: latency on a Titan V: batch 1, TensorFlow 2.1, float32.
+        v100_ms: latency on a V100, from detectron2's table.
+        cpu_s: seconds on one CPU thread (Figure 4c).
     """
 
     name: str
@@ -42,7 +42,7 @@ class Peer:
     cpu_s: float | None = None
 
 
-# Table 2; seconds on the CPU from Figure 4c, where they are of the largest model of each family.
+# Table 2; Figure 4c has the seconds on a CPU of the largest model of each family.
 PEERS = (
     Peer("YOLOv3", "YOLOv3", "d0", 33.0, True, None, None, 71, 28),
     Peer("RetinaNet R50 @640", "RetinaNet", "d1", 39.2, True, 34, 6.7, 97, 16, 25),
@@ -59,9 +59,12 @@ PEERS = (
 
 
 class Latency(NamedTuple):
-    """Of a model of our family, by the paper's TensorFlow code: milliseconds on a Titan V and a V100, seconds on a CPU.
+    """Latency of an EfficientDet in the paper's TensorFlow code.
 
-    Titan V: float32, network alone. V100: float16, with pre- and post-processing. CPU: one thread (Figure 4c).
+    Attributes:
+        titan_v_ms: milliseconds on a Titan V: float32, network alone.
+        v100_ms: milliseconds on a V100: float16, with pre- and post-processing.
+        cpu_s: seconds on one CPU thread (Figure 4c).
     """
 
     titan_v_ms: float
@@ -103,12 +106,12 @@ class NetworkRow(NamedTuple):
     """A row of Table 5.
 
     Attributes:
-        name: as the paper calls it.
-        feature_network: what this package calls it.
-        fusion: with or without weights.
-        ap: on val2017.
-        parameters_ratio: over the first row's.
-        multiply_adds_ratio: over the first row's.
+        name: its name in the paper.
+        feature_network: its name in this package.
+        fusion: its fusion in this package.
+        ap: AP on val2017.
+        parameters_ratio: parameters over the first row's.
+        multiply_adds_ratio: multiply-adds over the first row's.
     """
 
     name: str
@@ -128,5 +131,5 @@ TABLE_5 = (
     NetworkRow("BiFPN (weighted)", "bifpn", "fast", 44.39, 0.88, 0.68),
 )
 
-# Table 6: how many times faster than with softmax three detectors run with fast normalized fusion, on a GPU.
+# Table 6: speed of three detectors on a GPU with fast normalized fusion, over that with softmax.
 FAST_OVER_SOFTMAX = (1.28, 1.26, 1.31)
