@@ -11,7 +11,7 @@ from matplotlib.text import Annotation
 from PIL import Image
 
 from efficientdet.errors import MissingExtraError
-from efficientdet.research.figures import BLUE, LEFT, RED, Series, bars, new_figure, plot, save_figure
+from efficientdet.research.figures import BLUE, LEFT, RED, Series, new_figure, plot, save_figure
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -32,13 +32,6 @@ def test_points_are_drawn_and_labeled_on_their_side() -> None:
 def test_a_series_may_have_no_labels() -> None:
     guide = Series("guide", {"start": (1, 1), "end": (10, 10)}, BLUE, "--", "", label_at=None)
     assert not plot("title", "x", "y", [guide]).axes[0].texts
-
-
-def test_bars_show_what_they_are_given() -> None:
-    axes = bars("t", "x", {"fast": (1.0, 0.9, 1.2), "softmax": (1.3, 1.1, 1.4)}).axes[0]
-    assert [patch.get_width() for patch in axes.patches] == [1.0, 1.3]  # type: ignore[attr-defined]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["fast", "softmax"]
-    assert axes.get_xlim()[1] > 1.4
 
 
 def test_files_are_written_and_matplotlib_is_left_as_it_was(tmp_path: Path) -> None:

@@ -102,21 +102,6 @@ def plot(
     return figure
 
 
-def bars(title: str, x_label: str, values: Mapping[str, tuple[float, float, float]]) -> Figure:
-    """Draw a horizontal bar for each name: its length, and a whisker from a low to a high value."""
-    figure = new_figure(7.5, 1.6 + 0.5 * len(values))
-    axes = figure.add_subplot()
-    for place, (length, low, high) in enumerate(values.values()):
-        axes.barh(place, length, color=BLUE, height=0.6)
-        axes.errorbar(length, place, xerr=[[length - low], [high - length]], color="#222", capsize=4)
-        axes.text(high, place, f"  {length:.2f}", va="center", fontsize=9)
-    axes.set_yticks(range(len(values)), list(values))
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.12 * max(high for _, _, high in values.values()))
-    _finish(axes, title, x_label, "")
-    return figure
-
-
 def _write_labels(axes: Axes, series: Series, at: tuple[float, float]) -> None:
     """Write labels beside their points: right of them, left, above or below, as `at` says."""
     across = "left" if at[0] > 0 else "right" if at[0] < 0 else "center"

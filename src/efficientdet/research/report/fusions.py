@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from efficientdet.family import MODELS, ModelSpec
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.fusion import EPSILON, FUSIONS, Fusion
 from efficientdet.research.explanation_figures import draw_fusion
-from efficientdet.research.figures import bars, save_figure
+from efficientdet.research.figures import save_figure
 from efficientdet.research.learned_weights import fusion_rows
 from efficientdet.research.markdown import spread, table
 from efficientdet.research.peers import FAST_OVER_SOFTMAX
@@ -38,7 +38,7 @@ RAW_WEIGHTS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 
 
 def fusions_section(out: Path, weights: str | None, device: str | None) -> str:
-    """Write the figures into a folder, and return the section.
+    """Draw learned weights into a folder, if there are any, and return the section.
 
     Args:
         out: the folder.
@@ -51,7 +51,7 @@ def fusions_section(out: Path, weights: str | None, device: str | None) -> str:
     """
     parts = ["## 3. Fusions\n", _learned(out, weights)]
     if device is not None:
-        parts.append(_speed(out, fusion_times(SPEC, device)))
+        parts.append(_speed(fusion_times(SPEC, device)))
     parts.append(
         f"### Numerical agreement\n\nOutputs of {SPEC.name}'s feature network with fast normalized fusion beside those "
         "with softmax, for the same convolutions and noise as input. For the same normalized weights they differ by "
@@ -110,21 +110,15 @@ def fusion_times(spec: ModelSpec, device: str, rounds: int = ROUNDS) -> dict[str
     return time_in_turns({kind: partial(network, features) for kind, network in networks.items()}, device, rounds)
 
 
-def _speed(out: Path, found: Mapping[str, Sequence[float]]) -> str:
+def _speed(found: Mapping[str, Sequence[float]]) -> str:
     ratios = {kind: [a / b for a, b in zip(values, found["fast"], strict=True)] for kind, values in found.items()}
     rows = [{"fusion": kind, "ms": spread(found[kind]), "over fast's": spread(ratios[kind])} for kind in found]
-    lengths = {}
-    for kind, values in ratios.items():
-        low, middle, high = quantiles(values, n=4, method="inclusive")
-        lengths[kind] = middle, low, high
-    title = f"Time over fast normalized fusion's ({SPEC.name}'s feature network)"
-    save_figure(bars(title, "ratio: median and middle half of the rounds", lengths), out / "fusion_speed.png")
     return (
         f"### Speed\n\nThe feature network of {SPEC.name} in PyTorch: float32, batch 1, in rounds in which each fusion "
         "runs once. Median of the rounds, least and largest in brackets. On the paper's GPU, whole detectors with "
         f"softmax took {min(FAST_OVER_SOFTMAX)}-{max(FAST_OVER_SOFTMAX)} times as long as with fast; here the feature "
         f"network takes {median(ratios['softmax']):.2f} times as long. In exported files the normalized weights are "
-        f"constants, so that the two cost the same.\n\n{table(rows)}\n![Speed of the fusions](fusion_speed.png)\n"
+        f"constants, so that the two cost the same.\n\n{table(rows)}"
     )
 
 
