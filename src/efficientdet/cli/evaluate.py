@@ -17,7 +17,7 @@ def evaluate(
     weights: Annotated[str, typer.Argument(help="Bundled model, checkpoint, exported file or released model.")],
     data: Annotated[Path, typer.Option(help="Folder of the dataset, or one annotation file.")],
     settings: dict[str, Any],
-    split: Annotated[str, typer.Option(help="Split of the folder.")] = "val",
+    split: Annotated[str, typer.Option(help="Split to evaluate.")] = "val",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for the metrics.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images that go through the network together.")] = 8,
     skip_missing: SkipMissing = False,

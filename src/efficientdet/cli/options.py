@@ -100,7 +100,7 @@ def takes_settings(
 def _option(field: dataclasses.Field[Any], kind: Kind, before: str) -> inspect.Parameter:
     """A field as an option that is None unless typed; `before` goes before the default in the help."""
     text, own = field.metadata["help"], field.default
-    if own not in (None, (), False):
+    if not (own is None or own is False or own == ()):
         text += f" Default: {before}{' '.join(map(str, own)) if isinstance(own, tuple) else own}."
     name = field.name.replace("_", "-")
     names = [f"--{one.replace('_', '-')}" for one in (field.name, field.metadata["also"]) if one]
@@ -112,7 +112,7 @@ def _option(field: dataclasses.Field[Any], kind: Kind, before: str) -> inspect.P
     if kind.choices:
         annotation = str
     elif int in kind.types and tuple in kind.types:
-        annotation, extra = str, {"parser": parse_size, "metavar": "SIDE|HEIGHTxWIDTH"}
+        annotation, extra = str, {"parser": parse_size, "metavar": "SIZE"}
     elif kind.items is not None and kind.length is not None:
         annotation = tuple[(kind.items,) * kind.length]  # type: ignore[misc]
     elif kind.items is not None:
@@ -174,10 +174,17 @@ def tell_progress(text: str) -> None:
     error_console.print(printable_lines(text), style="dim", highlight=False, markup=False)
 
 
-def print_table(title: str, rows: Iterable[Mapping[str, Any]], left: tuple[str, ...] = ("name",)) -> None:
+def print_table(
+    title: str, rows: Iterable[Mapping[str, Any]], left: tuple[str, ...] = ("name",), has_header: bool = True
+) -> None:
     """Print rows with the same keys; the columns named in `left` hold text, the others numbers."""
     table = Table(
-        title=Text(printable(title)), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title_justify="left"
+        show_header=has_header,
+        title=Text(printable(title)),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+        title_justify="left",
     )
     for number, row in enumerate(rows):
         if number == 0:
@@ -193,9 +200,8 @@ def print_table(title: str, rows: Iterable[Mapping[str, Any]], left: tuple[str, 
 
 def print_facts(title: str, facts: Mapping[str, Any]) -> None:
     """Print names and values in two columns."""
-    print_table(title, ({"": name, " ": value} for name, value in facts.items()), ("", " "))
+    print_table(title, ({"": name, " ": value} for name, value in facts.items()), ("", " "), has_header=False)
 
 
 # Options of commands that are not made from settings yet.
-Device = Annotated[str, typer.Option(help="Device: cpu, cuda, mps; auto takes a GPU where there is one.")]
 Size = Annotated[int | None, typer.Option(help="Side of the square input in pixels; by default the model's own.")]

@@ -30,7 +30,7 @@ def predict(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the annotated images and of detections.json.")
     ] = Path("predictions"),
-    images: Annotated[bool, typer.Option(help="Write annotated images.")] = True,
+    images: Annotated[bool, typer.Option(help="Write annotated images, or only the JSON.", show_default=False)] = True,
     as_json: Json = False,
 ) -> None:
     """Detect objects in images: writes annotated copies and one detections.json.

@@ -24,7 +24,7 @@ class PostprocessSettings:
         minimum=0,
         maximum=1,
     )
-    max_detections: int = setting(100, "Most detections of one image.", minimum=1)
+    max_detections: int = setting(100, "Largest number of detections of an image.", minimum=1)
     nms: Literal["hard", "soft", "matrix", "wbf"] = setting(
         "hard",
         "Kind of NMS: hard; soft, Gaussian (Bodla et al. 2017); matrix (Wang et al. 2020); or wbf, hard NMS whose "

@@ -69,7 +69,7 @@ class TrainConfig:
     )
     image_size: int | None = setting(None, "Side of the square input in pixels; by default the model's.", minimum=32)
     epochs: int = setting(50, "Passes over the training split.", minimum=1)
-    batch_size: int = setting(8, "Images of a batch on each device.", minimum=1)
+    batch_size: int = setting(8, "Batch size on each device.", minimum=1)
     accumulate: int = setting(1, "Batches whose gradients are added up before each step of the weights.", minimum=1)
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "Optimizer: sgd (momentum 0.9) or adamw.")
     learning_rate: float | None = setting(
