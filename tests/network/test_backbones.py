@@ -60,7 +60,7 @@ def test_an_unknown_name_lists_the_known(name: str) -> None:
 
 
 def test_stochastic_depth_is_an_efficientnets() -> None:
-    with pytest.raises(SettingError, match="drop_path is 0.2, which backbone resnet18 does not have"):
+    with pytest.raises(SettingError, match="drop_path is 0.2, but backbone resnet18 has no stochastic depth"):
         small("resnet18", drop_path=0.2)
 
 
@@ -218,7 +218,7 @@ def test_effdet_has_timms_own_names() -> None:
     ("name", "kind", "message"),
     [
         ("ne", UnknownNameError, "unknown backbone 'timm:ne': timm has no such model. Near: net"),
-        ("plain", SettingError, r"'timm:plain' gives features of strides \[16\]; needed are 8, 16, 32"),
+        ("plain", SettingError, r"'timm:plain' gives features of strides \[16\]; a detector needs 8, 16, 32"),
         ("blind", SettingError, "'timm:blind' gives no features: features_only not implemented"),
     ],
 )
@@ -229,13 +229,13 @@ def test_what_does_not_suit_is_refused(name: str, kind: type[Exception], message
 
 @pytest.mark.usefixtures("timm")
 def test_stochastic_depth_is_not_timms() -> None:
-    with pytest.raises(SettingError, match="drop_path is 0.1, which backbone timm:net does not have"):
+    with pytest.raises(SettingError, match="drop_path is 0.1, but backbone timm:net has no stochastic depth"):
         small("timm:net", drop_path=0.1)
 
 
 def test_without_timm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingExtraError, match="'timm:convnext_atto' is one of timm's.*run: pip install timm$"):
+    with pytest.raises(MissingExtraError, match="'timm:convnext_atto' needs timm.*run: pip install timm$"):
         small("timm:convnext_atto")
 
 
@@ -304,4 +304,4 @@ def test_timm_and_torchvision_themselves(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "unknown backbone 'timm:convnext_at': timm has no such model. Near: convnext_atto" in done.stdout
-    assert "'timm:vit_tiny_patch16_224' gives features of strides [16]; needed are 8, 16, 32" in done.stdout
+    assert "'timm:vit_tiny_patch16_224' gives features of strides [16]; a detector needs 8, 16, 32" in done.stdout

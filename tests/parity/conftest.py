@@ -1,4 +1,4 @@
-"""The golden numbers and the maker of their weights, pictures and head outputs."""
+"""The golden numbers and the maker of their weights, images and head outputs."""
 
 from __future__ import annotations
 

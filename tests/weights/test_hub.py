@@ -14,6 +14,14 @@ from efficientdet.weights.hub import FILE_NAME, hub_file, parse_hub_name, push_t
 from efficientdet.weights.names import find_weights
 
 
+@pytest.fixture(autouse=True)
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """The size that the hub states for every file."""
+    stated: list[int | None] = [None]
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: type("Metadata", (), {"size": stated[0]}))
+    return stated
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -50,6 +58,33 @@ def test_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(WeightsError, match="hf://owner/repo: the hub cannot be reached.*give its path"):
+        hub_file("hf://owner/repo")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("stream ended"), ConnectionError("reset"), ValueError("bad revision"), KeyError("etag"),
+        OSError(36, "File name too long"), type("OddHttpError", (Exception,), {})(""),
+    ],
+)  # fmt: skip
+def test_whatever_the_hub_raises_is_an_error_of_ours(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
+    with pytest.raises(WeightsError, match=r"hf://owner/repo: cannot be downloaded \(.+\)"):
+        hub_file("hf://owner/repo")
+    monkeypatch.setattr(huggingface_hub, "HfApi", fail)
+    with pytest.raises(WeightsError, match=r"owner/repo: cannot be uploaded \(.+\)"):
+        push_to_hub(Path(__file__), "owner/repo", "# card")
+
+
+def test_a_file_that_is_too_large_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, sizes: list[int | None]) -> None:
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("downloaded"))
+    sizes[0] = 50_000_000_000
+    with pytest.raises(WeightsError, match="model.safetensors has 50,000,000,000 bytes; the largest allowed are"):
         hub_file("hf://owner/repo")
 
 

@@ -19,6 +19,7 @@ from efficientdet.errors import WeightsError
 from efficientdet.images.letterbox import LITE, letterbox
 from efficientdet.images.read import read
 from efficientdet.network.efficientnet import EfficientNet
+from efficientdet.weights import imagenet_backbone
 from efficientdet.weights.imagenet_backbone import load_folded_backbone
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -262,3 +263,12 @@ def test_what_is_no_file_of_arrays_is_named(damage: Callable[[Path], None], tmp_
     damage(path)
     with pytest.raises(WeightsError, match=r"bad\.npz: (no such weights file|not a \.npz file, or a damaged one)"):
         load_folded_backbone(EfficientNet("lite0"), path, [torch.zeros(1, 3, 32, 32)])
+
+
+def test_a_file_that_unpacks_to_more_than_any_backbone_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(1_000_000))
+    monkeypatch.setattr(imagenet_backbone, "_LARGEST", 1_000_000)
+    with pytest.raises(WeightsError, match=r"bomb\.npz: .*it unpacks to 8,000,\d+ bytes, more than 1,000,000"):
+        load_folded_backbone(EfficientNet("lite0"), tmp_path / "bomb.npz", [])

@@ -11,7 +11,12 @@ from efficientdet.family import ModelSpec
 
 
 def level_sizes(image_size: tuple[int, int], levels: tuple[int, int]) -> list[tuple[int, int]]:
-    """(height, width) of each level's map, finest first, for an input of image_size: halved each time, rounded up."""
+    """(height, width) of each level's feature map, finest first.
+
+    Args:
+        image_size: (height, width) of the input in pixels; each level halves it, rounded up.
+        levels: finest and coarsest level.
+    """
     height, width = image_size
     sizes = []
     for level in range(1, levels[1] + 1):
@@ -44,21 +49,22 @@ def _level_anchors(spec: ModelSpec, image_size: tuple[int, int], size: tuple[int
 
 @functools.lru_cache(maxsize=32)
 def make_anchors(spec: ModelSpec, image_size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """Anchors of every level, made once for each size and device and then shared: do not write into them.
+    """Anchors of every level (section 4.1).
 
-    Strides are image size / map size, so they are fractional where the size is no multiple of the stride.
+    They are made once for each spec, size and device, and shared: do not write into the result. A stride is the image
+    size over the feature map's size, so it is a fraction if the image size is not a multiple of 2**level.
 
     Args:
-        spec: says levels, scale, octaves and aspects.
+        spec: gives levels, scale, octaves and aspects.
         image_size: (height, width) of the network's input in pixels.
-        device: where the result lies.
+        device: the device of the result.
 
     Returns:
         (A, 4) float32 boxes_xyxy in pixels of the network's input, ordered level (finest first), row, column, octave,
-        aspect. Computed in float64, then rounded.
+        aspect; computed in float64, then rounded.
     """
     sizes = level_sizes(image_size, spec.levels)
-    # A plain tensor, also when first asked for inside inference mode: it is shared with training.
+    # A plain tensor even when it is first made in inference mode: training shares it.
     with torch.inference_mode(False):
         anchors = torch.cat([_level_anchors(spec, image_size, size) for size in sizes])
         return anchors.float().to(device)

@@ -1,4 +1,4 @@
-"""Which backbone a spec's name means: an EfficientNet, a ResNet, or one that timm has."""
+"""The backbone that a spec names: an EfficientNet, a ResNet, or a model of timm."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from efficientdet.network.efficientnet import SCALES, EfficientNet
 from efficientdet.network.resnet import RESNETS, ResNet
 
 TIMM_PREFIX = "timm:"
-# For errors: every name there is.
+# All names, for errors.
 BACKBONES = (*SCALES, *RESNETS, f"{TIMM_PREFIX}NAME")
-# Of P3, P4 and P5.
+# Strides of P3, P4 and P5.
 STRIDES = (8, 16, 32)
 
 
 class TimmBackbone(nn.Module):
-    """A feature extractor of timm (`pip install timm`), with fresh weights.
+    """A feature extractor of timm (`pip install timm`), with random weights.
 
     Args:
-        name: what timm calls it, such as `convnext_atto`.
+        name: timm's name of the model, such as `convnext_atto`.
 
     Attributes:
         net: timm's module.
-        channels: of P3, P4 and P5.
+        channels: channels of P3, P4 and P5.
 
     Raises:
         MissingExtraError: timm cannot be imported.
         UnknownNameError: timm has no such model.
-        SettingError: it gives no features, or not those of strides 8, 16 and 32.
+        SettingError: the model does not give features of strides 8, 16 and 32.
     """
 
     def __init__(self, name: str) -> None:
@@ -48,13 +48,13 @@ class TimmBackbone(nn.Module):
         self.is_channels_last = str(getattr(self.net, "output_fmt", "")).endswith("NHWC")
 
     def stages(self) -> list[list[nn.Module]]:
-        """None: every model of timm has other ones."""
+        """An empty list: the stages of timm's models are not known."""
         return []
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalized images to [P3, P4, P5], each (B, channels[i], ceil(H / stride), ceil(W / stride))."""
         height, width = images.shape[2:]
-        # Stems without padding round down: fill up to whole cells of P5, and cut off what that adds.
+        # Stems without padding round down: pad to a multiple of P5's stride, and crop the features.
         images = functional.pad(images, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
         features = self.net(images)
         if self.is_channels_last:
@@ -67,19 +67,19 @@ Backbone: TypeAlias = EfficientNet | ResNet | TimmBackbone
 
 
 def build_backbone(spec: ModelSpec, drop_path: float = 0.0) -> Backbone:
-    """Build the backbone that a spec names, with fresh weights.
+    """Build the backbone that a spec names, with random weights.
 
     Args:
-        spec: its `backbone`; for an EfficientNet also `padding` and `backbone_epsilon`.
-        drop_path: stochastic depth, for an EfficientNet.
+        spec: gives `backbone`, and for an EfficientNet `padding` and `backbone_epsilon`.
+        drop_path: probability of stochastic depth in the last block; of an EfficientNet only.
 
     Returns:
-        A module from (B, 3, H, W) images to [P3, P4, P5], with the attribute `channels` of those, and the method
-        `stages` that gives the modules of the stem and of each stage, or nothing where these are not known.
+        A module that maps (B, 3, H, W) images to [P3, P4, P5]. Its attribute `channels` has their channels; its method
+        `stages` gives the modules of the stem and of each stage, or an empty list if they are not known.
 
     Raises:
         UnknownNameError: there is no such backbone.
-        SettingError: drop_path is set for a backbone without, or timm's model does not suit.
+        SettingError: drop_path is set for another backbone than an EfficientNet, or timm's model does not suit.
         MissingExtraError: timm is needed and not installed.
     """
     name = spec.backbone
@@ -88,12 +88,12 @@ def build_backbone(spec: ModelSpec, drop_path: float = 0.0) -> Backbone:
     if name not in RESNETS and not name.startswith(TIMM_PREFIX):
         raise unknown_name("backbone", name, BACKBONES)
     if drop_path:
-        raise SettingError(f"drop_path is {drop_path}, which backbone {name} does not have; set it to 0")
+        raise SettingError(f"drop_path is {drop_path}, but backbone {name} has no stochastic depth; set it to 0")
     return ResNet(name) if name in RESNETS else TimmBackbone(name.removeprefix(TIMM_PREFIX))
 
 
 def backbone_title(name: str) -> str:
-    """A backbone's name as people write it: `EfficientNet-B0`, `EfficientNet-Lite0`, `ResNet-50`, `NAME (timm)`."""
+    """A backbone's name for people: `EfficientNet-B0`, `EfficientNet-Lite0`, `ResNet-50`, `NAME (timm)`."""
     if name.startswith(TIMM_PREFIX):
         return f"{name.removeprefix(TIMM_PREFIX)} (timm)"
     if name.startswith("resnet"):
@@ -106,29 +106,28 @@ def _import_timm(name: str) -> Any:
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"backbone '{TIMM_PREFIX}{name}' is one of timm's, which cannot be imported ({error}); "
-            "run: pip install timm"
+            f"backbone '{TIMM_PREFIX}{name}' needs timm, which cannot be imported ({error}); run: pip install timm"
         ) from error
 
 
 def _create(timm: Any, name: str, out_indices: tuple[int, ...] | None) -> Any:
-    """A module whose feature_info has exactly these of its maps; with None, those that timm chooses."""
+    """Timm's module with the feature maps of these indices; None for those that timm chooses."""
     chosen = {} if out_indices is None else {"out_indices": out_indices}
     try:
         return timm.create_model(name, features_only=True, pretrained=False, **chosen)
-    # timm's own ways of saying that a model gives no features.
+    # What timm raises for a model that gives no features.
     except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
         raise SettingError(f"backbone '{TIMM_PREFIX}{name}' gives no features: {error}") from error
 
 
 def _indices(timm: Any, name: str) -> tuple[int, ...]:
-    """Which of the model's maps have the strides of P3, P4 and P5; what comes behind P5 need not be built then."""
+    """Indices of the model's feature maps with the strides of P3, P4 and P5; layers after P5 are then not built."""
     with torch.device("meta"):
         info = _create(timm, name, None).feature_info
     strides, indices = info.reduction(), info.out_indices
     if not set(STRIDES) <= set(strides):
         raise SettingError(
-            f"backbone '{TIMM_PREFIX}{name}' gives features of strides {sorted(set(strides))}; "
-            f"needed are {', '.join(map(str, STRIDES))}"
+            f"backbone '{TIMM_PREFIX}{name}' gives features of strides {sorted(set(strides))}; a detector needs "
+            f"{', '.join(map(str, STRIDES))}"
         )
     return tuple(indices[strides.index(stride)] for stride in STRIDES)

@@ -1,4 +1,4 @@
-"""The table of models, counted from the code."""
+"""Parameters and multiply-adds of networks, counted from the code, and the family as a table of them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PARTS = ("backbone", "feature_network", "class_head", "box_head")
 
 @lru_cache
 def count_parts(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> dict[str, tuple[int, int]]:
-    """Count each part of a network at the spec's input size, batch 1.
+    """Count the parameters and multiply-adds of each part of a network, for one image of the spec's size.
 
-    Nothing is computed: the network lives on torch's meta device. Squeeze-and-excite counts; batch norms, activations,
-    pooling, resizing, fusion and biases do not.
+    The multiply-adds are those of the convolutions, squeeze-and-excite included; batch norms, activations, pooling,
+    resizing, fusion and biases are not counted. The network is built on torch's meta device, so nothing is computed.
 
     Returns:
-        (learnable parameters, multiply-adds of the convolutions) by the names in `PARTS`.
+        (learnable parameters, multiply-adds) by the names in `PARTS`.
     """
     with torch.device("meta"), torch.no_grad():
         model = EfficientDet(spec, num_classes).eval()
@@ -37,13 +37,13 @@ def count_parts(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> dict[str, tup
 
 
 def count(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> tuple[int, int]:
-    """Learnable parameters, and multiply-adds of the convolutions, of the whole network; see `count_parts`."""
+    """Learnable parameters and multiply-adds of the whole network; see `count_parts`."""
     parts = count_parts(spec, num_classes).values()
     return sum(parameters for parameters, _ in parts), sum(multiply_adds for _, multiply_adds in parts)
 
 
 def family_rows() -> list[dict[str, Any]]:
-    """One row a model: its scaling, what the code counts, and what was published."""
+    """One row for each model: its scaling, the counted figures, and the published ones."""
     rows = []
     for name, spec in MODELS.items():
         parameters, multiply_adds = count(spec)

@@ -1,4 +1,4 @@
-"""Depthwise convolution in bfloat16 on a CPU, with a faster way back than the library's."""
+"""Depthwise convolution in bfloat16 on a CPU, with a faster backward pass than oneDNN's."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.nn import functional
 
 
 class DepthwiseBfloat16(torch.autograd.Function):
-    """What `functional.conv2d` gives, in bfloat16; only how the gradients are computed differs.
+    """`functional.conv2d` in bfloat16, with gradients that are computed in another way.
 
-    oneDNN takes three to five times as long for them in bfloat16 as in float32 where the kernel is 5x5 (by the weights)
-    or the stride is 2 (by the input). It is fast for 3x3 kernels without padding, so a 5x5 kernel's gradient is put
-    together from four of those; and at stride 2 the input's gradient is computed in float32.
+    In bfloat16 oneDNN takes three to five times as long as in float32 for the gradient of a 5x5 kernel, and for the
+    gradient of the input at stride 2. It is fast for 3x3 kernels without padding, so the gradient of a 5x5 kernel is
+    assembled from four of those; the gradient of the input at stride 2 is computed in float32.
     """
 
     @staticmethod
@@ -26,7 +26,7 @@ class DepthwiseBfloat16(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients by x and by the weights."""
+        """The gradients of x and of the weights."""
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         by_input = by_weight = None
@@ -52,9 +52,9 @@ def _backward(
 
 
 def _by_large_weight(x: Tensor, weight: Tensor, gradient: Tensor, stride: int, padding: int) -> Tensor:
-    """(C, 1, 5, 5): its four overlapping 3x3 corners, each the gradient of a 3x3 kernel whose output lies elsewhere."""
+    """(C, 1, 5, 5) gradient from its four overlapping 3x3 corners, each that of a 3x3 kernel with a shifted output."""
     x = functional.pad(x, [padding] * 4)
-    step = 2 // stride  # the output's shift that moves the kernel by two places
+    step = 2 // stride  # shift of the output that moves the kernel by two pixels
     small, found = weight[:, :, :3, :3].contiguous(), torch.empty_like(weight)
     for row in (0, 1):
         for column in (0, 1):

@@ -1,7 +1,7 @@
 """EfficientNet backbones B0-B7 and Lite0-Lite4, as feature extractors of P3, P4 and P5.
 
-Tan and Le 2019 (arXiv 1905.11946), section 4; the Lite variants drop squeeze-and-excite, use ReLU6, and keep stem and
-head unscaled (tensorflow/tpu efficientnet_lite_builder.py). The classifier head is not built: detection needs none.
+Tan and Le 2019 (arXiv 1905.11946), section 4. The Lite variants have no squeeze-and-excite, use ReLU6, and do not scale
+stem and head (tensorflow/tpu efficientnet_lite_builder.py). The classifier head is not built.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def scale_channels(channels: int, multiplier: float) -> int:
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention (Hu et al. 2018): pool, reduce, expand, gate."""
+    """Channel attention (Hu et al. 2018): global pooling, two 1x1 convolutions, and a gate for each channel."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -65,20 +65,20 @@ class SqueezeExcite(nn.Module):
         self.conv_expand = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) to the same shape, each channel times its gate."""
+        """(B, C, h, w) to the same shape, each channel multiplied by its gate."""
         gate: Tensor = self.conv_expand(self.act(self.conv_reduce(x.mean((2, 3), keepdim=True))))
         return x * gate.sigmoid()
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training, drop a sample's whole residual branch."""
+    """Stochastic depth (Huang et al. 2016): drops the residual branch of random samples in training."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) to the same shape; the kept samples are scaled up so that the mean stays."""
+        """(B, C, h, w) to the same shape; the other samples are scaled so that the mean stays the same."""
         if not self.training or self.probability == 0.0:
             return x
         keep = 1.0 - self.probability
@@ -87,10 +87,10 @@ class DropPath(nn.Module):
 
 
 class MBConv(nn.Module):
-    """Inverted bottleneck: expand, depthwise, squeeze-and-excite, project; residual where the shape allows it.
+    """Inverted bottleneck: expand, depthwise, squeeze-and-excite, project; residual if the shape stays the same.
 
-    With expansion 1 (the first stage) there is no expanding convolution and the projection is called conv_pw, as in
-    the usual naming, so that weights from elsewhere keep their names.
+    With expansion 1 (the first stage) there is no expanding convolution, and the projection is called conv_pw, as in
+    other implementations, whose weights keep their names here.
     """
 
     def __init__(
@@ -133,9 +133,9 @@ class EfficientNet(nn.Module):
     Args:
         name: `b0`-`b7` or `lite0`-`lite4`.
         padding: `same` or `symmetric`.
-        drop_path: probability of dropping the last block's residual branch in training; earlier blocks' grow towards
-            it in a line.
-        epsilon: of every batch norm.
+        drop_path: probability of dropping the residual branch of the last block in training; it grows linearly from 0
+            at the first.
+        epsilon: epsilon of every batch norm.
 
     Raises:
         UnknownNameError: the name is not in the table.
@@ -155,7 +155,7 @@ class EfficientNet(nn.Module):
         self.bn1 = batch_norm(stem, epsilon)
         self.act = activation(act)
 
-        # Lite keeps its first and last stage unrepeated.
+        # Lite does not repeat its first and last stage.
         repeats = [
             stage.repeats if lite and i in (0, len(STAGES) - 1) else math.ceil(stage.repeats * depth)
             for i, stage in enumerate(STAGES)

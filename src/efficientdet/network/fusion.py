@@ -1,4 +1,4 @@
-"""How a node weighs the maps that it fuses (section 3.3): unbounded, softmax, fast normalized, or not at all."""
+"""How a node weighs the feature maps that it fuses (section 3.3): unbounded, softmax, fast normalized, or not."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ EPSILON = 1e-4
 
 
 class Fusion(nn.Module):
-    """Weighted sum of maps of one shape, one learnable weight a map: a scalar, or a vector over channels.
+    """Weighted sum of feature maps of one shape, with a learnable weight for each map, or for each of its channels.
 
     Args:
         kind: `fast`: sum of relu(w_i) x_i / (epsilon + sum of relu(w_j)); `softmax`: softmax(w)_i x_i; `unbounded`:
             w_i x_i; `none`: a plain sum without weights.
-        inputs: how many maps.
-        channels: C for weights of each channel's own; None for scalars.
+        inputs: number of maps.
+        channels: C for a weight for each channel of each map; None for one weight for each map.
 
     Raises:
         UnknownNameError: the kind is not one of `FUSIONS`.
@@ -33,7 +33,7 @@ class Fusion(nn.Module):
         self.weights = None if kind == "none" else nn.Parameter(torch.ones(shape))
 
     def normalized_weights(self) -> Tensor | None:
-        """(inputs,) or (inputs, C, 1, 1): the factors of the maps, or None for a plain sum."""
+        """(inputs,) or (inputs, C, 1, 1) factors of the maps; None for a plain sum."""
         if self.weights is None or self.kind == "unbounded":
             return self.weights
         if self.kind == "softmax":
@@ -52,11 +52,11 @@ class Fusion(nn.Module):
 
 
 class GlobalAttention(Fusion):
-    """NAS-FPN's global pooling of the last two maps (Ghiasi et al. 2019, figure 4), fused with the others if any.
+    """NAS-FPN's global pooling of the last two maps (Ghiasi et al. 2019, figure 4), fused with the others.
 
     Args:
-        kind: how the pooled map is added to the others; see `Fusion`. Two inputs alone need no weights.
-        inputs: how many maps, at least two.
+        kind: how the result is fused with the other maps, see `Fusion`; with two maps only, nothing is left to fuse.
+        inputs: number of maps, at least two.
         channels: see `Fusion`.
     """
 
@@ -64,6 +64,6 @@ class GlobalAttention(Fusion):
         super().__init__(kind if inputs > 2 else "none", inputs - 1, channels)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """(B, C, h, w) maps, x and y the last, to the fusion of the others and y + sigmoid(mean(x)) * x."""
+        """List of (B, C, h, w), x and y the last, to the fusion of the others with y + sigmoid(mean(x)) * x."""
         *others, x, y = maps
         return super().forward([*others, y + x.mean((2, 3), keepdim=True).sigmoid() * x])

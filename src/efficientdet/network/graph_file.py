@@ -1,11 +1,11 @@
-"""A feature network of one's own, from a small YAML file.
+"""A custom feature network from a small YAML file.
 
     name: my-pyramid
     nodes:
       - {name: td6, level: 6, inputs: [in6, in7]}
       - {name: out6, level: 6, inputs: [in6, td6], combine: sum}
 
-Inputs are the cell's own (`in3` ... `in7`) or earlier nodes; see `topology`.
+Inputs are the inputs of the cell (`in3` ... `in7`) or earlier nodes; see `topology`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def read_graph(path: str | Path, levels: tuple[int, int]) -> Topology:
 
     Args:
         path: the file.
-        levels: finest and coarsest level of the model that it is for.
+        levels: finest and coarsest level of the model.
 
     Returns:
         The topology.
 
     Raises:
-        SettingError: the file is missing or is no such graph; names file, line and node.
+        SettingError: the file is missing or is not a graph that can run; names file, line and node.
         MissingExtraError: PyYAML is not installed.
     """
     yaml = require("yaml", "train")

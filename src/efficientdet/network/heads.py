@@ -1,4 +1,4 @@
-"""Class and box heads: convolutions shared by all levels, batch norms of each level's own (section 4.1)."""
+"""Class and box heads: all levels share the convolutions, and each has its own batch norms (section 4.1)."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from torch import Tensor, nn
 
 from efficientdet.network.layers import SeparableConv2d, activation, batch_norm, truncated_normal_
 
-# Focal loss starts stably when every anchor begins as background with this probability of an object (Lin 2017, 4.1).
+# Probability of an object at every anchor before training, with which focal loss starts stably (Lin et al. 2017, 4.1).
 PRIOR_PROBABILITY = 0.01
 
 
 class Head(nn.Module):
-    """A tower of separable convolutions with a predicting one at its end.
+    """A tower of separable convolutions, and one that predicts.
 
     Args:
-        width: channels of the pyramid.
-        depth: convolutions before the last.
-        levels: how many pyramid levels; each has its own batch norms.
-        anchors_per_cell: anchors at one position.
+        width: channels of the feature maps.
+        depth: convolutions before the predicting one.
+        levels: number of pyramid levels; each has its own batch norms.
+        anchors_per_cell: anchors at each position.
         outputs_per_anchor: K for the class head, 4 for the box head.
-        act: activation name.
+        act: name of the activation.
         padding: `same` or `symmetric`.
-        bias: whether convolutions before a batch norm carry a bias.
-        prior: starting probability of every output for a class head; None for a box head.
+        bias: whether convolutions before a batch norm have a bias.
+        prior: probability that every output of a class head starts with; None for a box head.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The layers that the whole network shares: SAME padding, separable convolution, batch norm, activation."""
+"""Layers that all parts of the network use: SAME padding, separable convolution, batch norm, activation, resizing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional
 from efficientdet.errors import unknown_name
 from efficientdet.network.depthwise import DepthwiseBfloat16
 
-# TensorFlow's epsilon and momentum (0.99, which torch writes as 0.01), used in backbone, feature network and heads.
+# The reference's epsilon and momentum (0.99 in TensorFlow's terms), in backbone, feature network and heads.
 BATCH_NORM_EPSILON = 1e-3
 BATCH_NORM_MOMENTUM = 0.01
 
@@ -20,7 +20,7 @@ def batch_norm(channels: int, epsilon: float = BATCH_NORM_EPSILON) -> nn.BatchNo
 
 
 class Swish(nn.SiLU):
-    """x * sigmoid(x); in place where no gradient is wanted: for a gradient, torch would copy what it overwrites."""
+    """x * sigmoid(x), in place unless gradients are computed, for which torch would have to copy x."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(...) to (...)."""
@@ -28,7 +28,7 @@ class Swish(nn.SiLU):
 
 
 class Relu6(nn.ReLU6):
-    """x cut to [0, 6]; in place as in `Swish`."""
+    """x clipped to [0, 6], in place as in `Swish`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(...) to (...)."""
@@ -39,7 +39,7 @@ def activation(name: str) -> nn.Module:
     """Build the activation `swish` or `relu6`.
 
     Raises:
-        UnknownNameError: another name.
+        UnknownNameError: the name is another one.
     """
     if name == "swish":
         return Swish()
@@ -49,16 +49,16 @@ def activation(name: str) -> nn.Module:
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Padding before and after that TensorFlow's SAME adds to one axis: the odd pixel goes after."""
+    """Padding before and after one axis in TensorFlow's SAME: an odd pixel goes after."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution whose output has ceil(size / stride) rows and columns, padded as `same` or `symmetric`.
+    """A convolution with ceil(size / stride) rows and columns of output, padded as `same` or `symmetric`.
 
-    At stride 1 the two paddings agree and torch pads by itself; at stride 2 TensorFlow's SAME depends on the input's
-    size, so it is computed at each call and nothing is baked in.
+    At stride 1 the two are equal, and torch pads. At stride 2 TensorFlow's SAME depends on the input's size, so it is
+    computed at each call.
     """
 
     def __init__(
@@ -105,10 +105,10 @@ class SeparableConv2d(nn.Module):
 
 
 def downsample(x: Tensor, size: tuple[int, int], padding: str) -> Tensor:
-    """Max-pool a map to a smaller size: stride (h - 1) // target + 1, kernel stride + 1, each axis by itself."""
+    """Max-pool a map to a smaller size, with stride (h - 1) // target + 1 and kernel stride + 1 along each axis."""
     strides = [(have - 1) // want + 1 for have, want in zip(x.shape[2:], size, strict=True)]
     kernels = [stride + 1 if stride > 1 else 1 for stride in strides]
-    # With an odd stride (3 rows to 1) symmetric padding would give a row too many: SAME then, which always fits.
+    # With an odd stride (3 rows to 1) symmetric padding would give a row too many; SAME always fits.
     if padding == "symmetric" and all(stride == 1 or stride % 2 == 0 for stride in strides):
         return functional.max_pool2d(x, kernels, strides, [kernel // 2 for kernel in kernels])
     pads = [same_padding(x.shape[2 + axis], kernels[axis], strides[axis]) for axis in (0, 1)]
@@ -118,7 +118,7 @@ def downsample(x: Tensor, size: tuple[int, int], padding: str) -> Tensor:
 
 
 def resize_map(x: Tensor, size: tuple[int, int], padding: str) -> Tensor:
-    """Bring a map to a size: max-pool the axes that shrink, repeat the nearest value along those that grow."""
+    """Resize a map: max-pooling along axes that shrink, nearest neighbor along axes that grow."""
     height, width = x.shape[2:]
     smaller = (min(height, size[0]), min(width, size[1]))
     if smaller != (height, width):
@@ -127,13 +127,13 @@ def resize_map(x: Tensor, size: tuple[int, int], padding: str) -> Tensor:
         return x
     factors = (size[0] // smaller[0], size[1] // smaller[1])
     if size == (factors[0] * smaller[0], factors[1] * smaller[1]):
-        # The same, said in a way that holds for other inputs too when the network is exported.
+        # The same result, in a form that an exported network can use for other input sizes too.
         return functional.interpolate(x, scale_factor=(float(factors[0]), float(factors[1])), mode="nearest")
     return functional.interpolate(x, size=size, mode="nearest")
 
 
 def truncated_normal_(weight: Tensor, deviation: float) -> None:
-    """Fill in place with a normal cut at two deviations, rescaled as TensorFlow's variance scaling does."""
+    """Fill a weight with a normal distribution cut at two deviations, rescaled as TensorFlow's variance scaling."""
     with torch.no_grad():
         before_cut = deviation / 0.87962566103423978
         nn.init.trunc_normal_(weight, std=before_cut, a=-2 * before_cut, b=2 * before_cut)

@@ -1,4 +1,4 @@
-"""FeatureNetwork: runs any topology, any number of times, over the backbone's features (section 3)."""
+"""FeatureNetwork: a topology's cell, repeated over the backbone's features (section 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from efficientdet.network.topology import Node, Topology
 
 
 class Lateral(nn.Sequential):
-    """1x1 convolution and batch norm that bring a backbone feature to the pyramid's width."""
+    """1x1 convolution and batch norm that bring a feature of the backbone to the pyramid's width."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class Lateral(nn.Sequential):
 
 
 class NodeModule(nn.Module):
-    """One node: bring the inputs to its level, fuse, activate, separable convolution, batch norm."""
+    """One node: resize the inputs to its level, fuse them, activation, separable convolution, batch norm."""
 
     def __init__(
         self, node: Node, input_channels: list[int], width: int, fusion: str, act: str, padding: str, bias: bool,
@@ -45,7 +45,7 @@ class NodeModule(nn.Module):
         self.bn = batch_norm(width)
 
     def forward(self, maps: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-        """The maps so far, by name, to this node's (B, width, *size)."""
+        """Earlier maps by name, each (B, C, h, w), to this node's (B, width, *size)."""
         inputs = []
         for name in self.node.inputs:
             x = maps[name]
@@ -54,25 +54,25 @@ class NodeModule(nn.Module):
             inputs.append(resize_map(x, size, self.padding))
         fused = self.fuse(inputs)
         if len(inputs) == 1 and fused is inputs[0]:
-            fused = fused.clone()  # the activation works in place, and others may read this map
+            fused = fused.clone()  # the activation is in place, and other nodes may read this map
         out: Tensor = self.bn(self.conv(self.act(fused)))
         return out
 
 
 class FeatureNetwork(nn.Module):
-    """Features of the backbone to fused maps of every level.
+    """Features of the backbone to one fused map for each level.
 
     Args:
-        backbone_channels: channels of P3, P4, ...: the levels that the backbone gives, finest first.
-        topology: one cell.
+        backbone_channels: channels of the backbone's levels P3, P4, ..., finest first.
+        topology: the cell.
         width: channels of every fused map.
-        depth: how many times the cell is repeated, each with weights of its own.
+        depth: number of cells, each with its own weights.
         fusion: see `Fusion`.
-        act: activation before each node's convolution.
+        act: name of the activation before each node's convolution.
         padding: `same` or `symmetric`.
-        bias: whether convolutions before a batch norm carry a bias.
-        separable: depthwise separable convolutions, or full ones.
-        per_channel: fusion weights of each channel's own, or scalars.
+        bias: whether convolutions before a batch norm have a bias.
+        separable: whether convolutions are depthwise separable instead of full.
+        per_channel: whether fusion weights are for each channel instead of each map.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class FeatureNetwork(nn.Module):
         low, high = topology.levels
         self.topology = topology
         self.padding = padding
-        # The levels that the backbone lacks come from its last one: a lateral, then max-pooling, level by level.
+        # Levels that the backbone lacks are made from its last one: a lateral, then max-pooling, level by level.
         last = backbone_channels[-1]
         has_extra = len(backbone_channels) < high - low + 1
         self.extra = Lateral(last, width, bias) if has_extra and last != width else nn.Identity()

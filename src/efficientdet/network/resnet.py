@@ -1,7 +1,7 @@
-"""ResNet backbones, to compare with: the paper's ResNet50 + FPN (section 6.1, Table 4).
+"""ResNet backbones, for comparisons such as the paper's with ResNet50 + FPN (section 6.1, Table 4).
 
-He et al. 2016 (arXiv 1512.03385), Table 1, in version 1.5: the stride is on a bottleneck's 3x3 convolution. The modules
-have torchvision's names, so that published ImageNet weights keep theirs. The classifier is not built.
+He et al. 2016 (arXiv 1512.03385), Table 1, version 1.5: the stride is in the bottleneck's 3x3 convolution. The modules
+are named as in torchvision, whose ImageNet weights fit. The classifier is not built.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from efficientdet.network.layers import Conv2d, batch_norm
 
 EPSILON = 1e-5
 STEM_CHANNELS = 64
-# Channels inside the blocks of layer1 to layer4.
+# Channels inside the blocks of `layer1` to `layer4`.
 WIDTHS = (64, 128, 256, 512)
 
 
 class Layout(NamedTuple):
-    """One column of ResNet's Table 1: which block, and how many of it in layer1 to layer4."""
+    """One column of ResNet's Table 1: the kind of block, and their number in `layer1` to `layer4`."""
 
     has_bottleneck: bool
     repeats: tuple[int, int, int, int]
@@ -38,7 +38,7 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, and the shortcut around them."""
+    """Two 3x3 convolutions and the shortcut around them."""
 
     expansion = 1
 
@@ -58,7 +58,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 convolution down to the width, 3x3, and 1x1 up to four times the width; and the shortcut around them."""
+    """1x1 convolution to the width, 3x3, 1x1 to four times the width, and the shortcut around them."""
 
     expansion = 4
 
@@ -93,7 +93,7 @@ class ResNet(nn.Module):
         name: a key of `RESNETS`.
 
     Attributes:
-        channels: of P3, P4 and P5.
+        channels: channels of P3, P4 and P5.
     """
 
     def __init__(self, name: str) -> None:

@@ -1,8 +1,8 @@
 """The feature networks that the paper compares, as lists of nodes (section 3, figures 2 and 3). No torch here.
 
-A cell maps the levels in3 ... in7 to fused maps of the same levels. Each node has a level and the names of what it
-reads: the cell's inputs (`in5`) or earlier nodes (`td6`). What it reads is resampled to its level first. The node
-called `out<level>` (or, where there is none, the last node of that level) is the cell's output at that level.
+A cell maps the levels in3 ... in7 to fused maps of the same levels. Each node has a level and the names of its inputs:
+inputs of the cell (`in5`) or earlier nodes (`td6`), which are first resized to the node's level. The cell's output at a
+level is the node called `out<level>`, or else the last node of that level.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
-from efficientdet.errors import SettingError, unknown_name
+from efficientdet.errors import SettingError, find_name
 from efficientdet.family import ModelSpec
 
 Combine = Literal["sum", "attention"]
@@ -23,8 +23,8 @@ class Node:
 
     Attributes:
         name: unique within the cell.
-        level: pyramid level at which the node computes.
-        inputs: what it reads, in the order of its fusion weights.
+        level: pyramid level of the node's map.
+        inputs: names of its inputs, in the order of its fusion weights.
         combine: `sum` adds the inputs with the fusion's weights; `attention` first replaces the last two, x and y, by
             NAS-FPN's global pooling of them: y + sigmoid(mean(x)) * x.
     """
@@ -37,18 +37,18 @@ class Node:
 
 @dataclass(frozen=True)
 class Topology:
-    """A feature network's cell: its nodes in an order in which each reads only what comes before it."""
+    """A feature network's cell: its nodes, in an order in which inputs come before the nodes that read them."""
 
     name: str
     levels: tuple[int, int]
     nodes: tuple[Node, ...]
 
     def __post_init__(self) -> None:
-        """Refuse a graph that cannot run.
+        """Check that the graph can run.
 
         Raises:
-            SettingError: a repeated name, an unknown or later input, a level outside the range, a wrong number of
-                inputs, a node that nothing reads, or a level without an output; names the node.
+            SettingError: a name is repeated, an input is unknown or later, a level is outside the range, a node has the
+                wrong number of inputs or is read by nothing, or a level has no output; names the node.
         """
         fault = find_fault(self.name, self.levels, self.nodes)
         if fault is not None:
@@ -61,7 +61,7 @@ class Topology:
 
 
 class Fault(NamedTuple):
-    """What is wrong with a graph, and the place in its list of nodes where; None if it is no single node's fault."""
+    """What is wrong with a graph, and the index of the node at fault; None if it is not a single node."""
 
     message: str
     place: int | None
@@ -73,7 +73,7 @@ def _outputs(nodes: Iterable[Node]) -> dict[int, str]:
 
 
 def find_fault(name: str, levels: tuple[int, int], nodes: tuple[Node, ...]) -> Fault | None:
-    """Find the first thing that keeps a graph of nodes from running; None where there is nothing."""
+    """Find the first fault for which a graph of nodes cannot run; None if it has none."""
     where = f"feature network '{name}'"
     known = {f"in{level}" for level in range(levels[0], levels[1] + 1)}
     names = [node.name for node in nodes]
@@ -122,7 +122,7 @@ def panet(low: int, high: int) -> list[Node]:
 
 
 def simplified_panet(low: int, high: int) -> list[Node]:
-    """PANet without the nodes that have a single input: they fuse nothing."""
+    """PANet without the nodes that have a single input, which fuse nothing."""
     return _two_ways(low, high, keeps_input=False)
 
 
@@ -152,7 +152,7 @@ def fully_connected(low: int, high: int) -> list[Node]:
 
 
 def nas_fpn(low: int, high: int) -> list[Node]:
-    """The searched cell (Ghiasi et al. 2019; figure 2c), drawn for five levels; those above are added bottom-up."""
+    """The cell that was found by search (Ghiasi et al. 2019; figure 2c) for five levels; more are added bottom-up."""
     i3, i4, i5, i6, i7 = (f"in{low + step}" for step in range(5))
     o3, o4, o5, o6, o7 = (f"out{low + step}" for step in range(5))
     nodes = [
@@ -178,11 +178,11 @@ TOPOLOGIES: dict[str, Callable[[int, int], list[Node]]] = {
 
 
 def spec_topology(spec: ModelSpec) -> Topology:
-    """Build the cell that a spec asks for: its own nodes, or the named feature network's.
+    """Build a spec's cell: its custom nodes, or those of the named feature network.
 
     Raises:
         UnknownNameError: the name is not one of `TOPOLOGIES`.
-        SettingError: the nodes make no graph that runs.
+        SettingError: the custom nodes are not a graph that can run.
     """
     if spec.nodes is None:
         return build_topology(spec.feature_network, spec.levels)
@@ -195,10 +195,9 @@ def build_topology(name: str, levels: tuple[int, int]) -> Topology:
 
     Raises:
         UnknownNameError: the name is not one of `TOPOLOGIES`.
-        SettingError: NAS-FPN asked for fewer than five levels.
+        SettingError: NAS-FPN needs at least five levels.
     """
-    if name not in TOPOLOGIES:
-        raise unknown_name("feature network", name, TOPOLOGIES)
+    name = find_name("feature network", name, TOPOLOGIES)
     if name == "nas-fpn" and levels[1] - levels[0] < 4:
         raise SettingError(f"nas-fpn needs at least five levels, not {levels[0]}-{levels[1]}")
     return Topology(name, levels, tuple(TOPOLOGIES[name](*levels)))

@@ -257,7 +257,9 @@ def _open(path: Path, with_tensors: bool) -> tuple[CheckpointInfo, dict[str, Ten
                 raise WeightsError(
                     f"{path}: damaged: its contents do not match its checksum; copy or download the file again"
                 )
-    except (SafetensorError, OSError) as error:
+    except WeightsError:
+        raise
+    except Exception as error:  # safetensors raises nearly anything for a damaged file
         raise WeightsError(
             f"{path}: not a safetensors file, or a damaged one ({error}). Convert weights of another kind (.pth, .h5) "
             "first: efficientdet convert FILE --to OUT.safetensors"

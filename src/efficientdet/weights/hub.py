@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from efficientdet.errors import WeightsError
+from efficientdet.weights.download import LARGEST
 
 HUB_PREFIX = "hf://"
 FILE_NAME = "model.safetensors"
@@ -28,13 +30,18 @@ def hub_file(name: str) -> Path:
     """Download `model.safetensors` of a repository, or take it from the hub's own cache.
 
     Raises:
-        WeightsError: the repository, revision or file does not exist, or the hub cannot be reached and the file is not
-            cached.
+        WeightsError: the repository, revision or file does not exist, the file is too large, or the hub cannot be
+            reached and the file is not cached.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository, revision = parse_hub_name(name)
+    size = None
+    with suppress(Exception):  # the download meets the same fault and says so, or finds the file in its cache
+        size = get_hf_file_metadata(hf_hub_url(repository, FILE_NAME, revision=revision)).size
+    if size is not None and size > LARGEST:
+        raise WeightsError(f"{name}: {FILE_NAME} has {size:,} bytes; the largest allowed are {LARGEST:,}")
     try:
         return Path(hf_hub_download(repository, FILE_NAME, revision=revision))
     except LocalEntryNotFoundError as error:

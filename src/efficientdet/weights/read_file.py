@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from efficientdet.errors import WeightsError, require
@@ -49,7 +48,7 @@ def read_state(path: str | Path) -> Mapping[str, Any]:
     if suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError) as error:
+        except Exception as error:  # SafetensorError, OSError, KeyError for an unknown type ...
             raise WeightsError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
     if suffix not in _PICKLES:
         known = ", ".join((".safetensors", *_PICKLES, *_H5, ".index"))

@@ -109,6 +109,22 @@ def test_one_graph_serves_all_regular_sizes_and_is_found_again(
         open_engine(changed, backend).run(images(1, 128, 128))
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_damaged_graph_in_the_cache_is_written_again(
+    model: EfficientDet, backend: str, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    libraries_of(backend)
+    pixels = images(1, 128, 128)
+    expected = [[output.clone() for output in part] for part in open_engine(model, backend).run(pixels)]
+    (graph,) = (cache / "engines").glob("*-any.onnx")
+    whole = graph.read_bytes()
+    at = len(whole) // 2
+    graph.write_bytes(whole[:at] + bytes(1000) + whole[at + 1000 :])  # weights that are 0: a valid file
+    capsys.readouterr()
+    check(open_engine(model, backend).run(pixels), expected, 1e-6)
+    assert capsys.readouterr().err == f"efficientdet: {graph} is damaged and is made again\n"
+
+
 @pytest.mark.parametrize("backend", ["eager", "onnxruntime", "openvino"])
 def test_threads_do_not_disturb_each_other(model: EfficientDet, backend: str) -> None:
     libraries_of(backend)
