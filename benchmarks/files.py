@@ -64,7 +64,7 @@ class Files:
         records = Records(images, ("thing",), (1,), folder)
 
         def write(path: Path) -> None:
-            quantize(source, records, path, pictures=CALIBRATION_PICTURES, check=None)
+            quantize(source, records, path, calibration_images=CALIBRATION_PICTURES, check=False)
 
         return self._made(f"{name}-{size}-int8.xml", write)
 

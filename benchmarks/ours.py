@@ -59,7 +59,7 @@ def folder(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
     )
     paths, batch, cores = case["pictures"], case["batch"], torch.get_num_threads()
     # The network at its best: an image on each core where the engine can, as predict_many has it too; else in batches.
-    run, threads, each = detector.engine.run_alone, cores, 1
+    run, threads, each = detector.engine.run_on_one_core, cores, 1
     if run is None or cores == 1:
         run, threads, each = detector.engine.run, 1, batch
     pixels = input_batch(detector, read_all(detector, paths[:each]))[0]

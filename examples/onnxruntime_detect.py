@@ -8,8 +8,8 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-facts = json.loads(session.get_modelmeta().custom_metadata_map["efficientdet"])
-height, width = facts["image_size"]
+metadata = json.loads(session.get_modelmeta().custom_metadata_map["efficientdet"])
+height, width = metadata["image_size"]
 
 image = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
 scale = min(height / image.height, width / image.width)
@@ -22,4 +22,4 @@ boxes, scores, labels, counts = session.run(
     {"images": canvas, "image_sizes": np.array([[image.height, image.width]])},
 )
 for box, score, label in zip(boxes[0, : counts[0]], scores[0], labels[0], strict=False):
-    print(json.dumps({"class": facts["class_names"][label], "score": float(score), "box_xyxy": box.tolist()}))
+    print(json.dumps({"class": metadata["class_names"][label], "score": float(score), "box_xyxy": box.tolist()}))

@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 
 core = openvino.Core()
 model = core.read_model(sys.argv[1])
-facts = json.loads(model.get_rt_info("efficientdet").astype(str))
-height, width = facts["image_size"]
+metadata = json.loads(model.get_rt_info("efficientdet").astype(str))
+height, width = metadata["image_size"]
 # Without the hint OpenVINO computes in bfloat16 where the processor has it: faster, a little less exact.
 compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
@@ -23,5 +23,5 @@ canvas[0, : small.height, : small.width] = small
 found = compiled({"images": canvas, "image_sizes": np.array([[image.height, image.width]])})
 boxes, scores, labels = found["boxes_xyxy"][0], found["scores"][0], found["labels"][0]
 for i in range(found["counts"][0]):
-    line = {"class": facts["class_names"][labels[i]], "score": float(scores[i]), "box_xyxy": boxes[i].tolist()}
+    line = {"class": metadata["class_names"][labels[i]], "score": float(scores[i]), "box_xyxy": boxes[i].tolist()}
     print(json.dumps(line))

@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 
 extra = {"efficientdet.json": ""}
 module = torch.export.load(sys.argv[1], extra_files=extra).module()
-facts = json.loads(extra["efficientdet.json"])
-height, width = facts["image_size"]
+metadata = json.loads(extra["efficientdet.json"])
+height, width = metadata["image_size"]
 
 image = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
 scale = min(height / image.height, width / image.width)
@@ -21,5 +21,5 @@ canvas[0, : small.height, : small.width] = torch.from_numpy(np.array(small))
 with torch.no_grad():
     boxes, scores, labels, counts = module(canvas, torch.tensor([[image.height, image.width]]))
 for i in range(int(counts[0])):
-    line = {"class": facts["class_names"][labels[0, i]], "score": float(scores[0, i])}
+    line = {"class": metadata["class_names"][labels[0, i]], "score": float(scores[0, i])}
     print(json.dumps({**line, "box_xyxy": boxes[0, i].tolist()}))

@@ -28,7 +28,7 @@ def test_export_then_check_then_refuse(command: Command, checkpoint: Path, tmp_p
     assert done.code == 0, done.err
     assert f"written: {out}" in done.out and "class_logits" in done.out
     report = json.loads(command("export", checkpoint, "--check", out, "--json").out)
-    assert report["failures"] == [] and report["departs_at"] is None
+    assert report["failures"] == [] and report["first_difference"] is None
 
     graph = onnx.load(str(out))
     name = "model.feature_network.cells.0.out4.conv.pointwise.weight"
@@ -40,7 +40,7 @@ def test_export_then_check_then_refuse(command: Command, checkpoint: Path, tmp_p
     done = command("export", checkpoint, "--check", out)
     assert done.code == 1
     assert "BROKEN" in done.out
-    assert "The first to depart: feature_network.cells.0.out4.conv.pointwise" in done.err
+    assert "The first layer that differs: feature_network.cells.0.out4.conv.pointwise" in done.err
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,10 @@ def test_export_then_check_then_refuse(command: Command, checkpoint: Path, tmp_p
         (["people", "--out", "x.pth"], "no format has the suffix '.pth'"),
         (["people", "--to", "onx", "--out", "x"], "did you mean 'onnx'"),
         (["people", "--out", "x.pt2", "--dynamic"], "these can: onnx, openvino"),
+        (
+            ["people", "--out", "x.onnx", "--dynamic"],
+            "image size 320x320: a file of dynamic size takes multiples of 128",
+        ),
         (["nobody", "--out", "x.onnx"], "unknown weights 'nobody'"),
         (["people", "--check", "gone.onnx"], "gone.onnx: no such file"),
     ],
@@ -62,8 +66,8 @@ def test_export_refuses(command: Command, arguments: list[str], message: str) ->
     assert message in done.err
 
 
-def test_a_command_without_pictures_says_so(command: Command, tmp_path: Path) -> None:
-    done = command("export", "people", "--out", tmp_path / "x.onnx", "--pictures", tmp_path / "none")
+def test_a_command_without_images_says_so(command: Command, tmp_path: Path) -> None:
+    done = command("export", "people", "--out", tmp_path / "x.onnx", "--images", tmp_path / "none")
     assert done.code == 2
     assert "none" in done.err
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,13 +19,13 @@ from efficientdet.inference.engines.onnx_graph import free_shapes, onnx_network
 
 @pytest.fixture(scope="session")
 def people() -> Detector:
-    """The bundled detector, for small pictures."""
+    """The bundled detector, for small images."""
     return load("people", device="cpu", image_size=128, score_threshold=0.05)
 
 
 @pytest.fixture(scope="session")
 def portrait() -> RgbImage:
-    """A real picture of a person, not square."""
+    """A real image of a person, not square."""
     return read(sample_image())
 
 
@@ -43,8 +44,19 @@ def translations() -> dict[Any, Any]:
 
 @pytest.fixture(scope="module", autouse=True)
 def network_translated_once(translations: dict[Any, Any]) -> Iterator[None]:
-    """Most of an export's time goes into translating the network: do it once for each network and size."""
+    """Most of an export's time goes into translating: do it once for each network and size, and once for each end."""
     made = translations
+    front_and_back = onnx_file._front_and_back
+
+    def translate_ends(metadata: Any) -> Any:
+        from onnx import ModelProto
+
+        key = dataclasses.replace(metadata, precision="fp32").to_json()
+        if key not in made:
+            made[key] = front_and_back(metadata)
+        copy = ModelProto()
+        copy.CopyFrom(made[key])
+        return copy
 
     def translate(model: Any, size: tuple[int, int], dynamic_batch: bool, dynamic_size: bool) -> Any:
         from onnx import ModelProto
@@ -59,4 +71,5 @@ def network_translated_once(translations: dict[Any, Any]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_file, "onnx_network", translate)
+        patch.setattr(onnx_file, "_front_and_back", translate_ends)
         yield

@@ -22,25 +22,26 @@ import runpy, sys
 for name in {barred!r}:
     sys.modules[name] = None
 sys.argv = {argv!r}
+sys.path.insert(0, {folder!r})
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def run_example(program: str, file: Path, barred: tuple[str, ...]) -> list[dict[str, Any]]:
-    """What an example prints of the sample picture."""
+    """What an example prints of the sample image."""
     argv = [str(EXAMPLES / program), str(file), str(sample_image())]
-    code = BARRED.format(barred=barred, argv=argv)
+    code = BARRED.format(barred=barred, argv=argv, folder=str(EXAMPLES))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def check_example(detector: Detector, found: list[dict[str, Any]]) -> None:
-    """Boxes within 0.1 pixels of the detector's, scores within 1e-4."""
+    """Boxes within 0.01 pixels of the detector's, scores within 1e-4."""
     wanted = detector.predict(sample_image())
     assert len(found) == len(wanted) > 0
     assert [line["class"] for line in found] == [wanted.class_names[label] for label in wanted.labels]
-    assert np.allclose([line["box_xyxy"] for line in found], wanted.boxes_xyxy, rtol=0, atol=0.1)
+    assert np.allclose([line["box_xyxy"] for line in found], wanted.boxes_xyxy, rtol=0, atol=0.01)
     assert np.allclose([line["score"] for line in found], wanted.scores, rtol=0, atol=1e-4)
 
 

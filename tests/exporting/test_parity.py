@@ -16,7 +16,7 @@ from efficientdet.data.dataset import read_split
 from efficientdet.errors import SettingError, WeightsError
 from efficientdet.evaluation.evaluate import evaluate
 from efficientdet.exporting import parity
-from efficientdet.exporting.comparison_images import comparison_pictures
+from efficientdet.exporting.comparison_images import comparison_images
 from efficientdet.exporting.export import export
 from efficientdet.exporting.parity import Difference, ParityError, ParityReport, check_file
 from efficientdet.inference.detector import Detector, load
@@ -49,7 +49,7 @@ def one_more(weights: Any) -> Any:
 
 def test_a_good_file_passes(people: Detector, file: Path) -> None:
     report = check_file(people, file, "onnx")
-    assert report.failures == [] and report.departs_at is None
+    assert report.failures == [] and report.first_difference is None
     assert [d.output for d in report.differences] == ["class_logits", "box_deltas", "boxes_xyxy", "scores"]
     assert all(0 <= d.mean <= d.maximum < math.inf for d in report.differences)
     assert report.differences[0].maximum > 0  # two implementations that agree to the last digit are one
@@ -67,24 +67,24 @@ def test_a_good_file_passes(people: Detector, file: Path) -> None:
 )
 def test_one_wrong_weight_is_found(people: Detector, file: Path, tmp_path: Path, weight: str, layer: str) -> None:
     report = check_file(people, change(file, tmp_path / "bad.onnx", weight, one_more), "onnx")
-    assert report.departs_at == layer
+    assert report.first_difference == layer
     assert "over the bound of" in report.failures[0]
 
 
 def test_numbers_that_are_none_break_the_bound(people: Detector, file: Path, tmp_path: Path) -> None:
     bad = change(file, tmp_path / "bad.onnx", "model.backbone.conv_stem.weight", lambda x: x * np.float32(np.nan))
     report = check_file(people, bad, "onnx")
-    assert report.departs_at == "backbone.conv_stem"
+    assert report.first_difference == "backbone.conv_stem"
     assert report.differences[0].maximum == math.inf
 
 
-def test_wrong_suppression_is_told_from_a_wrong_network(people: Detector, file: Path, tmp_path: Path) -> None:
+def test_wrong_nms_is_told_from_a_wrong_network(people: Detector, file: Path, tmp_path: Path) -> None:
     import onnx
 
     (nms,) = (node for node in onnx.load(str(file)).graph.node if node.op_type == "NonMaxSuppression")
-    bad = change(file, tmp_path / "bad.onnx", nms.input[3], lambda x: np.array(0.95, np.float32))
+    bad = change(file, tmp_path / "bad.onnx", nms.input[3], lambda x: np.full_like(x, 0.95))
     report = check_file(people, bad, "onnx")
-    assert report.departs_at == "decoding and suppression (the network's own outputs agree)"
+    assert report.first_difference == "decoding and NMS (the network's own outputs agree)"
     assert all(d.is_kept for d in report.differences[:2])
 
 
@@ -104,7 +104,7 @@ def test_int8_is_not_passed_unseen(people: Detector, file: Path, tmp_path: Path)
     facts = {**json.loads(graph.metadata_props[0].value), "precision": "int8"}
     graph.metadata_props[0].value = json.dumps(facts)
     onnx.save(graph, str(tmp_path / "int8.onnx"))
-    with pytest.raises(SettingError, match="a file of int8 is judged by AP alone; give a data set"):
+    with pytest.raises(SettingError, match="a file of int8 is judged by AP alone; give a dataset"):
         check_file(people, tmp_path / "int8.onnx", "onnx")
 
 
@@ -112,7 +112,9 @@ def test_a_file_that_fails_is_not_written(people: Detector, tmp_path: Path, monk
     monkeypatch.setitem(parity.BOUNDS, "fp32", parity.Bounds(1e-12, 0.1))
     path = tmp_path / "strict.onnx"
     path.write_text("what was there before")
-    with pytest.raises(ParityError, match=r"strict\.onnx: class_logits differs .*; the first to depart: \w") as caught:
+    with pytest.raises(
+        ParityError, match=r"strict\.onnx: class_logits differs .*; the first layer that differs: \w"
+    ) as caught:
         export(people, path, dynamic_batch=True)
     assert caught.value.report.failures
     assert path.read_text() == "what was there before"
@@ -146,11 +148,11 @@ def test_ap_over_the_bound_fails() -> None:
     assert won.failures  # no file is better than its network: something else was evaluated
 
 
-def test_pictures_come_from_a_folder_too(tmp_path: Path, portrait: Any) -> None:
+def test_images_come_from_a_folder_too(tmp_path: Path, portrait: Any) -> None:
     from PIL import Image
 
     for number in range(20):
         Image.fromarray(portrait[: 100 + number]).save(tmp_path / f"{number:02}.png")
-    heights = [picture.shape[0] for picture in comparison_pictures(tmp_path)]
+    heights = [image.shape[0] for image in comparison_images(tmp_path)]
     assert heights == list(range(100, 120, 2))  # at most sixteen, evenly spread
-    assert len(comparison_pictures(None)) == 2  # the portrait and its mirror image
+    assert len(comparison_images(None)) == 2  # the portrait and its mirror image

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from efficientdet.cli import quantize as _command  # noqa: F401  (adds the comma
 from efficientdet.data.dataset import read_split
 from efficientdet.errors import MissingExtraError, SettingError, UnknownNameError
 from efficientdet.exporting import parity
-from efficientdet.exporting.quantize import Calibration, QuantizationReport, level_differences, quantize, settings_for
+from efficientdet.exporting.formats import open_file
+from efficientdet.exporting.quantize import Calibration, QuantizationReport, level_differences, quantize
 from efficientdet.family import MODELS
 from efficientdet.images.letterbox import LITE, letterbox
 from efficientdet.images.read import read
@@ -62,7 +64,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EFFICIENTDET_CACHE", str(tmp_path / "cache"))
 
 
-def test_calibration_pictures_are_what_the_network_sees(data: Path) -> None:
+def test_calibration_images_are_what_the_network_sees(data: Path) -> None:
     records = read_split(data, "train").images
     calibration = Calibration(make_detector(), records[:3])
     found = list(calibration)
@@ -71,19 +73,12 @@ def test_calibration_pictures_are_what_the_network_sees(data: Path) -> None:
     np.testing.assert_array_equal(found[2], expected[None])
 
 
-def test_a_size_is_free_where_it_can_be() -> None:
-    detector = make_detector()
-    assert settings_for(detector, "openvino").dynamic_size
-    detector.image_size = (128, 96)
-    assert not settings_for(detector, "openvino").dynamic_size
-
-
 @pytest.mark.parametrize(
     ("name", "choices", "error", "message"),
     [
-        ("x.onnx", {}, SettingError, r"openvino must be called \*.xml"),
-        ("x.xml", {"to": "openvin"}, UnknownNameError, "did you mean 'openvino'"),
-        ("x.xml", {"pictures": 0}, SettingError, "pictures is 0"),
+        ("x.onnx", {}, SettingError, r"it must be called \*.xml"),
+        ("x.xml", {"calibration_images": 0}, SettingError, "calibration_images is 0; it must be at least 1"),
+        ("x.xml", {"pictures": 3}, SettingError, "unknown setting 'pictures'"),
         ("x.xml", {"preset": "best"}, UnknownNameError, "performance, mixed"),
     ],
 )
@@ -103,22 +98,18 @@ def test_without_nncf_it_says_what_to_install(data: Path, tmp_path: Path, monkey
 
 @pytest.fixture(scope="module")
 def written(data: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """One file for each runtime."""
+    """A quantized file."""
     pytest.importorskip("nncf")
-    detector, folder = make_detector(), tmp_path_factory.mktemp("int8")
-    reports = {}
-    for to, name in (("openvino", "net.xml"),):
-        reports[to] = (folder / name, quantize(detector, data, folder / name, to=to, pictures=4))
-    return SimpleNamespace(detector=detector, reports=reports, folder=folder)
+    detector, path = make_detector(), tmp_path_factory.mktemp("int8") / "net.xml"
+    return SimpleNamespace(detector=detector, path=path, report=quantize(detector, data, path, calibration_images=4))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["openvino"])
-def test_a_quantized_file_is_close_small_and_loads(written: SimpleNamespace, data: Path, to: str) -> None:
-    path, report = written.reports[to]
+def test_a_quantized_file_is_close_small_and_loads(written: SimpleNamespace, data: Path) -> None:
+    path, report = written.path, written.report
     whole = sum(tensor.numel() * 4 for tensor in written.detector.model.state_dict().values())
     assert report.size_bytes < 0.5 * whole
-    assert report.calibration["pictures"] == 4
+    assert report.calibration["images"] == 4
     assert report.parity is not None and not report.parity.failures and report.parity.ap is not None
     assert json.loads(json.dumps(report.to_dict()))["parity"]["precision"] == "int8"
     names = [level.output for level in report.levels]
@@ -126,7 +117,7 @@ def test_a_quantized_file_is_close_small_and_loads(written: SimpleNamespace, dat
     for level in report.levels:
         assert 0 < level.mean < 0.5 * level.spread
     detector = load(path)
-    assert (detector.engine.precision, detector.info) == ("int8", INFO)
+    assert (detector.engine.precision, detector.class_names) == ("int8", INFO.class_names)
     square = detector.predict(data / "val1.png", score_threshold=0.0)
     exact = written.detector.predict(data / "val1.png", score_threshold=0.0)
     assert square.scores[0] == pytest.approx(exact.scores[0], abs=0.05)
@@ -135,17 +126,26 @@ def test_a_quantized_file_is_close_small_and_loads(written: SimpleNamespace, dat
 
 @pytest.mark.slow
 def test_only_whole_files_are_left(written: SimpleNamespace) -> None:
-    assert sorted(path.name for path in written.folder.iterdir()) == ["net.bin", "net.onnx", "net.xml"]
+    assert sorted(path.name for path in written.path.parent.iterdir()) == ["net.bin", "net.xml"]
+
+
+@pytest.mark.slow
+def test_a_size_is_free_where_it_can_be(data: Path, tmp_path: Path, written: SimpleNamespace) -> None:
+    assert open_file(written.path, "openvino").metadata.dynamic_size
+    detector = Detector(make_detector().model, INFO, device="cpu", backend="eager", image_size=(128, 96))
+    quantize(detector, data, tmp_path / "net.xml", calibration_images=1, check=False)
+    metadata = open_file(tmp_path / "net.xml", "openvino").metadata
+    assert not metadata.dynamic_size and metadata.calibration["images"] == 1  # type: ignore[index]
 
 
 @pytest.mark.slow
 def test_level_differences_are_of_the_right_level(written: SimpleNamespace, data: Path) -> None:
-    path, _ = written.reports["openvino"]
+    path = written.path
     other = make_detector()
     with torch.no_grad():  # P5 alone: the third norms of the class head
         other.model.class_head.bns[0][2].bias.add_(1.0)  # type: ignore[index, union-attr, operator]
-    found = level_differences(other, path, "openvino", read_split(data, "val").images)
-    before = level_differences(written.detector, path, "openvino", read_split(data, "val").images)
+    found = level_differences(other, path, read_split(data, "val").images)
+    before = level_differences(written.detector, path, read_split(data, "val").images)
     changed = [a.output for a, b in zip(found, before, strict=True) if a.mean != b.mean]
     assert changed == ["class_logits of P5"]
 
@@ -157,7 +157,7 @@ def test_over_the_bound_nothing_is_written(data: Path, tmp_path: Path, monkeypat
     detector = make_detector()
     save_checkpoint(tmp_path / "net.safetensors", detector.model.state_dict(), INFO)
     arguments = ["quantize", str(tmp_path / "net.safetensors"), "--data", str(data), "--out", str(tmp_path / "x.xml"),
-                 "--pictures", "2"]  # fmt: skip
+                 "--calibration-images", "2"]  # fmt: skip
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1, result.output
     assert "class_logits of P3" in result.output and "AP int8" in result.output
@@ -166,21 +166,22 @@ def test_over_the_bound_nothing_is_written(data: Path, tmp_path: Path, monkeypat
 
 
 def test_the_command_prints_what_it_cost(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
+    asked: dict[str, Any] = {}
 
-    def stand_in(detector: Detector, data: Path, out: Path, **choices: object) -> QuantizationReport:
-        asked.update(choices, out=out)
+    def stand_in(detector: Detector, data: Path, out: Path, **settings: object) -> QuantizationReport:
+        asked.clear()
+        asked.update(settings, out=out, image_size=detector.image_size)
         report = parity.ParityReport("x.xml", "int8", 1, (), 49.5, 50.0, 1.0)
-        return QuantizationReport("x.xml", "openvino", {}, 3_400_000, report, ())
+        return QuantizationReport("x.xml", {}, 3_400_000, report, ())
 
     monkeypatch.setattr("efficientdet.exporting.quantize.quantize", stand_in)
     save_checkpoint(tmp_path / "net.safetensors", make_detector().model.state_dict(), INFO)
     arguments = ["quantize", str(tmp_path / "net.safetensors"), "--data", str(data), "--out", str(tmp_path / "x.xml")]
-    result = CliRunner().invoke(app, [*arguments, "--check", "none", "--split", "val"])
+    result = CliRunner().invoke(app, [*arguments, "--no-check", "--split", "val", "--image-size", "256"])
     assert result.exit_code == 0, result.output
     for text in ("50.00", "49.50", "-0.50", "3.4"):
         assert text in result.output
-    assert (asked["check"], asked["split"], asked["pictures"]) == (None, "val", 300)
+    assert asked == {"check": False, "split": "val", "out": tmp_path / "x.xml", "image_size": (256, 256)}
     result = CliRunner().invoke(app, [*arguments, "--json"])
     assert json.loads(result.output)["parity"]["ap_difference"] == -0.5
-    assert asked["check"] == "val"
+    assert asked == {"out": tmp_path / "x.xml", "image_size": (128, 128)}  # the defaults are the dataclass's

@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from efficientdet.errors import SettingError, UnknownNameError
-from efficientdet.exporting.settings import FORMATS, NOT_WRITTEN, ExportSettings, check_settings, find_format
+from efficientdet.exporting.settings import (
+    FORMATS,
+    NOT_WRITTEN,
+    ExportOptions,
+    ExportSettings,
+    QuantizeOptions,
+    QuantizeSettings,
+    check_abilities,
+    find_format,
+)
 from efficientdet.inference.detector import Detector, load
+from efficientdet.settings import changed, names_of
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -33,25 +46,43 @@ def test_faulty_names_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("to", "settings", "message"),
     [
-        (ExportSettings("executorch", end_to_end=True), "executorch files here cannot have decoding .*onnx, openvino"),
-        (ExportSettings("tflite", dynamic_batch=True), "tflite files here cannot have any number"),
-        (ExportSettings("torch-export", dynamic_size=True), "torch-export files here cannot have pictures of any size"),
+        ("executorch", ExportSettings(end_to_end=True), "executorch files here cannot have decoding .*onnx, openvino"),
+        ("tflite", ExportSettings(dynamic_batch=True), "tflite files here cannot have any number"),
+        ("torch-export", ExportSettings(dynamic_size=True), "torch-export files here cannot have images of any size"),
     ],
 )
-def test_what_a_format_cannot_be_is_refused(people: Detector, settings: ExportSettings, message: str) -> None:
+def test_what_a_format_cannot_be_is_refused(people: Detector, to: str, settings: ExportSettings, message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        check_settings(settings, people)
+        check_abilities(settings, to, people)
 
 
 def test_a_dynamic_size_starts_from_one_of_its_own() -> None:
-    with pytest.raises(SettingError, match=r"\(160, 160\): with dynamic size every side is a multiple of 128"):
-        check_settings(ExportSettings("onnx", dynamic_size=True), load("people", device="cpu", image_size=160))
+    for size, words in ((160, "160x160.*multiples of 128 only; choose --image-size 256"), ((100, 256), "128x256")):
+        with pytest.raises(SettingError, match=words):
+            check_abilities(ExportSettings(dynamic_size=True), "onnx", load("people", device="cpu", image_size=size))
 
 
-def test_suppression_that_no_graph_has_is_refused() -> None:
+def test_any_size_means_any_batch_too() -> None:
+    assert changed(ExportSettings(), {"dynamic": True}) == ExportSettings(dynamic_size=True, dynamic_batch=True)
+
+
+def test_nms_that_no_graph_has_is_refused() -> None:
     soft = load("people", device="cpu", nms="soft")
     with pytest.raises(SettingError, match="not 'soft' over 'pairs'"):
-        check_settings(ExportSettings("onnx", end_to_end=True), soft)
-    check_settings(ExportSettings("onnx"), soft)  # raw outputs are any suppression's
+        check_abilities(ExportSettings(end_to_end=True), "onnx", soft)
+    check_abilities(ExportSettings(), "onnx", soft)  # raw outputs suit every NMS
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"), [(ExportOptions, ExportSettings), (QuantizeOptions, QuantizeSettings)]
+)
+def test_keywords_for_type_checkers_are_the_fields(options: type, settings: type) -> None:
+    assert set(get_type_hints(options)) == set(names_of(settings))
+
+
+def test_the_settings_need_neither_torch_nor_numpy() -> None:
+    program = "import sys, efficientdet.exporting.settings; print({'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -8,43 +8,40 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from efficientdet.cli.options import Json, Size, app, complain, print_table, say
+from efficientdet.cli.options import Json, app, complain, print_table, say, takes_settings
 from efficientdet.errors import SettingError
+from efficientdet.exporting.settings import ExportSettings
+from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
+from efficientdet.settings import divided
 
 if TYPE_CHECKING:
     from efficientdet.exporting.parity import ParityReport
 
+# Of a detector's settings, those that have no effect on a file.
+NO_EFFECT = ("device", "backend", "precision", "rectangular", "reduced_decoding")
+
 
 @app.command()
+@takes_settings(ExportSettings, DetectorSettings, PostprocessSettings, stored=PostprocessSettings, leave_out=NO_EFFECT)
 def export(
-    name: Annotated[str, typer.Argument(help="Bundled or released name, or checkpoint.")],
+    weights: Annotated[str, typer.Argument(help="Bundled or released model, checkpoint, or hf://owner/repo.")],
+    settings: dict[str, Any],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write.")] = None,
-    to: Annotated[
-        str | None, typer.Option(help="onnx, openvino, torch-export, executorch, tflite; default by the suffix.")
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images to compare on; by default the sample image.")
     ] = None,
-    end_to_end: Annotated[
-        bool, typer.Option("--end-to-end", help="Bytes in, boxes out: normalizing, decoding and NMS in the file.")
-    ] = False,
-    dynamic: Annotated[
-        bool, typer.Option("--dynamic", "--dynamic-size", help="Any number of pictures, of any multiple of 128 pixels.")
-    ] = False,
-    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Any number of pictures.")] = False,
-    half: Annotated[bool, typer.Option("--half", help="Store weights as float16: half the file.")] = False,
-    image_size: Size = None,
-    score_threshold: Annotated[float, typer.Option(help="End-to-end: drop detections below this score.")] = 0.3,
-    iou_threshold: Annotated[float, typer.Option(help="End-to-end: NMS drops boxes that overlap by more.")] = 0.5,
-    max_detections: Annotated[int, typer.Option(help="End-to-end: at most so many a picture.")] = 100,
-    max_candidates: Annotated[int, typer.Option(help="End-to-end: NMS looks at so many.")] = 1000,
-    pictures: Annotated[Path | None, typer.Option(help="Compare on these; default a portrait.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Compare AP on this data set too.")] = None,
-    split: Annotated[str, typer.Option(help="Which split of it.")] = "val",
-    check: Annotated[Path | None, typer.Option(help="Write nothing; compare this file, exported before.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Dataset on which AP is compared too.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "val",
+    check: Annotated[
+        Path | None, typer.Option(help="An exported file to compare again, instead of writing one.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a detector for another runtime, and prove it equal on real pictures before the file takes its place.
+    """Write a detector for another runtime, and prove it equal on real images before the file takes its place.
 
-    Exits with 1, naming the first layer that departs, where the file is too far from the float32 network: outputs
-    1e-4 of the largest, AP 0.1 points (--half: 1e-2 and 0.5; int8: AP 1 point).
+    A file that is too far from the float32 network is not written: raw outputs differ by over 1e-4 of the largest, or
+    AP by over 0.1 points (--half: 1e-2 and 0.5; int8: AP 1 point). The command names the first layer that differs and
+    exits with 1.
 
     Example: `efficientdet export people --out people.onnx --end-to-end`
     """
@@ -53,37 +50,32 @@ def export(
     from efficientdet.exporting.settings import find_format
     from efficientdet.inference.detector import load
 
-    if (out is None) == (check is None):
+    target = out or check
+    if target is None or (out and check):
         raise SettingError("give --out FILE to write one, or --check FILE to compare one")
-    target: Path = out or check  # type: ignore[assignment]
-    to = find_format(to, target)
-    detector = load(
-        name, device="cpu", image_size=image_size, score_threshold=score_threshold, iou_threshold=iou_threshold,
-        max_detections=max_detections, max_candidates=max_candidates,
-    )  # fmt: skip
-    comparison: dict[str, Any] = {"pictures": pictures, "data": data, "split": split}
+    own, loading, post = divided(settings, ExportSettings, DetectorSettings, PostprocessSettings)
+    to = find_format(own.get("to"), target)
+    detector = load(weights, device="cpu", **loading, **post)
     try:
         if check is not None:
-            report = check_file(detector, check, to, **comparison)
+            report = check_file(detector, check, to, images=images, data=data, split=split)
         else:
-            report = run_export(
-                detector, target, to, end_to_end=end_to_end, dynamic_batch=dynamic or dynamic_batch,
-                dynamic_size=dynamic, half=half, **comparison,
-            )  # fmt: skip
+            report = run_export(detector, target, images=images, data=data, split=split, **own)
     except ParityError as error:
         report = error.report
-    print(json.dumps(report.to_dict())) if as_json else _print_report(report, name)
+    print(json.dumps(report.to_dict())) if as_json else _print_report(report, weights)
     if report.failures:
-        complain(f"{'; '.join(report.failures)}. The first to depart: {report.departs_at}")
+        complain(f"{'; '.join(report.failures)}. The first layer that differs: {report.first_difference}")
         if check is None:
             complain(f"not written: {target}")
         raise typer.Exit(1)
     if check is None and not as_json:
-        size = sum(part.stat().st_size for part in {target, target.with_suffix(".bin")} if part.is_file())
+        parts = [target, target.with_suffix(".bin")] if target.suffix == ".xml" else [target]
+        size = sum(part.stat().st_size for part in parts)
         say(f"written: {target}, {size / 1e6:.1f} MB")
 
 
-def _print_report(report: ParityReport, name: str) -> None:
+def _print_report(report: ParityReport, weights: str) -> None:
     rows = [
         {
             "output": difference.output,
@@ -95,9 +87,9 @@ def _print_report(report: ParityReport, name: str) -> None:
         for difference in report.differences
     ]
     if report.ap is not None:
-        kept = abs(report.ap_difference or 0.0) <= report.ap_bound
+        is_kept = abs(report.ap_difference or 0.0) <= report.ap_bound
         rows.append({"output": f"AP {report.ap:.2f}, network {report.reference_ap:.2f}",
                      "max": f"{report.ap_difference:+.2f}", "mean": "", "bound": f"{report.ap_bound}",
-                     "": "kept" if kept else "BROKEN"})  # fmt: skip
-    say(f"{report.file} ({report.precision}) less {name} in PyTorch float32, on {report.pictures} pictures")
+                     "": "kept" if is_kept else "BROKEN"})  # fmt: skip
+    say(f"{report.file} ({report.precision}) minus {weights} in PyTorch float32, on {report.images} images")
     print_table("", rows, ("output", ""))

@@ -105,7 +105,7 @@ def _option(field: dataclasses.Field[Any], kind: Kind, before: str) -> inspect.P
     name = field.name.replace("_", "-")
     names = [f"--{one.replace('_', '-')}" for one in (field.name, field.metadata["also"]) if one]
     if kind.types == (bool,):
-        names = [f"--{name}/--no-{name}"]
+        names[0] = f"--{name}/--no-{name}"
     names += [field.metadata["flag"]] if field.metadata["flag"] else []
     extra: dict[str, Any] = {}
     annotation: Any = kind.types[0]

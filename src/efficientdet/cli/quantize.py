@@ -1,47 +1,45 @@
-"""quantize: a detector -> a file of 8-bit integers, with what it cost in AP."""
+"""quantize: a detector -> an int8 file, with what it cost in AP."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from efficientdet.cli.options import Json, Size, app, complain, print_table, say
+from efficientdet.cli.options import Json, app, complain, print_table, say, takes_settings
+from efficientdet.exporting.settings import QuantizeSettings
+from efficientdet.inference.settings import DetectorSettings
+from efficientdet.settings import divided
 
 if TYPE_CHECKING:
     from efficientdet.exporting.quantize import QuantizationReport
 
+# Of a detector's settings, those that have no effect on a file.
+NO_EFFECT = ("device", "backend", "precision", "rectangular", "reduced_decoding")
+
 
 @app.command()
+@takes_settings(QuantizeSettings, DetectorSettings, leave_out=NO_EFFECT)
 def quantize(
-    weights: Annotated[str, typer.Argument(help="Bundled name or checkpoint.")],
-    data: Annotated[Path, typer.Option(help="Folder of the data set that it was trained on.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: .xml for openvino, .onnx otherwise.")],
-    to: Annotated[str, typer.Option(help="openvino or onnxruntime.")] = "openvino",
-    pictures: Annotated[int, typer.Option(help="How many pictures show the ranges of the network's numbers.")] = 300,
-    split: Annotated[str, typer.Option(help="Which split they are from.")] = "train",
-    check: Annotated[str, typer.Option(help="The split on which AP is compared; none to leave that out.")] = "val",
-    preset: Annotated[str, typer.Option(help="OpenVINO's: performance, or mixed: closer and slower.")] = "performance",
-    image_size: Size = None,
+    weights: Annotated[str, typer.Argument(help="Bundled or released model, checkpoint, or hf://owner/repo.")],
+    data: Annotated[Path, typer.Option(help="Folder of the dataset that it was trained on.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .xml to write, for OpenVINO; its .bin goes beside it.")],
+    settings: dict[str, Any],
     as_json: Json = False,
 ) -> None:
-    """Quantize to int8 after training; exits with 1, and writes nothing, where AP changes by over a point.
+    """Quantize a trained detector to int8; exits with 1, and writes nothing, where AP changes by over a point.
 
-    Example: `efficientdet quantize people --data people/ --to openvino --out people.xml`
+    Example: `efficientdet quantize people --data people/ --out people.xml`
     """
     from efficientdet.exporting.quantize import QuantizationError
     from efficientdet.exporting.quantize import quantize as run
     from efficientdet.inference.detector import load
 
-    original = load(weights, device="cpu", image_size=image_size)
-    detector = original
+    own, loading = divided(settings, QuantizeSettings, DetectorSettings)
     try:
-        report = run(
-            detector, data, out, to=to, pictures=pictures, split=split, preset=preset,
-            check=None if check == "none" else check, reference=original,
-        )  # fmt: skip
+        report = run(load(weights, device="cpu", **loading), data, out, **own)
     except QuantizationError as error:
         _print(error.report, as_json)
         complain(f"error: {error}")
@@ -64,7 +62,7 @@ def _print(report: QuantizationReport, as_json: bool) -> None:
     if report.levels:
         rows = [
             {"output": level.output, "mean difference": f"{level.mean:.3g}", "largest": f"{level.maximum:.3g}",
-             "spread of the output": f"{level.spread:.3g}"}
+             "standard deviation": f"{level.spread:.3g}"}
             for level in report.levels
         ]  # fmt: skip
-        print_table("against float32, by level", rows, ("output",))
+        print_table("difference from float32, by level", rows, ("output",))

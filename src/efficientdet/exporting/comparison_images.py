@@ -1,8 +1,8 @@
-"""Real pictures as the inputs of exported files, raw and end-to-end."""
+"""Real images as the inputs of exported files, raw and end-to-end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from efficientdet.images.convert import RgbImage
 from efficientdet.images.find import find_images, sample_image
-from efficientdet.images.letterbox import Preprocessing, letterbox, letterbox_scale, normalize, resize
+from efficientdet.images.letterbox import Preprocessing, letterbox
 from efficientdet.images.read import read
 
-# More pictures would tell nothing new of two networks that shall agree on each.
-MOST_PICTURES = 16
+# More images would tell nothing new of two networks that must agree on each.
+MOST_IMAGES = 16
 
 
 class Batch(NamedTuple):
-    """Pictures in the forms that files take.
+    """Images in the forms that files take.
 
     Attributes:
-        images: (B, 3, H, W) float32, normalized; 0 outside the picture.
-        canvases: (B, H, W, 3) uint8, letterboxed; 0 outside the picture.
+        images: (B, 3, H, W) float32, normalized; 0 in the padding.
+        canvases: (B, H, W, 3) uint8, letterboxed.
         image_sizes: (B, 2) int64, (height, width) of the originals.
         scales: (B,) float32, network pixels per original pixel.
     """
@@ -35,56 +35,47 @@ class Batch(NamedTuple):
     scales: Tensor
 
 
-def make_batch(pictures: Sequence[RgbImage], size: tuple[int, int], preprocessing: Preprocessing, whole: bool) -> Batch:
-    """Letterbox pictures.
+def make_batch(images: Sequence[RgbImage], size: tuple[int, int], preprocessing: Preprocessing) -> Batch:
+    """Letterbox images.
 
     Args:
-        pictures: (H, W, 3) uint8 RGB each, of any sizes.
+        images: (H, W, 3) uint8 RGB each, of any sizes.
         size: (height, width) of the network's input.
         preprocessing: mean, std and the way of resizing.
-        whole: make `images` from the bytes of `canvases`, as an end-to-end file does. The two differ only where
-            resizing gives fractions of a byte ("official").
 
     Returns:
-        The batch.
+        The batch; `images` are made from the bytes of `canvases`, as an end-to-end file makes them. The two would
+        differ where resizing gives fractions of a byte ("official").
     """
-    images, canvases, scales = [], [], []
-    for picture in pictures:
-        scale, (height, width) = letterbox_scale(picture.shape[:2], size, preprocessing.resize)
-        canvas = np.zeros((*size, 3), np.uint8)
-        small = np.rint(resize(picture, (height, width), preprocessing.resize)).astype(np.uint8)
-        canvas[:height, :width] = small
-        if whole:
-            image = np.zeros((3, *size), np.float32)
-            image[:, :height, :width] = normalize(small, preprocessing).transpose(2, 0, 1)
-        else:
-            image, scale = letterbox(picture, size, preprocessing)
-        images.append(image)
-        canvases.append(canvas)
-        scales.append(scale)
+    pixels, scales = zip(*(letterbox(image, size, preprocessing) for image in images), strict=True)
+    normalized = torch.from_numpy(np.stack(pixels))
+    canvases = to_canvases(normalized, preprocessing)
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    again = ((canvases.float() - mean) / std).permute(0, 3, 1, 2)
     return Batch(
-        torch.from_numpy(np.stack(images)),
-        torch.from_numpy(np.stack(canvases)),
-        torch.tensor([picture.shape[:2] for picture in pictures]),
+        torch.where(normalized == 0, 0.0, again).contiguous(),
+        canvases,
+        torch.tensor([image.shape[:2] for image in images]),
         torch.tensor(scales),
     )
 
 
-def comparison_pictures(folder: str | Path | None) -> list[RgbImage]:
-    """The pictures that two networks are compared on: of a folder (at most 16, evenly spread), or the sample one.
+def to_canvases(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(B, 3, H, W) normalized images back to the (B, H, W, 3) bytes that they were made from."""
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (preprocessing.mean, preprocessing.std))
+    return (images * std + mean).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def comparison_images(folder: str | Path | None) -> list[RgbImage]:
+    """The images that a file and its network are compared on: at most 16 of a folder, evenly spread; or the sample.
 
     Raises:
-        ImageError: the folder has no picture, or one cannot be read.
-        MissingExtraError: no folder is given and the sample picture is not installed.
+        ImageError: the folder has no image, or one cannot be read.
+        MissingExtraError: no folder is given and the sample image is not installed.
     """
     found = [sample_image()] if folder is None else find_images([str(folder)]).images
-    step = -(-len(found) // MOST_PICTURES)
-    pictures = [read(path) for path in found[::step]]
-    if len(pictures) == 1:  # its mirror image makes a batch of it
-        pictures.append(np.ascontiguousarray(pictures[0][:, ::-1]))
-    return pictures
-
-
-def groups(pictures: Sequence[RgbImage], size: int) -> Iterable[Sequence[RgbImage]]:
-    """The pictures, so many at a time."""
-    return (pictures[start : start + size] for start in range(0, len(pictures), size))
+    step = -(-len(found) // MOST_IMAGES)
+    images = [read(path) for path in found[::step]]
+    if len(images) == 1:  # its mirror image makes a batch of it
+        images.append(np.ascontiguousarray(images[0][:, ::-1]))
+    return images

@@ -4,45 +4,47 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from efficientdet.data.dataset import read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import require
-from efficientdet.exporting.comparison_images import comparison_pictures
+from efficientdet.exporting.comparison_images import comparison_images
 from efficientdet.exporting.formats import write_file
 from efficientdet.exporting.parity import ParityError, ParityReport, check_file
-from efficientdet.exporting.settings import ExportSettings, check_settings, find_format
+from efficientdet.exporting.settings import ExportSettings, check_abilities, find_format
 from efficientdet.inference.detector import Detector, load
+from efficientdet.inference.engines.metadata import FileMetadata
+from efficientdet.settings import changed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from efficientdet.exporting.settings import ExportOptions
 
 
 def export(
     detector: Detector | str | Path,
     path: str | Path,
-    to: str | None = None,
     *,
-    end_to_end: bool = False,
-    dynamic_batch: bool = False,
-    dynamic_size: bool = False,
-    half: bool = False,
-    pictures: str | Path | None = None,
+    images: str | Path | None = None,
     data: str | Path | Records | None = None,
     split: str = "val",
+    **settings: Unpack[ExportOptions],
 ) -> ParityReport:
     """Write a detector for another runtime, and compare the file with the network before it takes its place.
 
     Args:
-        detector: a detector (its image size and, end-to-end, its thresholds go into the file), or what `load` takes.
+        detector: a detector, or what `load` takes. Its image size goes into the file, and, end-to-end, its settings of
+            the post-processing.
         path: the file to write.
-        to: `onnx`, `openvino`, `torch-export`, `executorch` or `tflite`; None to tell by the suffix (.onnx, .xml, .pt2,
-            .pte, .tflite).
-        end_to_end: from letterboxed bytes to boxes, instead of from normalized pixels to raw outputs.
-        dynamic_batch: any number of pictures at once, instead of one.
-        dynamic_size: any height and width that is a multiple of the coarsest stride.
-        half: store convolutions' weights as float16.
-        pictures: folder of pictures to compare on; None for the sample picture.
-        data: data set on which both are evaluated too.
-        split: of the data set.
+        images: folder of images to compare on; None for the sample image.
+        data: dataset on which the AP of both is compared too.
+        split: of the dataset.
+        **settings: fields of `ExportSettings`, such as `end_to_end=True`.
 
     Returns:
         The comparison, all of whose bounds hold.
@@ -50,25 +52,48 @@ def export(
     Raises:
         SettingError: the format cannot do what is asked for, or is not written here; says what to do instead.
         MissingExtraError: a library is not installed; says how to install it.
-        ImageError, DataError: pictures or data set are not to be had.
+        ImageError, DataError: images or dataset cannot be read.
         ParityError: the file is too far from the network; nothing is written.
     """
-    path = Path(path)
-    settings = ExportSettings(find_format(to, path), end_to_end, dynamic_batch, dynamic_size, half)
+    path, chosen = Path(path), changed(ExportSettings(), settings)
+    to = find_format(chosen.to, path)
     detector = detector if isinstance(detector, Detector) else load(detector)
-    check_settings(settings, detector)
-    # Before the minutes that writing takes: what the comparison needs.
-    images = comparison_pictures(pictures)
+    check_abilities(chosen, to, detector)
+    # What the comparison needs, before the minutes that writing takes.
+    found = comparison_images(images)
     if data is not None:
         require("faster_coco_eval", "train")
         data = data if isinstance(data, Records) else read_split(data, split)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        draft = Path(folder) / path.name
-        write_file(detector, draft, settings)
-        report = check_file(detector, draft, settings.to, pictures=images, data=data, split=split)
+    with draft(path) as file:
+        write_file(detector, file, to, make_metadata(detector, chosen))
+        report = check_file(detector, file, to, images=found, data=data)
         if report.failures:
             raise ParityError(report)
-        for part in sorted(Path(folder).iterdir(), key=lambda part: part == draft):  # an .xml comes after its .bin
-            os.replace(part, path.parent / part.name)
     return report
+
+
+def make_metadata(detector: Detector, settings: ExportSettings) -> FileMetadata:
+    """The metadata of a detector's file."""
+    return FileMetadata(
+        detector.info,
+        detector.image_size,
+        detector.postprocess,
+        settings.end_to_end,
+        settings.dynamic_batch,
+        settings.dynamic_size,
+        "fp16" if settings.half else "fp32",
+    )
+
+
+@contextmanager
+def draft(path: Path) -> Iterator[Path]:
+    """Give a path in a temporary folder; what was written there takes its place beside `path` if the block ends well.
+
+    Of two files, such as an .xml and its .bin, the one that is called `path` comes last.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        file = Path(folder) / path.name
+        yield file
+        for part in sorted(Path(folder).iterdir(), key=lambda part: part == file):
+            os.replace(part, path.parent / part.name)

@@ -1,29 +1,30 @@
-"""OpenVINO files (an .xml and a .bin beside it): writing, and running on the CPU."""
+"""OpenVINO files (an .xml and a .bin beside it): writing, and opening on the CPU."""
 
 from __future__ import annotations
 
-import json
+import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from efficientdet.errors import require
-from efficientdet.exporting.comparison_images import Batch
-from efficientdet.exporting.metadata import KEY, file_facts, read_facts
-from efficientdet.exporting.onnx_file import write_onnx
-from efficientdet.exporting.settings import ExportSettings
+from efficientdet.exporting import onnx_file
+from efficientdet.exporting.formats import OpenedFile
 from efficientdet.inference.detector import Detector
-from efficientdet.inference.engines.onnx_graph import OUTPUTS
-from efficientdet.inference.engines.openvino_engine import openvino_core
+from efficientdet.inference.engines.engine import Session
+from efficientdet.inference.engines.exported import open_file as open_exported
+from efficientdet.inference.engines.metadata import FileMetadata
+from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
+from efficientdet.weights.checkpoint import METADATA_KEY
 
 
-def write_openvino(detector: Detector, path: Path, settings: ExportSettings) -> None:
-    """Write a detector as an OpenVINO model, by way of ONNX; the metadata go into its rt_info.
+def write(detector: Detector, path: Path, metadata: FileMetadata) -> None:
+    """Write a detector as an OpenVINO model, by way of ONNX.
 
     Raises:
         MissingExtraError: openvino, onnx or onnxscript is not installed.
@@ -31,36 +32,34 @@ def write_openvino(detector: Detector, path: Path, settings: ExportSettings) -> 
     openvino = require("openvino", "export")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model.onnx"
-        write_onnx(detector, source, settings)
+        onnx_file.write(detector, source, metadata)
         model = openvino.convert_model(str(source))
-        if settings.half:
-            halve_weights(model)
-        model.set_rt_info(json.dumps(file_facts(detector, settings)), KEY)
-        # OpenVINO's own compression would round the anchors too.
-        openvino.save_model(model, str(path), compress_to_fp16=False)
+        if metadata.precision == "fp16":
+            _halve_weights(model)
+        save(model, path, metadata)
 
 
-def halve_weights(model: Any) -> None:
+def save(model: Any, path: Path, metadata: FileMetadata) -> None:
+    """Write OpenVINO's own model with its metadata."""
+    model.set_rt_info(metadata.to_json(), METADATA_KEY)
+    # OpenVINO's own compression would round the anchors too.
+    require("openvino", "export").save_model(model, str(path), compress_to_fp16=False)
+
+
+def _halve_weights(model: Any) -> None:
     """Store convolutions' weights as float16, with a conversion behind each; changes the model."""
-    openvino = require("openvino", "export")
-    ops = openvino.opset13
+    ops = require("openvino", "export").opset13
     for conv in _convolutions(model):
-        port = _weights_port(conv)
-        weights = port.get_source_output().get_node()
-        half = ops.constant(weights.data.astype(np.float16))
+        port = conv.input(1)
+        # Reshaping or conversion may stand before the weights.
+        while (source := port.get_source_output().get_node()).get_type_name() != "Constant":
+            port = source.input(0)
+        half = ops.constant(source.data.astype(np.float16))
         port.replace_source_output(ops.convert(half, "f32").output(0))
 
 
 def _convolutions(model: Any) -> list[Any]:
     return [op for op in model.get_ordered_ops() if op.get_type_name() in ("Convolution", "GroupConvolution")]
-
-
-def _weights_port(conv: Any) -> Any:
-    """The input that takes a convolution's constant weights, which reshaping or conversion may stand before."""
-    port = conv.input(1)
-    while (source := port.get_source_output().get_node()).get_type_name() != "Constant":
-        port = source.input(0)
-    return port
 
 
 def _with_bias(conv: Any) -> Any:
@@ -72,58 +71,29 @@ def _with_bias(conv: Any) -> Any:
     return conv.output(0)
 
 
-class OpenvinoFile:
-    """An exported OpenVINO file on the CPU, computing in float32.
+def open_file(path: Path) -> OpenedFile:
+    """Open a file, to compute in float32.
 
-    Attributes:
-        facts: its metadata.
+    Raises:
+        MissingExtraError: openvino is not installed.
+        WeightsError: it is damaged, or holds no metadata of ours.
     """
+    metadata, open_session = open_exported(path, "openvino")
 
-    def __init__(self, path: Path) -> None:
-        """Open a file.
-
-        Raises:
-            MissingExtraError: openvino is not installed.
-            WeightsError: it holds no metadata of ours.
-        """
-        self.core = openvino_core()
-        self.path = path
-        model = self.core.read_model(str(path))
-        text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
-        self.facts = read_facts(text, path)
-        if self.facts["end_to_end"]:
-            model.add_outputs(list(OUTPUTS))
-        self.compiled = self._compile(model)
-
-    def raw(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B, A, K) class logits and (B, A, 4) box deltas, also of an end-to-end file."""
-        class_logits, box_deltas = self._run(batch, list(OUTPUTS))
-        return class_logits, box_deltas
-
-    def detect(self, batch: Batch) -> list[Tensor]:
-        """boxes_xyxy, scores, labels and counts of an end-to-end file."""
-        return self._run(batch, ["boxes_xyxy", "scores", "labels", "counts"])
-
-    def convolutions(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Layer's name and output of each convolution, in the order in which they run."""
-        model = self.core.read_model(str(self.path))
-        convs = _convolutions(model)
-        first = len(model.outputs)
-        model.add_outputs([_with_bias(conv) for conv in convs])
-        found = self._compile(model)(self._feed(batch))
-        for number, conv in enumerate(convs):
+    @functools.cache
+    def session_of(names: tuple[str, ...]) -> tuple[list[str], int, Session]:
+        model = open_openvino(path)
+        found = []
+        for conv in _convolutions(model):
             name = conv.get_friendly_name().removesuffix("/WithoutBiases").partition("@")[0]
-            yield name, torch.from_numpy(found[first + number].copy())
+            if not names or name in names:
+                found.append((name, _with_bias(conv)))
+        first = len(model.outputs)
+        model.add_outputs([output for _, output in found])
+        return [name for name, _ in found], first, openvino_session(model, None, "fp32", is_cached=False)
 
-    def _compile(self, model: Any) -> Any:
-        # Left alone, OpenVINO computes in bfloat16 where the chip has it.
-        return self.core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    def convolutions(inputs: Sequence[NDArray[Any]], names: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
+        layers, first, session = session_of(names)
+        yield from zip(layers, session(*inputs)[first:], strict=True)
 
-    def _feed(self, batch: Batch) -> dict[str, Any]:
-        if not self.facts["end_to_end"]:
-            return {"images": batch.images.numpy()}
-        return {"images": batch.canvases.numpy(), "image_sizes": batch.image_sizes.numpy()}
-
-    def _run(self, batch: Batch, outputs: list[str]) -> list[Tensor]:
-        found = self.compiled(self._feed(batch))
-        return [torch.from_numpy(found[name].copy()) for name in outputs]
+    return OpenedFile(metadata, open_session(None), convolutions)

@@ -1,9 +1,10 @@
-"""The gate: an exported file against the float32 network that it was made from, on real pictures."""
+"""The gate: an exported file against the float32 network that it was made from, on real images."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +16,15 @@ from efficientdet.data.dataset import read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import EfficientDetError, SettingError, WeightsError
 from efficientdet.evaluation.evaluate import evaluate
-from efficientdet.exporting.comparison_images import Batch, comparison_pictures, groups, make_batch
-from efficientdet.exporting.first_difference import first_departure
-from efficientdet.exporting.formats import ExportedFile, open_file
+from efficientdet.exporting.comparison_images import Batch, comparison_images, make_batch, to_canvases
+from efficientdet.exporting.first_difference import first_difference
+from efficientdet.exporting.formats import OpenedFile, open_file
 from efficientdet.images.convert import RgbImage
 from efficientdet.images.letterbox import Preprocessing
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.engine import Engine, Outputs
-from efficientdet.inference.postprocess import BatchDetections, postprocess
-from efficientdet.inference.settings import PostprocessSettings
+from efficientdet.inference.engines.metadata import RAW_OUTPUTS
+from efficientdet.inference.postprocess import postprocess
 
 
 class Bounds(NamedTuple):
@@ -39,9 +40,10 @@ class Bounds(NamedTuple):
 
 
 BOUNDS = {"fp32": Bounds(1e-4, 0.1), "fp16": Bounds(1e-2, 0.5), "int8": Bounds(None, 1.0)}
-# Decoding and suppression in the file, against ours on the file's own raw outputs.
-BOX_BOUND = 0.05  # pixels
-SCORE_BOUND = 1e-5
+# Decoding and NMS in the file, against ours on the file's own raw outputs.
+DETECTION_BOUNDS = {"boxes_xyxy": 0.05, "scores": 1e-5}  # pixels; probability
+# In search of the first layer that differs, where the outputs have no bound.
+LOOSE_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -73,26 +75,26 @@ class ParityReport:
     Attributes:
         file: the file's name.
         precision: `fp32`, `fp16` or `int8`: which bounds count.
-        pictures: how many were compared.
+        images: how many were compared.
         differences: of each output.
-        ap: of the file, in points; None without a data set.
+        ap: of the file, in points; None without a dataset.
         reference_ap: of the network.
         ap_bound: on their difference.
-        departs_at: the first layer that differs, where a bound is broken.
+        first_difference: the first layer that differs, where a bound is broken.
     """
 
     file: str
     precision: str
-    pictures: int
+    images: int
     differences: tuple[Difference, ...]
     ap: float | None
     reference_ap: float | None
     ap_bound: float
-    departs_at: str | None = None
+    first_difference: str | None = None
 
     @property
     def ap_difference(self) -> float | None:
-        """AP of the file less that of the network, in points."""
+        """AP of the file minus that of the network, in points."""
         return None if self.ap is None or self.reference_ap is None else self.ap - self.reference_ap
 
     @property
@@ -120,7 +122,8 @@ class ParityError(EfficientDetError):
     """
 
     def __init__(self, report: ParityReport) -> None:
-        super().__init__(f"{report.file}: {'; '.join(report.failures)}; the first to depart: {report.departs_at}")
+        failures = "; ".join(report.failures)
+        super().__init__(f"{report.file}: {failures}; the first layer that differs: {report.first_difference}")
         self.report = report
 
 
@@ -129,7 +132,7 @@ def check_file(
     path: str | Path,
     to: str,
     *,
-    pictures: str | Path | list[RgbImage] | None = None,
+    images: str | Path | list[RgbImage] | None = None,
     data: str | Path | Records | None = None,
     split: str = "val",
 ) -> ParityReport:
@@ -139,67 +142,65 @@ def check_file(
         detector: the network; its image size is the file's.
         path: the file.
         to: its format.
-        pictures: folder of pictures (at most 16 are taken), or pictures; None for the sample picture.
-        data: a data set on which both are evaluated; None to compare outputs alone.
-        split: of the data set.
+        images: folder of images (at most 16 are taken), or images; None for the sample image.
+        data: dataset on which both are evaluated; None to compare outputs alone.
+        split: of the dataset.
 
     Returns:
         The report, whether or not the bounds hold.
 
     Raises:
         WeightsError: the file cannot be read, or is of another network.
-        SettingError: the file is of int8, which AP alone judges, and no data set is given.
-        ImageError, DataError, MissingExtraError: pictures, data set or evaluator are not to be had.
+        SettingError: the file is of int8, which AP alone judges, and no dataset is given.
+        ImageError, DataError, MissingExtraError: images, dataset or evaluator are not to be had.
     """
     path = Path(path)
     file = open_file(path, to)
-    _check_facts(file, detector, path)
-    bounds = BOUNDS[file.facts["precision"]]
+    _check_metadata(file, detector, path)
+    bounds = BOUNDS[file.metadata.precision]
     if bounds.outputs is None and data is None:
-        raise SettingError(f"{path}: a file of {file.facts['precision']} is judged by AP alone; give a data set")
-    images = pictures if isinstance(pictures, list) else comparison_pictures(pictures)
-    differences, worst = _compare(file, detector, images, bounds)
+        raise SettingError(f"{path}: a file of {file.metadata.precision} is judged by AP alone; give a dataset")
+    found = images if isinstance(images, list) else comparison_images(images)
+    differences, worst = _compare(file, detector, found, bounds)
     ap = reference_ap = None
     if data is not None:
         records = data if isinstance(data, Records) else read_split(data, split)
-        ap = _ap(lambda images: file.raw(_as_batch(images, detector.info.preprocessing)), detector, records)
-        reference_ap = _ap(lambda images: _reference(detector, images), detector, records)
+        ap = _ap(lambda pixels: file.raw(_as_batch(pixels, detector.info.preprocessing)), detector, records)
+        reference_ap = _ap(lambda pixels: _reference(detector, pixels), detector, records)
     report = ParityReport(
-        path.name, file.facts["precision"], len(images), tuple(differences), ap, reference_ap, bounds.ap
+        path.name, file.metadata.precision, len(found), tuple(differences), ap, reference_ap, bounds.ap
     )
     if not report.failures:
         return report
-    tolerance = bounds.outputs or BOUNDS["fp16"].outputs
     raw_is_kept = all(difference.is_kept for difference in differences[:2])
     if raw_is_kept and not all(difference.is_kept for difference in differences):
-        where = "decoding and suppression (the network's own outputs agree)"
+        where = "decoding and NMS (the network's own outputs agree)"
     else:
-        assert tolerance is not None
-        where = first_departure(file, detector.model, worst, tolerance)
-    return ParityReport(**{**vars(report), "departs_at": where})
+        where = first_difference(file, detector.model, worst, bounds.outputs or LOOSE_TOLERANCE)
+    return dataclasses.replace(report, first_difference=where)
 
 
-def _check_facts(file: ExportedFile, detector: Detector, path: Path) -> None:
-    facts = file.facts
+def _check_metadata(file: OpenedFile, detector: Detector, path: Path) -> None:
+    metadata = file.metadata
     for what, own, wanted in (
-        ("classes", list(facts["class_names"]), list(detector.class_names)),
-        ("image size", list(facts["image_size"]), list(detector.image_size)),
+        ("classes", list(metadata.checkpoint.class_names), list(detector.class_names)),
+        ("image size", list(metadata.image_size), list(detector.image_size)),
     ):
         if own != wanted:
             raise WeightsError(f"{path}: its {what} {own} are not the detector's {wanted}")
-    if facts["precision"] not in BOUNDS:
-        raise WeightsError(f"{path}: precision '{facts['precision']}' has no bounds; known: {', '.join(BOUNDS)}")
+    if metadata.precision not in BOUNDS:
+        raise WeightsError(f"{path}: precision '{metadata.precision}' has no bounds; known: {', '.join(BOUNDS)}")
 
 
 def _reference(detector: Detector, images: Tensor) -> tuple[Tensor, Tensor]:
     """Raw outputs of the network itself, in float32."""
     with torch.no_grad():
-        class_logits, box_deltas = detector.model(images.to(next(detector.model.parameters()).device))
+        class_logits, box_deltas = detector.model(images.to(detector.device))
     return torch.cat(class_logits, 1).cpu(), torch.cat(box_deltas, 1).cpu()
 
 
 def _ap(raw: Callable[[Tensor], tuple[Tensor, Tensor]], detector: Detector, records: Records) -> float:
-    """AP in points of the detector with its raw outputs taken from elsewhere, a picture at a time."""
+    """AP in points of the detector with its raw outputs taken from elsewhere, an image at a time."""
 
     def run(images: Tensor) -> Outputs:
         logits, deltas = zip(*(raw(image[None]) for image in images), strict=True)
@@ -210,19 +211,9 @@ def _ap(raw: Callable[[Tensor], tuple[Tensor, Tensor]], detector: Detector, reco
 
 
 def _as_batch(images: Tensor, preprocessing: Preprocessing) -> Batch:
-    """Normalized images as the inputs of either kind of file: bytes again for an end-to-end one, padding included."""
-    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (preprocessing.mean, preprocessing.std))
-    canvases = (images * std + mean).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    """Normalized images for either kind of file; for an end-to-end one the padding is part of the image."""
     sizes = torch.tensor([images.shape[2:]] * len(images))
-    return Batch(images, canvases, sizes, torch.ones(len(images)))
-
-
-def _postprocess(
-    raw: tuple[Tensor, Tensor], batch: Batch, detector: Detector, settings: PostprocessSettings
-) -> BatchDetections:
-    height, width = batch.images.shape[2:]
-    anchors = detector.model.anchors((height, width)).cpu()
-    return postprocess([raw[0]], [raw[1]], anchors, settings, scales=batch.scales, image_sizes=batch.image_sizes)
+    return Batch(images, to_canvases(images, preprocessing), sizes, torch.ones(len(images)))
 
 
 class _Tally:
@@ -253,48 +244,50 @@ class _Tally:
 
 
 def _compare(
-    file: ExportedFile, detector: Detector, images: Sequence[RgbImage], bounds: Bounds
+    file: OpenedFile, detector: Detector, images: Sequence[RgbImage], bounds: Bounds
 ) -> tuple[list[Difference], Batch]:
-    """Differences of the outputs, raw ones first, and the batch on which they are worst."""
-    facts = file.facts
-    tallies = {name: _Tally() for name in ("class_logits", "box_deltas", "boxes_xyxy", "scores")}
-    worst, worst_batch = -1.0, None
-    for batch in _batches(facts, detector, images):
+    """Differences of the outputs, raw ones first, and the batch on which those are worst."""
+    raw_tallies = {name: _Tally() for name in RAW_OUTPUTS}
+    detection_tallies = {name: _Tally() for name in DETECTION_BOUNDS}
+    worst: dict[float, Batch] = {}
+    for batch in _batches(file, detector, images):
         raw, wanted = file.raw(batch), _reference(detector, batch.images)
-        here = max(tallies[name].add(*pair) for name, pair in zip(tallies, zip(raw, wanted, strict=True), strict=False))
-        if here > worst:
-            worst, worst_batch = here, batch
-        if facts["end_to_end"]:
-            settings = PostprocessSettings(**facts["postprocess"])
-            boxes, scores = _detections(file.detect(batch), _postprocess(raw, batch, detector, settings))
-            tallies["boxes_xyxy"].add(*boxes)
-            tallies["scores"].add(*scores)
-    assert worst_batch is not None
+        here = max(tally.add(*pair) for tally, *pair in zip(raw_tallies.values(), raw, wanted, strict=True))
+        worst.setdefault(here, batch)
+        if file.metadata.end_to_end:
+            for tally, pair in zip(detection_tallies.values(), _detections(file, detector, batch, raw), strict=True):
+                tally.add(*pair)
     relative = bounds.outputs
     differences = [
-        tallies[name].difference(name, None if relative is None else relative * max(1.0, tallies[name].largest))
-        for name in ("class_logits", "box_deltas")
+        tally.difference(name, None if relative is None else relative * max(1.0, tally.largest))
+        for name, tally in raw_tallies.items()
     ]
-    if facts["end_to_end"]:
-        differences.append(tallies["boxes_xyxy"].difference("boxes_xyxy", BOX_BOUND))
-        differences.append(tallies["scores"].difference("scores", SCORE_BOUND))
-    return differences, worst_batch
+    if file.metadata.end_to_end:
+        differences += [tally.difference(name, DETECTION_BOUNDS[name]) for name, tally in detection_tallies.items()]
+    return differences, worst[max(worst)]
 
 
-def _batches(facts: dict[str, Any], detector: Detector, images: Sequence[RgbImage]) -> list[Batch]:
-    """The pictures as the file takes them; one more batch, of another size, where it takes any."""
-    height, width = detector.image_size
-    at_once = 2 if facts["dynamic_batch"] else 1
-    plan = [(group, (height, width)) for group in groups(images, at_once)]
-    if facts["dynamic_size"]:
-        plan.append((images[:1], (height, width + max(facts["anchors"]["strides"]))))
-    return [make_batch(group, size, detector.info.preprocessing, facts["end_to_end"]) for group, size in plan]
+def _batches(file: OpenedFile, detector: Detector, images: Sequence[RgbImage]) -> Iterator[Batch]:
+    """The images as the file takes them; one more batch, of another size, where it takes any."""
+    preprocessing, (height, width) = detector.info.preprocessing, detector.image_size
+    at_once = 2 if file.metadata.dynamic_batch else 1
+    for start in range(0, len(images), at_once):
+        yield make_batch(images[start : start + at_once], (height, width), preprocessing)
+    if file.metadata.dynamic_size:
+        yield make_batch(images[:1], (height, width + detector.info.spec.strides[-1]), preprocessing)
 
 
-def _detections(found: list[Tensor], wanted: BatchDetections) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Boxes and scores of the file and of ours, side by side; of different shapes where counts or labels differ."""
-    boxes, scores, labels, counts = found
+def _detections(
+    file: OpenedFile, detector: Detector, batch: Batch, raw: tuple[Tensor, Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Boxes, then scores, of an end-to-end file and of ours; of different shapes where counts or labels differ."""
+    height, width = batch.images.shape[2:]
+    wanted = postprocess(
+        [raw[0]], [raw[1]], detector.model.anchors((height, width)).cpu(), file.metadata.postprocess,
+        scales=batch.scales, image_sizes=batch.image_sizes,
+    )  # fmt: skip
+    boxes, scores, labels, counts = file.detect(batch)
     places = min(scores.shape[1], wanted.scores.shape[1])
-    if not torch.equal(counts, wanted.counts) or not torch.equal(labels[:, :places], wanted.labels[:, :places]):
-        return (boxes[:, :0], boxes), (scores[:, :0], scores)
-    return (boxes[:, :places], wanted.boxes_xyxy[:, :places]), (scores[:, :places], wanted.scores[:, :places])
+    is_same = torch.equal(counts, wanted.counts) and torch.equal(labels[:, :places], wanted.labels[:, :places])
+    for found, ours in ((boxes, wanted.boxes_xyxy), (scores, wanted.scores)):
+        yield (found[:, :places], ours[:, :places]) if is_same else (found[:, :0], found)

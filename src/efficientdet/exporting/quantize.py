@@ -1,12 +1,16 @@
-"""quantize: a trained detector -> a file of 8-bit integers, its ranges taken from pictures, its AP held to a bound."""
+"""quantize: a trained detector -> an int8 file for OpenVINO, ranges from calibration images, AP held to a bound."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import gc
+import io
+import logging
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,19 +18,25 @@ from numpy.typing import NDArray
 
 from efficientdet.data.dataset import read_split
 from efficientdet.data.records import ImageRecord, Records
-from efficientdet.errors import EfficientDetError, SettingError, unknown_name
+from efficientdet.errors import EfficientDetError, SettingError, require
+from efficientdet.exporting import openvino_file
 from efficientdet.exporting.comparison_images import make_batch
-from efficientdet.exporting.formats import open_file
-from efficientdet.exporting.metadata import file_facts
+from efficientdet.exporting.export import draft
 from efficientdet.exporting.parity import ParityReport, check_file
-from efficientdet.exporting.settings import FORMATS, ExportSettings
+from efficientdet.exporting.settings import QuantizeSettings
 from efficientdet.images.letterbox import letterbox
 from efficientdet.images.read import read
 from efficientdet.inference.detector import Detector, load
+from efficientdet.inference.engines.metadata import RAW_OUTPUTS, FileMetadata
+from efficientdet.inference.engines.onnx_graph import write_onnx_network
+from efficientdet.settings import changed
 
-# What quantizes, and the format of the file that it gives.
-TARGETS = {"openvino": "openvino"}
-# Pictures on which the outputs are compared level by level.
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from efficientdet.exporting.settings import QuantizeOptions
+
+# Images on which the outputs are compared level by level.
 COMPARED = 8
 
 
@@ -38,7 +48,7 @@ class LevelDifference:
         output: such as `class_logits of P3`.
         mean: mean |difference|.
         maximum: max |difference|.
-        spread: standard deviation of the output itself, to measure them by.
+        spread: standard deviation of the output itself, the scale for both.
     """
 
     output: str
@@ -53,15 +63,13 @@ class QuantizationReport:
 
     Attributes:
         file: the file that was written, or would have been.
-        to: what it is for.
         calibration: how the ranges were found.
         size_bytes: of the file, weights included.
-        parity: the comparison with the float32 network, AP included; None where nothing was to be checked.
+        parity: the comparison with the float32 network, AP included; None where it was not asked for.
         levels: differences of the outputs by level, finest first.
     """
 
     file: str
-    to: str
     calibration: dict[str, Any]
     size_bytes: int
     parity: ParityReport | None
@@ -86,76 +94,59 @@ class QuantizationError(EfficientDetError):
         super().__init__(
             f"{report.file}: {'; '.join(report.parity.failures)}; not written. The output that differs most for its "
             f"spread: {worst.output} (mean {worst.mean:.3g}, spread {worst.spread:.3g}). "
-            "Try more images, or --preset mixed"
+            "Try more --calibration-images, or --preset mixed"
         )
         self.report = report
 
 
 def quantize(
-    detector: Detector | str | Path,
-    data: str | Path | Records,
-    out: str | Path,
-    *,
-    to: str = "openvino",
-    pictures: int = 300,
-    split: str = "train",
-    preset: str = "performance",
-    check: str | None = "val",
-    reference: Detector | None = None,
+    detector: Detector | str | Path, data: str | Path | Records, out: str | Path, **settings: Unpack[QuantizeOptions]
 ) -> QuantizationReport:
-    """Quantize a trained detector after training, and evaluate the file before it takes its place.
+    """Quantize a trained detector to int8, and evaluate the file before it takes its place.
 
     Args:
         detector: a detector, or what `load` takes.
-        data: the data set whose pictures show what ranges the network's numbers have; records are the split itself.
-        out: the file to write: `.xml` for OpenVINO, `.onnx` for ONNX Runtime. `load` opens it.
-        to: `openvino` or `onnxruntime`: each quantizes in the way that it runs best.
-        pictures: how many of the split are looked at, evenly spread.
-        split: which split they are from.
-        preset: OpenVINO's: `performance` (ranges symmetric around 0), or `mixed` (activations asymmetric: closer and
-            slower).
-        check: the split on which AP before and after is compared; None to write the file unchecked.
-        reference: the detector to compare with, where `detector` is that one fine-tuned; None for `detector`.
+        data: the dataset that the calibration images, and those of the check, are from; records are used for both.
+        out: the `.xml` to write, its `.bin` beside it. `load` opens it.
+        **settings: fields of `QuantizeSettings`, such as `calibration_images=100`.
 
     Returns:
         The report; AP is within a point.
 
     Raises:
         QuantizationError: AP changed by over a point; nothing is written.
-        SettingError: a setting is out of range, or the file's name does not suit.
-        DataError, ImageError: the data set is at fault.
+        SettingError: a setting is unknown or out of range, or the file's name does not end in `.xml`.
+        DataError, ImageError: the dataset is at fault.
         MissingExtraError: a library is not installed; says how to install it.
     """
-    path = Path(out)
-    _check_choice(path, to, pictures)
+    path, chosen = Path(out), changed(QuantizeSettings(), settings)
+    if path.suffix != ".xml":
+        raise SettingError(f"{path}: int8 files are for OpenVINO, so it must be called *.xml")
     detector = detector if isinstance(detector, Detector) else load(detector)
-    records = data if isinstance(data, Records) else read_split(data, split)
-    chosen = _spread(records, pictures)
-    calibration = {
-        "data": records.source.name,
-        "split": split, "pictures": len(chosen), "preset": preset if to == "openvino" else "per channel",
-    }  # fmt: skip
-    facts = {**file_facts(detector, settings_for(detector, to)), "precision": "int8", "calibration": calibration}
-    from efficientdet.exporting.quantize_openvino import write_quantized
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        draft = Path(folder) / path.name
-        write_quantized(detector, Calibration(detector, chosen), draft, facts, preset)
-        report = _report(reference or detector, draft, to, calibration, data, check)
-        if report.parity is not None and report.parity.failures:
-            raise QuantizationError(report)
-        for part in sorted(Path(folder).iterdir(), key=lambda part: part == draft):  # an .xml comes after its .bin
-            os.replace(part, path.parent / part.name)
+    records = data if isinstance(data, Records) else read_split(data, chosen.split)
+    calibration = Calibration(detector, _spread(records, chosen.calibration_images))
+    facts = {"data": records.source.name, "split": chosen.split, "images": len(calibration), "preset": chosen.preset}
+    with draft(path) as file:
+        write_quantized(detector, calibration, file, chosen.preset, facts)
+        size = sum(part.stat().st_size for part in file.parent.iterdir())
+        report = QuantizationReport(path.name, facts, size, None, ())
+        if chosen.check:
+            compared = data if isinstance(data, Records) else read_split(data, chosen.check_split)
+            levels = level_differences(detector, file, _spread(compared, COMPARED))
+            folder = compared.images[0].path.parent
+            parity = check_file(detector, file, "openvino", images=folder, data=compared)
+            report = QuantizationReport(path.name, facts, size, parity, levels)
+            if parity.failures:
+                raise QuantizationError(report)
     return report
 
 
 class Calibration:
-    """Pictures as the network takes them, made anew each time they are gone through.
+    """Calibration images as the network takes them, read anew each time.
 
     Args:
         detector: gives size and preprocessing.
-        records: the pictures.
+        records: the images.
     """
 
     def __init__(self, detector: Detector, records: list[ImageRecord]) -> None:
@@ -164,7 +155,7 @@ class Calibration:
         self.preprocessing = detector.info.preprocessing
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.records)
 
     def __getitem__(self, index: int) -> NDArray[np.float32]:
@@ -172,64 +163,80 @@ class Calibration:
         return letterbox(read(self.records[index].path), self.size, self.preprocessing)[0][None]
 
 
-def settings_for(detector: Detector, to: str) -> ExportSettings:
-    """Any batch, and any size where the detector's own is a multiple of the coarsest stride."""
-    is_regular = not any(side % detector.model.spec.strides[-1] for side in detector.image_size)
-    return ExportSettings(TARGETS[to], dynamic_batch=True, dynamic_size=is_regular)
-
-
-def _check_choice(path: Path, to: str, pictures: int) -> None:
-    if to not in TARGETS:
-        raise unknown_name("target", to, TARGETS)
-    suffix = FORMATS[TARGETS[to]].suffix
-    if path.suffix != suffix:
-        raise SettingError(f"{path}: a file for {to} must be called *{suffix}")
-    if pictures < 1:
-        raise SettingError(f"pictures is {pictures}; quantizing needs at least one to see the ranges")
-
-
 def _spread(records: Records, most: int) -> list[ImageRecord]:
-    """At most so many of the pictures, evenly spread."""
+    """At most this many of the images, evenly spread."""
     count = min(most, len(records))
     return [records.images[i * len(records) // count] for i in range(count)]
 
 
-def _report(
-    detector: Detector, path: Path, to: str, calibration: dict[str, Any], data: str | Path | Records, check: str | None
-) -> QuantizationReport:
-    size = sum(part.stat().st_size for part in path.parent.iterdir())
-    if check is None:
-        return QuantizationReport(path.name, to, calibration, size, None, ())
-    records = data if isinstance(data, Records) else read_split(data, check)
-    levels = level_differences(detector, path, to, _spread(records, COMPARED))
-    folder = records.images[0].path.parent
-    parity = check_file(detector, path, TARGETS[to], pictures=folder, data=records)
-    return QuantizationReport(path.name, to, calibration, size, parity, levels)
+def write_quantized(
+    detector: Detector, calibration: Calibration, path: Path, preset: str, facts: dict[str, Any]
+) -> None:
+    """Quantize by NNCF, and write the `.xml` with its `.bin`: any batch, and any size where the detector's allows it.
+
+    Args:
+        detector: the network.
+        calibration: images that give the ranges.
+        path: the file.
+        preset: of NNCF: `performance` or `mixed`.
+        facts: on the calibration, for the metadata.
+
+    Raises:
+        MissingExtraError: nncf, openvino, onnx or onnxscript is not installed.
+    """
+    with quiet():
+        nncf = require("nncf", "export")
+    openvino = require("openvino", "export")
+    is_regular = not any(side % detector.info.spec.strides[-1] for side in detector.image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "network.onnx"
+        write_onnx_network(detector.model, source, detector.image_size, dynamic_batch=True, dynamic_size=is_regular)
+        # Converted, not just read: this makes one operation of x * sigmoid(x). Two would be quantized one by one, and
+        # run in float32 in between.
+        model = openvino.convert_model(str(source))
+    with quiet():
+        quantized = nncf.quantize(
+            model, nncf.Dataset(calibration), preset=nncf.QuantizationPreset(preset), subset_size=len(calibration)
+        )
+    gc.collect()  # NNCF's cores must end in the thread that they began in: see `openvino_core`
+    metadata = FileMetadata(
+        detector.info, detector.image_size, detector.postprocess, dynamic_batch=True, dynamic_size=is_regular,
+        precision="int8", calibration=facts,
+    )  # fmt: skip
+    openvino_file.save(quantized, path, metadata)
 
 
-def level_differences(
-    detector: Detector, path: Path, to: str, records: list[ImageRecord]
-) -> tuple[LevelDifference, ...]:
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep NNCF's progress bars and its report of every layer away from the user."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def level_differences(detector: Detector, path: Path, records: list[ImageRecord]) -> tuple[LevelDifference, ...]:
     """How far a quantized file's outputs are from the network's, level by level.
 
     Args:
         detector: the network.
         path: the file.
-        to: what it is for.
-        records: pictures to compare on.
+        records: images to compare on.
 
     Returns:
         One for each output and level, class logits first, finest level first.
     """
-    file = open_file(path, TARGETS[to])
-    pictures = [read(record.path) for record in records]
-    batch = make_batch(pictures, detector.image_size, detector.info.preprocessing, whole=False)
+    file = openvino_file.open_file(path)
+    batch = make_batch([read(record.path) for record in records], detector.image_size, detector.info.preprocessing)
     with torch.no_grad():
         expected = detector.model(batch.images.to(detector.device))
-    found = [file.raw(batch._replace(images=image[None])) for image in batch.images]
     differences = []
-    for output, parts, levels in zip(("class_logits", "box_deltas"), zip(*found, strict=True), expected, strict=True):
-        values = torch.split(torch.cat(parts), [level.shape[1] for level in levels], 1)
+    for output, found, levels in zip(RAW_OUTPUTS, file.raw(batch), expected, strict=True):
+        values = torch.split(found, [level.shape[1] for level in levels], 1)
         for number, (value, level) in enumerate(zip(values, levels, strict=True), detector.model.spec.levels[0]):
             off = (value - level.cpu()).abs()
             differences.append(

@@ -1,13 +1,16 @@
-"""What can be exported to, and what one export asks for."""
+"""What can be exported to, and the settings of `export` and `quantize`: defaults, ranges and descriptions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 from efficientdet.errors import SettingError, unknown_name
-from efficientdet.inference.detector import Detector
+from efficientdet.settings import check_settings, setting
+
+if TYPE_CHECKING:
+    from efficientdet.inference.detector import Detector
 
 
 class Format(NamedTuple):
@@ -15,25 +18,27 @@ class Format(NamedTuple):
 
     Attributes:
         suffix: of the file's name.
-        able: which of `end_to_end`, `dynamic_batch`, `dynamic_size` and `half` it can be.
+        module: of this folder, which writes and opens such files.
+        abilities: which of `ABILITIES` it can have.
     """
 
     suffix: str
-    able: frozenset[str]
+    module: str
+    abilities: tuple[str, ...]
 
 
-FORMATS = {
-    "onnx": Format(".onnx", frozenset(("end_to_end", "dynamic_batch", "dynamic_size", "half"))),
-    "openvino": Format(".xml", frozenset(("end_to_end", "dynamic_batch", "dynamic_size", "half"))),
-    "torch-export": Format(".pt2", frozenset(("end_to_end", "dynamic_batch", "half"))),
-    "executorch": Format(".pte", frozenset()),
-    "tflite": Format(".tflite", frozenset()),
-}
-WORDS = {
-    "end_to_end": "decoding and suppression in the file (--end-to-end)",
-    "dynamic_batch": "any number of pictures at once (--dynamic-batch)",
-    "dynamic_size": "pictures of any size (--dynamic)",
+ABILITIES = {
+    "end_to_end": "decoding and NMS in the file (--end-to-end)",
+    "dynamic_batch": "any number of images at once (--dynamic-batch)",
+    "dynamic_size": "images of any size (--dynamic-size)",
     "half": "weights stored as float16 (--half)",
+}
+FORMATS = {
+    "onnx": Format(".onnx", "onnx_file", tuple(ABILITIES)),
+    "openvino": Format(".xml", "openvino_file", tuple(ABILITIES)),
+    "torch-export": Format(".pt2", "torch_export_file", ("end_to_end", "dynamic_batch", "half")),
+    "executorch": Format(".pte", "executorch_file", ()),
+    "tflite": Format(".tflite", "tflite_file", ()),
 }
 
 # Formats that are asked for and not written here: suffix, and what to do instead.
@@ -53,27 +58,74 @@ NOT_WRITTEN = {
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What one export asks for.
+    """What an exported file is. `dynamic_size` implies `dynamic_batch`."""
 
-    Attributes:
-        to: the format.
-        end_to_end: decode and suppress in the file too.
-        dynamic_batch: take any number of pictures at once.
-        dynamic_size: take any height and width that is a multiple of the coarsest stride.
-        half: store the convolutions' weights as float16; the arithmetic stays float32 unless the runtime is told
-            otherwise.
-    """
+    to: str | None = setting(None, f"Format: {', '.join(FORMATS)}; by default by the file's suffix.")
+    end_to_end: bool = setting(False, "Bytes in, boxes out: normalizing, decoding and NMS are in the file.")
+    dynamic_batch: bool = setting(False, "Take any number of images at once.")
+    dynamic_size: bool = setting(
+        False,
+        "Take any number of images, of any height and width that are multiples of the coarsest stride (128 for P7).",
+        also="dynamic",
+    )
+    half: bool = setting(False, "Store the convolutions' weights as float16, which halves the file.")
 
-    to: str
-    end_to_end: bool = False
-    dynamic_batch: bool = False
-    dynamic_size: bool = False
-    half: bool = False
+    def __post_init__(self) -> None:
+        """Check types.
 
-    @property
-    def precision(self) -> str:
-        """`fp32` or `fp16`: which bounds the file must keep."""
-        return "fp16" if self.half else "fp32"
+        Raises:
+            SettingError: a value is of the wrong type; names it.
+        """
+        check_settings(self)
+        if self.dynamic_size:
+            object.__setattr__(self, "dynamic_batch", True)
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """How a detector is quantized to int8."""
+
+    calibration_images: int = setting(
+        300, "Number of calibration images, evenly spread over the split: they give the ranges to round in.", minimum=1
+    )
+    split: str = setting("train", "Split that the calibration images are from.")
+    preset: Literal["performance", "mixed"] = setting(
+        "performance",
+        "Ranges of the activations: performance, symmetric around 0; or mixed, asymmetric, which is more exact and "
+        "slower.",
+    )
+    check: bool = setting(True, "Compare AP before and after; over a point of difference nothing is written.")
+    check_split: str = setting("val", "Split that AP is compared on.")
+
+    def __post_init__(self) -> None:
+        """Check types, choices and ranges.
+
+        Raises:
+            UnknownNameError: no such preset.
+            SettingError: a value is out of range; names it.
+        """
+        check_settings(self)
+
+
+class ExportOptions(TypedDict, total=False):
+    """The fields of `ExportSettings` as keywords, for type checkers; `dynamic` is `dynamic_size`."""
+
+    to: str | None
+    end_to_end: bool
+    dynamic_batch: bool
+    dynamic_size: bool
+    dynamic: bool
+    half: bool
+
+
+class QuantizeOptions(TypedDict, total=False):
+    """The fields of `QuantizeSettings` as keywords, for type checkers."""
+
+    calibration_images: int
+    split: str
+    preset: Literal["performance", "mixed"]
+    check: bool
+    check_split: str
 
 
 def find_format(to: str | None, path: Path) -> str:
@@ -98,26 +150,26 @@ def find_format(to: str | None, path: Path) -> str:
     return to
 
 
-def check_settings(settings: ExportSettings, detector: Detector) -> None:
-    """Refuse what a format, or a graph with suppression in it, cannot do.
+def check_abilities(settings: ExportSettings, to: str, detector: Detector) -> None:
+    """Refuse what a format cannot be, or a detector cannot be exported as.
 
     Raises:
         SettingError: says what cannot be done and what can.
     """
-    able = FORMATS[settings.to].able
-    for option, words in WORDS.items():
-        if getattr(settings, option) and option not in able:
-            others = [name for name, format in FORMATS.items() if option in format.able]
-            raise SettingError(f"{settings.to} files here cannot have {words}; these can: {', '.join(others)}")
+    for ability, words in ABILITIES.items():
+        if getattr(settings, ability) and ability not in FORMATS[to].abilities:
+            others = [name for name, format in FORMATS.items() if ability in format.abilities]
+            raise SettingError(f"{to} files here cannot have {words}; these can: {', '.join(others)}")
     post = detector.postprocess
     if settings.end_to_end and (post.nms, post.candidates) != ("hard", "pairs"):
         raise SettingError(
-            f"end-to-end files suppress with nms 'hard' over candidates 'pairs', not '{post.nms}' over "
-            f"'{post.candidates}'; export raw outputs for those"
+            f"end-to-end files have nms 'hard' over candidates 'pairs', not '{post.nms}' over '{post.candidates}'; "
+            "export raw outputs for those"
         )
-    stride = detector.model.spec.strides[-1]
-    if settings.dynamic_size and any(side % stride for side in detector.image_size):
+    stride = detector.info.spec.strides[-1]
+    height, width = (-(-side // stride) * stride for side in detector.image_size)
+    if settings.dynamic_size and (height, width) != detector.image_size:
         raise SettingError(
-            f"image size {detector.image_size}: with dynamic size every side is a multiple of {stride}; choose "
-            "--image-size so"
+            f"image size {'x'.join(map(str, detector.image_size))}: a file of dynamic size takes multiples of {stride} "
+            f"only; choose --image-size {height if height == width else f'{height}x{width}'}"
         )

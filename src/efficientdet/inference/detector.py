@@ -151,7 +151,7 @@ class Detector:
         if batch_size < 1:
             raise SettingError(f"batch_size is {batch_size}; it must be at least 1")
         chosen = changed(self.postprocess, settings)
-        if self.engine.run_alone is not None and torch.get_num_threads() > 1:
+        if self.engine.run_on_one_core is not None and torch.get_num_threads() > 1:
             return self._one_image_a_core(sources, chosen)
         return self._in_batches(sources, batch_size, chosen)
 
@@ -169,12 +169,12 @@ class Detector:
 
     @torch.inference_mode()
     def _detect(
-        self, images: Sequence[_Prepared], settings: PostprocessSettings, alone: bool = False
+        self, images: Sequence[_Prepared], settings: PostprocessSettings, on_one_core: bool = False
     ) -> list[Detections]:
         """Run the network on prepared images and make Detections of its outputs."""
         if not images:
             return []
-        run = self.engine.run_alone if alone and self.engine.run_alone is not None else self.engine.run
+        run = (self.engine.run_on_one_core if on_one_core else None) or self.engine.run
         with self._timed("preprocess"):
             batch = torch.from_numpy(_stack([image.pixels for image in images])).to(self.device)
         with self._timed("network"):
@@ -222,7 +222,7 @@ class Detector:
 
         def one(source: ImageSource) -> Detections | ImageError:
             image = self._try_prepare(source)
-            return image if isinstance(image, ImageError) else self._detect([image], settings, alone=True)[0]
+            return image if isinstance(image, ImageError) else self._detect([image], settings, on_one_core=True)[0]
 
         with prefetch(one, sources, cores, 2 * cores, self._decoded_bytes, BYTES_AHEAD) as found:
             yield from found
@@ -346,7 +346,7 @@ def load(name_or_path: str | Path, **settings: Unpack[DetectorOptions]) -> Detec
     if not is_exported(path):
         return Detector(*load_checkpoint(path), **settings)
     file = open_exported(path, chosen.backend, chosen.precision, chosen.device)
-    settings["image_size"] = file.choose_size(chosen.image_size, chosen.rectangular, path)
+    settings["image_size"] = file.choose_size(chosen.image_size, chosen.rectangular)
     return Detector(None, file.info, engine=file.engine, **settings)
 
 

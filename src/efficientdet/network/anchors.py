@@ -26,8 +26,15 @@ def level_sizes(image_size: tuple[int, int], levels: tuple[int, int]) -> list[tu
     return sizes
 
 
-def _level_anchors(spec: ModelSpec, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    stride_y, stride_x = image_size[0] / size[0], image_size[1] / size[1]
+def level_anchors(spec: ModelSpec, size: tuple[int, int], strides: tuple[float, float]) -> Tensor:
+    """Anchors of one level: (h * w * octaves * aspects, 4) float64.
+
+    Args:
+        spec: says scale, octaves and aspects.
+        size: (h, w) of the level's map.
+        strides: pixels of the network's input per cell, downward and across.
+    """
+    stride_y, stride_x = strides
     sides = torch.tensor(
         [
             (
@@ -66,5 +73,7 @@ def make_anchors(spec: ModelSpec, image_size: tuple[int, int], device: torch.dev
     sizes = level_sizes(image_size, spec.levels)
     # A plain tensor even when it is first made in inference mode: training shares it.
     with torch.inference_mode(False):
-        anchors = torch.cat([_level_anchors(spec, image_size, size) for size in sizes])
+        anchors = torch.cat(
+            [level_anchors(spec, size, (image_size[0] / size[0], image_size[1] / size[1])) for size in sizes]
+        )
         return anchors.float().to(device)

@@ -79,8 +79,8 @@ def test_the_same_outputs(model: EfficientDet, backend: str, precision: str, tol
         with torch.no_grad():
             expected = model(pixels)
         check(engine.run(pixels), expected, tolerance)
-        if engine.run_alone is not None:
-            check(engine.run_alone(pixels), expected, tolerance)
+        if engine.run_on_one_core is not None:
+            check(engine.run_on_one_core(pixels), expected, tolerance)
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_threads_do_not_disturb_each_other(model: EfficientDet, backend: str) ->
     libraries_of(backend)
     engine = open_engine(model, backend)
     batches = [images(1, 128, 128) + i for i in range(6)]
-    run = engine.run_alone or engine.run
+    run = engine.run_on_one_core or engine.run
 
     def copies(pixels: torch.Tensor) -> Outputs:
         classes, boxes = run(pixels)

@@ -10,17 +10,16 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from efficientdet.cache import cached, is_sealed, seal
 from efficientdet.errors import SettingError, require, unknown_name
-from efficientdet.inference.engines.engine import BySize, Engine, Session
+from efficientdet.inference.engines.engine import Engine, Session, SessionByShape
 from efficientdet.inference.engines.onnx_graph import write_onnx_network
 from efficientdet.inference.engines.onnxruntime_engine import onnxruntime_session
-from efficientdet.inference.engines.openvino_engine import openvino_core, openvino_session
+from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
 from efficientdet.inference.engines.torch_engine import torch_run
 from efficientdet.network.efficientdet import EfficientDet
 
@@ -66,14 +65,12 @@ def open_engine(
         return Engine(backend, precision, torch_run(model, backend, precision, device), device)
     graphs = _Graphs(model)
 
-    def by_size(open_file: Callable[..., Session], **choices: int) -> BySize:
-        return BySize(lambda shape: open_file(graphs.find((shape[2], shape[3])), shape, precision=precision, **choices))
+    def by_shape(streams: int) -> SessionByShape:
+        return SessionByShape(lambda shape: _open_session(graphs, shape, backend, precision, streams))
 
     if backend == "tensorrt":
-        return Engine(backend, precision, by_size(onnxruntime_session, streams=1, on_gpu=True), device)
-    open_file = _openvino if backend == "openvino" else onnxruntime_session
-    together, alone = (by_size(open_file, streams=streams) for streams in (1, torch.get_num_threads()))
-    return Engine(backend, precision, together, device, alone)
+        return Engine(backend, precision, by_shape(1), device)
+    return Engine(backend, precision, by_shape(1), device, by_shape(torch.get_num_threads()))
 
 
 def choose_backend(backend: str, precision: str, device: torch.device) -> str:
@@ -140,5 +137,8 @@ def _fingerprint(model: EfficientDet) -> str:
     return digest.hexdigest()[:24]
 
 
-def _openvino(path: Path, shape: tuple[int, ...], *, precision: str, streams: int) -> Session:
-    return openvino_session(openvino_core().read_model(path), shape, precision, streams)
+def _open_session(graphs: _Graphs, shape: tuple[int, ...], backend: str, precision: str, streams: int) -> Session:
+    path = graphs.find((shape[2], shape[3]))
+    if backend == "openvino":
+        return openvino_session(open_openvino(path), shape, precision, streams=streams)
+    return onnxruntime_session(path, shape, precision=precision, streams=streams, on_gpu=backend == "tensorrt")

@@ -2,68 +2,63 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from efficientdet.errors import SettingError, WeightsError, require, unknown_name
-from efficientdet.inference.engines.engine import Engine, Outputs, Session, Sessions
-from efficientdet.inference.engines.onnx_graph import OUTPUTS
-from efficientdet.inference.engines.onnxruntime_engine import onnxruntime_options
-from efficientdet.inference.engines.openvino_engine import openvino_core, openvino_session
+from efficientdet.errors import SettingError, WeightsError, unknown_name
+from efficientdet.inference.engines.engine import Engine, Session, SessionByShape
+from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, FileMetadata
+from efficientdet.inference.engines.onnxruntime_engine import as_session, open_onnx
+from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
+from efficientdet.settings import to_dict
 from efficientdet.weights.checkpoint import METADATA_KEY, CheckpointInfo
 
-# What runs a file of each kind; the first unless another is asked for.
+# What runs a file, by its suffix; the first unless another is asked for.
 RUNNERS = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
 
 
 @dataclass(frozen=True)
 class ExportedNetwork:
-    """A file that was opened.
+    """A raw network from a file.
 
     Attributes:
-        info: what the checkpoint behind it says of itself.
-        image_size: (height, width) of its input.
-        is_dynamic: whether it takes other sizes too, multiples of the coarsest stride.
+        path: the file.
+        metadata: what it says of itself.
         engine: runs it.
     """
 
-    info: CheckpointInfo
-    image_size: tuple[int, int]
-    is_dynamic: bool
+    path: Path
+    metadata: FileMetadata
     engine: Engine
 
-    def choose_size(
-        self, image_size: int | tuple[int, int] | None, is_rectangular: bool, path: Path
-    ) -> tuple[int, int]:
+    @property
+    def info(self) -> CheckpointInfo:
+        """What the checkpoint behind it says of itself, with the post-processing that the file was exported with."""
+        return dataclasses.replace(self.metadata.checkpoint, postprocess=to_dict(self.metadata.postprocess))
+
+    def choose_size(self, image_size: int | tuple[int, int] | None, is_rectangular: bool) -> tuple[int, int]:
         """The (height, width) that images are letterboxed to.
 
         Args:
             image_size: what was asked for; None for the file's own.
             is_rectangular: whether images are to be padded to less where that is enough.
-            path: of the file, for the message.
 
         Raises:
             SettingError: the file cannot take that size; says which it can.
         """
-        size = self.image_size if image_size is None else image_size
+        own = self.metadata.image_size
+        size = own if image_size is None else image_size
         size = (size, size) if isinstance(size, int) else size
-        if not self.is_dynamic and (size != self.image_size or is_rectangular):
-            height, width = self.image_size
+        if not self.metadata.dynamic_size and (size != own or is_rectangular):
             raise SettingError(
-                f"{path}: takes images of {height}x{width} pixels only; export it with --image-size, or with "
+                f"{self.path}: takes images of {own[0]}x{own[1]} pixels only; export it with --image-size, or with "
                 "--dynamic-size for any multiple of the coarsest stride"
             )
         step = self.info.spec.strides[-1]
-        if any(side % step for side in size) and size != self.image_size:
-            raise SettingError(f"{path}: image_size is {size}; this file takes multiples of {step} only")
+        if any(side % step for side in size) and size != own:
+            raise SettingError(f"{self.path}: image_size is {size}; this file takes multiples of {step} only")
         return size
 
 
@@ -78,27 +73,26 @@ def open_exported(path: Path, backend: str = "auto", precision: str = "fp32", de
     Args:
         path: an `.onnx` file, or the `.xml` of an OpenVINO one, whose `.bin` lies beside it.
         backend: `onnxruntime` (for `.onnx`) or `openvino`; `auto` for the first that suits.
-        precision: `fp32`, or `bf16` in OpenVINO: of what the file does not fix. A file of int8 stays that.
+        precision: `fp32`, or `bf16` in OpenVINO, of what the file does not fix: int8 stays int8.
         device: `auto` or `cpu`.
 
     Returns:
-        The network; its engine takes pictures one at a time, since a batch is no faster on a CPU.
+        The network; its engine runs images one by one, since a batch is no faster on a CPU.
 
     Raises:
         WeightsError: the file is missing, damaged, not one of ours, or end-to-end; says what to load instead.
         SettingError: the file cannot be run so; says how it can.
         MissingExtraError: the library that runs it is not installed.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file")
     backend = _check_choice(path, backend, precision, device)
-    opener = _open_onnxruntime if backend == "onnxruntime" else _open_openvino
-    text, outputs, run_one = opener(path, precision)
-    facts = _facts(text, outputs, path)
-    engine = Engine(backend, "int8" if facts["precision"] == "int8" else precision, _one_by_one(run_one))
-    height, width = facts["image_size"]
-    info = CheckpointInfo.from_json(json.dumps(facts["checkpoint"]), path)
-    return ExportedNetwork(info, (int(height), int(width)), bool(facts["dynamic_size"]), engine)
+    metadata, open_session = open_file(path, backend, precision)
+    if metadata.end_to_end:
+        raise WeightsError(
+            f"{path}: goes from bytes to boxes by itself (--end-to-end), for programs without this package; to load a "
+            "file here, export it without --end-to-end, or load the checkpoint"
+        )
+    run = SessionByShape(open_session, one_by_one=True)
+    return ExportedNetwork(path, metadata, Engine(backend, "int8" if metadata.precision == "int8" else precision, run))
 
 
 def _check_choice(path: Path, backend: str, precision: str, device: str) -> str:
@@ -114,81 +108,44 @@ def _check_choice(path: Path, backend: str, precision: str, device: str) -> str:
     return backend
 
 
-def _facts(text: str | None, outputs: list[str], path: Path) -> dict[str, Any]:
-    """The metadata of a file that is a raw network of ours."""
-    if not text:
-        raise WeightsError(
-            f"{path}: says nothing of its classes and network, so this package did not export it; load its checkpoint, "
-            "or export that anew: efficientdet export NAME --to onnx"
-        )
-    try:
-        facts: dict[str, Any] = json.loads(text)
-        needed = ("end_to_end", "checkpoint", "image_size", "dynamic_size", "precision")
-        missing = [name for name in needed if name not in facts]
-    except (ValueError, TypeError) as error:
-        raise WeightsError(f"{path}: damaged metadata ({error})") from error
-    if missing:
-        raise WeightsError(f"{path}: damaged metadata (no {', '.join(missing)})")
-    if facts["end_to_end"]:
-        raise WeightsError(
-            f"{path}: goes from bytes to boxes by itself (--end-to-end), for programs without this package; to load a "
-            "file here, export it without --end-to-end, or load the checkpoint"
-        )
-    if sorted(outputs) != sorted(OUTPUTS):
-        raise WeightsError(f"{path}: its outputs are {outputs}, not {list(OUTPUTS)}; export it anew")
-    return facts
+def open_file(
+    path: Path, backend: str, precision: str = "fp32"
+) -> tuple[FileMetadata, Callable[[Sequence[int] | None], Session]]:
+    """Open an exported file, raw or end-to-end.
 
+    Args:
+        path: the file.
+        backend: `onnxruntime` or `openvino`.
+        precision: of the arithmetic.
 
-def _one_by_one(run_one: Session) -> Callable[[Tensor], Outputs]:
-    def run(images: Tensor) -> Outputs:
-        pixels = images.contiguous().cpu().numpy()
-        if len(pixels) == 1:
-            parts = run_one(pixels)
-        else:  # what a session gave holds until its next call
-            each = [[output.clone() for output in run_one(image[None])] for image in pixels]
-            parts = [torch.cat(outputs) for outputs in zip(*each, strict=True)]
-        class_logits, box_deltas = parts
-        return [class_logits], [box_deltas]
+    Returns:
+        Its metadata; and what opens a session of it for a shape of its first input, or None for any that it takes. The
+        session gives the outputs in the order of `RAW_OUTPUTS` or `DETECTION_OUTPUTS`.
 
-    return run
-
-
-def _open_onnxruntime(path: Path, precision: str) -> tuple[str | None, list[str], Session]:
-    """Metadata, names of outputs, and how to run the file."""
-    runtime = require("onnxruntime", "export")
-    try:
-        session = runtime.InferenceSession(str(path), onnxruntime_options(), providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors share no other base
-        raise WeightsError(f"{path}: not an ONNX file, or a damaged one ({_first_line(error)})") from error
-    outputs = [output.name for output in session.get_outputs()]
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-
-    def run(image: NDArray[np.float32]) -> list[Tensor]:
-        return [torch.from_numpy(output) for output in session.run(list(OUTPUTS), {"images": image})]
-
-    return text, outputs, run
-
-
-def _open_openvino(path: Path, precision: str) -> tuple[str | None, list[str], Session]:
-    """Metadata, names of outputs, and how to run the file."""
-    core = openvino_core()
-    if path.suffix == ".xml" and not path.read_bytes().rstrip().endswith(b"</net>"):
-        # OpenVINO would try all that it knows of, and print what each made of it.
-        raise WeightsError(f"{path}: not an OpenVINO file, or a damaged one (it does not end as one)")
-    try:
-        model = core.read_model(str(path))
-    except RuntimeError as error:
-        raise WeightsError(f"{path}: cannot be read ({_last_line(error)}); is its .bin beside it?") from error
-    outputs = [output.any_name for output in model.outputs]
+    Raises:
+        WeightsError: the file is missing, damaged, or not one of ours.
+        MissingExtraError: the library that runs it is not installed.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    if backend == "onnxruntime":
+        session = open_onnx(path)
+        metadata = FileMetadata.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
+        outputs = _check_outputs(metadata, [output.name for output in session.get_outputs()], path)
+        run = as_session(session, outputs)
+        return metadata, lambda _: run
+    model = open_openvino(path)
     place = [METADATA_KEY] if path.suffix == ".xml" else ["framework", METADATA_KEY]  # an ONNX file's own metadata
     text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
-    sessions = Sessions(lambda shape: openvino_session(model.clone(), shape, precision, outputs=OUTPUTS))
-    return text, outputs, lambda image: sessions.find(image.shape)(image)
+    metadata = FileMetadata.from_json(text, path)
+    outputs = _check_outputs(metadata, [output.any_name for output in model.outputs], path)
+    return metadata, lambda shape: openvino_session(
+        model.clone(), shape, precision, outputs=outputs, is_cached=shape is not None
+    )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().rpartition("\n")[2]
+def _check_outputs(metadata: FileMetadata, found: list[str], path: Path) -> tuple[str, ...]:
+    expected = DETECTION_OUTPUTS if metadata.end_to_end else RAW_OUTPUTS
+    if sorted(found) != sorted(expected):
+        raise WeightsError(f"{path}: its outputs are {found}, not {list(expected)}; export it anew")
+    return expected

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from efficientdet.atomic_write import replacing
 from efficientdet.errors import SettingError, require
 from efficientdet.inference.engines.fold import fold
+from efficientdet.inference.engines.metadata import RAW_OUTPUTS
 from efficientdet.network.efficientdet import EfficientDet
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 OPSET = 18
-OUTPUTS = ("class_logits", "box_deltas")
 
 
 class FlatOutputs(nn.Module):
@@ -71,10 +71,10 @@ def onnx_network(
     require("onnxscript", "export")
     folded = fold(model).cpu().float()
     levels = range(folded.spec.levels[0], folded.spec.levels[1] + 1)
-    names = [f"{name}_{level}" for name in OUTPUTS for level in levels] if by_level else list(OUTPUTS)
+    names = [f"{name}_{level}" for name in RAW_OUTPUTS for level in levels] if by_level else list(RAW_OUTPUTS)
     # With an example of one image the batch would be taken for the constant 1.
     example = torch.zeros(2 if dynamic_batch else 1, 3, *image_size)
-    with _quiet_exporter():
+    with quiet_exporter():
         program = torch.onnx.export(
             FlatOutputs(folded, by_level).eval(), (example,), input_names=["images"], output_names=names,
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}} if dynamic_batch else None,
@@ -113,7 +113,7 @@ def free_shapes(graph: ModelProto, free_size: bool) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Keep the exporter's progress and its remarks on its own code and on torchvision away from the user."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

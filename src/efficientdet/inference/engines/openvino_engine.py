@@ -1,10 +1,11 @@
-"""The network in OpenVINO, on the CPU."""
+"""Networks in OpenVINO, on the CPU."""
 
 from __future__ import annotations
 
 import functools
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from efficientdet.cache import cache_folder
-from efficientdet.errors import require
+from efficientdet.errors import WeightsError, require
 from efficientdet.inference.engines.engine import Session
 
 _core_lock = threading.Lock()
@@ -35,35 +36,62 @@ def _core() -> Any:
     return require("openvino", "export").Core()
 
 
+def open_openvino(path: Path) -> Any:
+    """OpenVINO's own model of an `.xml` file (its `.bin` beside it) or of an `.onnx` file.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+        WeightsError: the file is of another kind or damaged, or the `.bin` is missing; names it.
+    """
+    core = openvino_core()
+    if path.suffix == ".xml" and not path.read_bytes().rstrip().endswith(b"</net>"):
+        # OpenVINO would try every format that it knows, and print what each made of the file.
+        raise WeightsError(f"{path}: not an OpenVINO file, or a damaged one (its end is missing)")
+    try:
+        return core.read_model(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().rpartition("\n")[2]
+        raise WeightsError(f"{path}: cannot be read ({reason}); is its .bin beside it?") from error
+
+
 def openvino_session(
-    model: Any, shape: Sequence[int], precision: str, streams: int = 1, outputs: Sequence[str] = ()
+    model: Any,
+    shape: Sequence[int] | None,
+    precision: str,
+    *,
+    streams: int = 1,
+    outputs: Sequence[str] = (),
+    is_cached: bool = True,
 ) -> Session:
-    """Compile a model of OpenVINO for one shape of input; each thread has a request of its own.
+    """Compile a model; each thread has a request of its own.
 
     Args:
-        model: as `read_model` gives it; its input takes the shape, lasting.
-        shape: (B, 3, H, W), with -1 for what may vary.
+        model: OpenVINO's own; changed where shape or precision ask for it.
+        shape: (B, 3, H, W) of its input, with -1 for what may vary; None to leave it.
         precision: `fp32` or `bf16`.
-        streams: so many threads may call at once, and share the cores.
+        streams: how many threads may call at once, and share the cores.
         outputs: their names, in order; none for all, in the model's order.
+        is_cached: keep what was compiled in the cache folder, so that it opens faster the next time.
     """
-    model.reshape(list(shape))
+    if shape is not None:
+        model.reshape(list(shape))
     if precision == "bf16":
         model = _with_bf16_logits(model)
-    # Its own choice would be bf16 wherever the processor has it.
     settings = {
-        "CACHE_DIR": str(cache_folder("engines", "openvino")),
+        # Left alone, OpenVINO computes in bf16 where the processor has it.
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
+    if is_cached:
+        settings["CACHE_DIR"] = str(cache_folder("engines", "openvino"))
     compiled = openvino_core().compile_model(model, "CPU", settings)
     own = threading.local()
 
-    def run(images: NDArray[np.float32]) -> list[Tensor]:
+    def run(*arrays: NDArray[Any]) -> list[Tensor]:
         if not hasattr(own, "request"):
             own.request = compiled.create_infer_request()
-        own.request.infer({0: images}, share_inputs=True, share_outputs=True)
+        own.request.infer(dict(enumerate(arrays)), share_inputs=True, share_outputs=True)
         tensors = [own.request.get_tensor(name) for name in outputs] if outputs else own.request.output_tensors
         return [_as_torch(tensor) for tensor in tensors]
 
@@ -71,7 +99,7 @@ def openvino_session(
 
 
 def _with_bf16_logits(model: Any) -> Any:
-    """Leave class logits, by far the largest output, in the numbers that they were computed in: half the memory."""
+    """Leave class logits, by far the largest output, in the precision that they were computed in: half the memory."""
     openvino = require("openvino", "export")
     steps = openvino.preprocess.PrePostProcessor(model)
     for number, output in enumerate(model.outputs):
@@ -81,6 +109,6 @@ def _with_bf16_logits(model: Any) -> Any:
 
 
 def _as_torch(tensor: Any) -> Tensor:
-    if tensor.element_type.to_string() == "bf16":  # which numpy does not know: the bits come as something else
+    if tensor.element_type.to_string() == "bf16":  # numpy has no such type, and takes the bits for another
         return torch.from_numpy(tensor.data.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(tensor.data)

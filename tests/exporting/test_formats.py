@@ -33,15 +33,16 @@ def test_the_file_is_the_network(
         size = sum(part.stat().st_size for part in tmp_path.iterdir())
         assert size < 0.75 * 4 * sum(p.numel() for p in people.model.parameters())
         assert report.differences[0].maximum > 1e-4  # the weights were rounded indeed
-    facts = open_file(path, to).facts
-    assert (facts["class_names"], facts["end_to_end"], facts["precision"]) == (["person"], end_to_end, report.precision)
+    metadata = open_file(path, to).metadata
+    assert metadata.checkpoint.class_names == ("person",)
+    assert (metadata.end_to_end, metadata.precision) == (end_to_end, report.precision)
 
 
 @pytest.mark.parametrize(("to", "suffix"), KINDS)
-def test_a_file_of_another_network_fails_where_it_departs(
+def test_a_file_of_another_network_fails_where_it_differs(
     people: Detector, tmp_path: Path, to: str, suffix: str
 ) -> None:
-    """The detector's weight is changed behind the file's back: the two depart at that layer."""
+    """The detector's weight is changed behind the file's back: the two differ from that layer on."""
     path = tmp_path / f"people{suffix}"
     export(people, path, dynamic_batch=True)
     changed = load("people", device="cpu", image_size=128)
@@ -51,7 +52,7 @@ def test_a_file_of_another_network_fails_where_it_departs(
         layer.weight[0, 0] += 0.5
     report = check_file(changed, path, to)
     assert report.failures
-    assert report.departs_at == "feature_network.cells.1.out4.conv.pointwise"
+    assert report.first_difference == "feature_network.cells.1.out4.conv.pointwise"
 
 
 def test_openvino_takes_any_size(people: Detector, tmp_path: Path) -> None:
@@ -65,8 +66,18 @@ def test_openvino_takes_any_size(people: Detector, tmp_path: Path) -> None:
     [
         ("onnx", ".onnx", "onnx", r"onnx is not installed; run: pip install 'efficientdet\[export\]'"),
         ("openvino", ".xml", "openvino", r"openvino is not installed; run: pip install 'efficientdet\[export\]'"),
-        ("executorch", ".pte", "executorch.exir", "executorch.* is not installed; run: pip install executorch"),
-        ("tflite", ".tflite", "litert_torch", "litert_torch is not installed; run: pip install litert-torch"),
+        (
+            "executorch",
+            ".pte",
+            "executorch.exir",
+            r"executorch is not installed; run: pip install 'efficientdet\[executorch\]'",
+        ),
+        (
+            "tflite",
+            ".tflite",
+            "litert_torch",
+            r"litert_torch is not installed; run: pip install 'efficientdet\[tflite\]'",
+        ),
     ],
 )
 def test_a_missing_library_is_named(
@@ -88,11 +99,11 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end_to_end", [False, True])
 @pytest.mark.parametrize(("to", "suffix"), [("onnx", ".onnx"), ("openvino", ".xml"), ("torch-export", ".pt2")])
 def test_cells_at_their_own_size(tmp_path: Path, to: str, suffix: str, end_to_end: bool, shared_data: Path) -> None:
-    """Many small objects of three classes in real pictures, with boxes in the hundreds."""
+    """Many small objects of three classes in real images, with boxes in the hundreds."""
     detector = load("cells", device="cpu", score_threshold=0.05)
     report = export(
         detector, tmp_path / f"cells{suffix}", end_to_end=end_to_end, dynamic_batch=True,
-        pictures=shared_data / "cells" / "images",
+        images=shared_data / "cells" / "images",
     )  # fmt: skip
-    assert report.pictures > 10
+    assert report.images > 10
     assert np.isfinite([d.maximum for d in report.differences]).all()

@@ -1,0 +1,123 @@
+"""What an exported file says of itself: one JSON object under the key `efficientdet`, for us and for every consumer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficientdet.errors import WeightsError
+from efficientdet.inference.settings import PostprocessSettings
+from efficientdet.network.anchors import level_sizes
+from efficientdet.settings import to_dict
+from efficientdet.version import __version__
+from efficientdet.weights.checkpoint import CheckpointInfo
+
+# Names of the outputs, in order: of raw files, and of end-to-end ones.
+RAW_OUTPUTS = ("class_logits", "box_deltas")
+DETECTION_OUTPUTS = ("boxes_xyxy", "scores", "labels", "counts")
+
+LETTERBOX = (
+    "scale = min(height / image_height, width / image_width); resize to (int(image_height * scale), "
+    "int(image_width * scale)); put at the top left; fill the rest with the mean color, which is 0 once normalized"
+)
+RAW = {
+    "inputs": "images: (B, 3, height, width) float32, RGB, (pixel - mean) / std with pixels in 0..255",
+    "outputs": "class_logits: (B, A, K) float32, before the sigmoid; box_deltas: (B, A, 4) float32 (dx, dy, dw, dh): "
+    "center = anchor center + d * anchor side, side = anchor side * exp(d)",
+}
+END_TO_END = {
+    "inputs": "images: (B, height, width, 3) uint8, RGB, letterboxed (the padding's values do not matter); "
+    "image_sizes: (B, 2) int64, (height, width) of the original images",
+    "outputs": "boxes_xyxy: (B, D, 4) float32, pixels of the original images; scores: (B, D) float32, best first; "
+    "labels: (B, D) int64; counts: (B,) int64, how many of the D are detections, the rest is 0",
+}
+
+
+@dataclass(frozen=True)
+class FileMetadata:
+    """The metadata of an exported file.
+
+    Attributes:
+        checkpoint: what the checkpoint behind it says of itself.
+        image_size: (height, width) of its input.
+        postprocess: settings that its raw outputs are meant for; those of an end-to-end file are fixed.
+        end_to_end: whether it goes from letterboxed bytes to boxes, instead of from normalized pixels to raw outputs.
+        dynamic_batch: whether it takes any number of images, or one.
+        dynamic_size: whether it takes any height and width that are multiples of the coarsest stride.
+        precision: `fp32`, `fp16` (weights stored so) or `int8`.
+        calibration: of an int8 file, which images gave the ranges.
+    """
+
+    checkpoint: CheckpointInfo
+    image_size: tuple[int, int]
+    postprocess: PostprocessSettings
+    end_to_end: bool = False
+    dynamic_batch: bool = False
+    dynamic_size: bool = False
+    precision: str = "fp32"
+    calibration: dict[str, Any] | None = None
+
+    def to_json(self) -> str:
+        """The metadata as they stand in the file, with all that a program without this package needs."""
+        info, spec = self.checkpoint, self.checkpoint.spec
+        cells = sum(height * width for height, width in level_sizes(self.image_size, spec.levels))
+        content = {
+            "version": __version__,
+            "checkpoint": json.loads(info.to_json()),
+            "model": spec.name,
+            "class_names": info.class_names,
+            "category_ids": info.category_ids,
+            "image_size": self.image_size,
+            "end_to_end": self.end_to_end,
+            "dynamic_batch": self.dynamic_batch,
+            "dynamic_size": self.dynamic_size,
+            "precision": self.precision,
+            "preprocessing": {**info.preprocessing.to_dict(), "letterbox": LETTERBOX},
+            "anchors": {
+                "levels": spec.levels,
+                "strides": spec.strides,
+                "scale": spec.anchor_scale,
+                "octaves": spec.octaves,
+                "aspects": spec.aspects,
+                "count": cells * spec.anchors_per_cell,
+                "order": "level (finest first), row, column, octave, aspect (width, height)",
+            },
+            "postprocess": to_dict(self.postprocess),
+            **(END_TO_END if self.end_to_end else RAW),
+            **({} if self.calibration is None else {"calibration": self.calibration}),
+        }
+        return json.dumps(content)
+
+    @classmethod
+    def from_json(cls, text: str | None, path: Path) -> FileMetadata:
+        """Read what `to_json` wrote.
+
+        Args:
+            text: the JSON; None or empty where the file has none.
+            path: the file, for messages.
+
+        Raises:
+            WeightsError: there are none, or a field is missing or wrong; names file and field.
+        """
+        if not text:
+            raise WeightsError(
+                f"{path}: has no metadata of this package, which did not export it; load its checkpoint, or export "
+                "that: efficientdet export CHECKPOINT --out FILE.onnx"
+            )
+        try:
+            fields = json.loads(text)
+            height, width = fields["image_size"]
+            return cls(
+                CheckpointInfo.from_json(json.dumps(fields["checkpoint"]), path),
+                (int(height), int(width)),
+                PostprocessSettings(**fields["postprocess"]),
+                end_to_end=bool(fields["end_to_end"]),
+                dynamic_batch=bool(fields["dynamic_batch"]),
+                dynamic_size=bool(fields["dynamic_size"]),
+                precision=str(fields["precision"]),
+                calibration=fields.get("calibration"),
+            )
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise WeightsError(f"{path}: damaged metadata ({type(error).__name__}: {error})") from error
