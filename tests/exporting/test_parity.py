@@ -138,6 +138,15 @@ def test_ap_of_both_is_compared(people: Detector, file: Path, shared_data: Path,
     assert any("AP differs" in failure for failure in report.failures)
 
 
+def test_ap_of_an_openvino_file(people: Detector, shared_data: Path, tmp_path: Path) -> None:
+    """Its outputs hold until the next image alone."""
+    pytest.importorskip("faster_coco_eval")
+    records = read_split(shared_data / "people", "val")
+    few = dataclasses.replace(records, images=records.images[:6])
+    report = export(people, tmp_path / "people.xml", dynamic_batch=True, data=few)
+    assert report.ap is not None and report.ap > 1
+
+
 def test_ap_over_the_bound_fails() -> None:
     kept = Difference("class_logits", 1e-6, 1e-7, 1e-4)
     within = ParityReport("x", "int8", 2, (kept,), 40.2, 41.1, 1.0)

@@ -94,6 +94,9 @@ def open_file(path: Path) -> OpenedFile:
 
     def convolutions(inputs: Sequence[NDArray[Any]], names: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
         layers, first, session = session_of(names)
-        yield from zip(layers, session(*inputs)[first:], strict=True)
+        for name, output in zip(layers, session(*inputs)[first:], strict=True):
+            yield name, output.clone()
 
-    return OpenedFile(metadata, open_session(None), convolutions)
+    session = open_session(None)
+    # Copies, since the next call's outputs take the place of the last one's.
+    return OpenedFile(metadata, lambda *inputs: [output.clone() for output in session(*inputs)], convolutions)
