@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from efficientdet.atomic_write import write_text
-from efficientdet.cli.options import Json, app, print_json, print_table, say
+from efficientdet.cli.options import Json, app, print_facts, print_json, print_table, say
 from efficientdet.errors import SettingError, UnknownNameError
 
 
@@ -60,7 +60,7 @@ def info(
     if as_json:
         print_json(facts)
         return
-    print_table(name, ({"": key, " ": value} for key, value in facts.items()), ("", " "))
+    print_facts(name, facts)
 
 
 @app.command()
