@@ -10,6 +10,7 @@ import pytest
 
 from efficientdet import cache
 from efficientdet.cache import cache_dir, cache_folder, cached, is_sealed, seal
+from efficientdet.errors import SettingError
 
 
 @pytest.fixture
@@ -41,6 +42,12 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_dir() == tmp_path / "xdg" / "efficientdet"
     monkeypatch.setenv("EFFICIENTDET_CACHE", "~/own")
     assert cache_dir() == tmp_path / "own"
+
+
+def test_without_a_home_folder_the_error_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFICIENTDET_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(SettingError, match="no folder for the cache .*; set EFFICIENTDET_CACHE to one"):
+        cache_dir()
 
 
 def test_a_file_is_made_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

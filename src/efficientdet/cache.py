@@ -16,18 +16,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from efficientdet.atomic_write import write_text
+from efficientdet.errors import SettingError
 
 VARIABLE = "EFFICIENTDET_CACHE"
 
 
 def cache_dir() -> Path:
-    """The cache folder: $EFFICIENTDET_CACHE, else `efficientdet` in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get(VARIABLE)
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path is to be ignored.
-    return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "efficientdet"
+    """The cache folder: $EFFICIENTDET_CACHE, else `efficientdet` in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        SettingError: there is no home folder.
+    """
+    own, shared = os.environ.get(VARIABLE), os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        if own:
+            return Path(own).expanduser()
+        # The XDG specification: a relative path is to be ignored.
+        return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "efficientdet"
+    except RuntimeError as error:
+        raise SettingError(f"no folder for the cache ({error}); set {VARIABLE} to one") from error
 
 
 def cache_folder(*parts: str) -> Path:

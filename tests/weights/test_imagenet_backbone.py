@@ -185,7 +185,7 @@ def test_every_layer_that_does_not_fit_is_listed_and_nothing_is_changed(tmp_path
         "shape: conv_stem.weight",
         "unexpected: classifier.weight",
     ]
-    assert "conv_stem.weight is (32, 3, 5, 5), the backbone has (32, 3, 3, 3)" in str(caught.value)
+    assert "conv_stem.weight is (32, 3, 5, 5), the model has (32, 3, 3, 3)" in str(caught.value)
     for name, tensor in backbone.state_dict().items():
         assert torch.equal(tensor, before[name])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -52,20 +53,7 @@ class CheckpointInfo:
 
     def to_json(self) -> str:
         """The metadata as JSON, for a file."""
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "version": __version__,
-                "spec": self.spec.to_dict(),
-                "class_names": self.class_names,
-                "category_ids": self.category_ids,
-                "preprocessing": self.preprocessing.to_dict(),
-                "postprocess": self.postprocess,
-                "metrics": self.metrics,
-                "training": self.training,
-                "about": self.about,
-            }
-        )
+        return json.dumps({"format": FORMAT, "version": __version__, **dataclasses.asdict(self)})
 
     @classmethod
     def from_json(cls, text: str, source: Path) -> CheckpointInfo:
@@ -219,24 +207,41 @@ def fit_state(model: nn.Module, state: dict[str, Tensor], source: str, name: str
     Raises:
         WeightsError: it does not fit; lists every mismatch.
     """
-    own_state = model.state_dict()
-    own = {name: tuple(tensor.shape) for name, tensor in own_state.items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    problems = [f"missing: {name} {shape}" for name, shape in own.items() if name not in theirs]
-    problems += [f"unexpected: {name} {shape}" for name, shape in theirs.items() if name not in own]
-    problems += [
-        f"shape: {name} is {theirs[name]}, the model has {shape}"
-        for name, shape in own.items()
-        if name in theirs and theirs[name] != shape
-    ]
+    own = model.state_dict()
+    problems = mismatches(shapes_of(own), shapes_of(state))
     problems += [
         f"type: {name} is {state[name].dtype}, the model has {tensor.dtype}"
-        for name, tensor in own_state.items()
+        for name, tensor in own.items()
         if name in state and state[name].is_floating_point() != tensor.is_floating_point()
     ]
     if problems:
         lines = "\n  ".join(problems)
         raise WeightsError(f"{source}: {len(problems)} tensors do not fit {name}:\n  {lines}")
+
+
+def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of tensors or arrays, by name."""
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def mismatches(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A line for each tensor that is missing, unexpected or of another shape.
+
+    Args:
+        expected: shapes by name of the model's tensors.
+        found: shapes by name of a file's tensors.
+    """
+    missing = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in found]
+    unexpected = [f"unexpected: {name} {shape}" for name, shape in found.items() if name not in expected]
+    return [
+        *missing,
+        *unexpected,
+        *(
+            f"shape: {name} is {found[name]}, the model has {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ),
+    ]
 
 
 def _open(path: Path, with_tensors: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from efficientdet.errors import WeightsError
 from efficientdet.network.efficientnet import EfficientNet
+from efficientdet.weights.checkpoint import mismatches, shapes_of
 
 # Layers of the classifier in such files, which a detector does not have.
-UNUSED = ("conv_head",)
+UNUSED = ("conv_head.weight", "conv_head.bias")
 # Bytes of the arrays in memory; those of B7 have 0.25 GB.
 _LARGEST = 1 << 30
 
@@ -40,7 +41,9 @@ def load_folded_backbone(backbone: EfficientNet, path: str | Path, batches: Iter
     """
     arrays = _read(Path(path))
     pairs = _conv_norm_pairs(backbone)
-    problems = _mismatches(pairs, arrays)
+    expected = {f"{name}.weight": tuple(conv.weight.shape) for name, (conv, _) in pairs.items()}
+    expected |= {f"{name}.bias": (norm.num_features,) for name, (_, norm) in pairs.items()}
+    problems = mismatches(expected, shapes_of({name: x for name, x in arrays.items() if name not in UNUSED}))
     if problems:
         raise WeightsError(f"{path}: does not fit the backbone:\n  " + "\n  ".join(problems))
     with torch.no_grad():
@@ -69,20 +72,6 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     # A damaged file makes numpy and zipfile raise nearly anything (BadZipFile, zlib.error, EOFError, MemoryError ...).
     except Exception as error:
         raise WeightsError(f"{path}: not a .npz file, or a damaged one ({error})") from error
-
-
-def _mismatches(pairs: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]], arrays: dict[str, np.ndarray]) -> list[str]:
-    expected = {f"{name}.weight": tuple(conv.weight.shape) for name, (conv, _) in pairs.items()}
-    expected |= {f"{name}.bias": (norm.num_features,) for name, (_, norm) in pairs.items()}
-    unused = {f"{name}.{leaf}" for name in UNUSED for leaf in ("weight", "bias")}
-    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in arrays]
-    problems += [f"unexpected: {name}" for name in arrays if name not in expected and name not in unused]
-    problems += [
-        f"shape: {name} is {arrays[name].shape}, the backbone has {shape}"
-        for name, shape in expected.items()
-        if name in arrays and arrays[name].shape != shape
-    ]
-    return problems
 
 
 def _conv_norm_pairs(backbone: EfficientNet) -> dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]:
