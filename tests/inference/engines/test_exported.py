@@ -218,6 +218,38 @@ def test_files_that_are_not_ours_are_refused(
     assert str(path) in str(caught.value)
 
 
+@SUFFIXES
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_size": [64]}, {"image_size": "64x64"}, {"image_size": [0, 64]}, {"image_size": [10**400, 64]},
+        {"image_size": [1e308, 64]}, {"image_size": [float("inf"), 64]}, {"image_size": [100_000, 100_000]},
+        {"checkpoint": []}, {"checkpoint": "x"}, {"postprocess": [1]}, {"postprocess": {"nms": "no"}},
+    ],
+)  # fmt: skip
+def test_damaged_metadata_are_an_error_of_the_file(tmp_path: Path, suffix: str, changes: dict[str, Any]) -> None:
+    path = write_stand_in(tmp_path / f"net{suffix}", facts(**changes))
+    with pytest.raises(WeightsError, match=rf"net\{suffix}: damaged metadata"):
+        load(path)
+
+
+@SUFFIXES
+def test_outputs_that_contradict_the_metadata_are_an_error_of_the_file(tmp_path: Path, suffix: str) -> None:
+    checkpoint = facts()["checkpoint"]
+    three = {**checkpoint, "class_names": ["a", "b", "c"], "category_ids": [1, 2, 3]}
+    coarse = {**checkpoint, "spec": {**checkpoint["spec"], "levels": [3, 5]}}
+    for changed in (three, coarse):
+        path = write_stand_in(tmp_path / f"net{suffix}", facts(checkpoint=changed))
+        with pytest.raises(WeightsError, match=rf"net\{suffix}: damaged: its outputs have shapes .*by its metadata"):
+            load(path).predict(picture(64, 64))
+
+
+def test_a_file_that_cannot_be_run_is_named(tmp_path: Path) -> None:
+    path = write_stand_in(tmp_path / "net.onnx", facts(image_size=[32, 32]))  # its input takes 64 x 64 alone
+    with pytest.raises(WeightsError, match=r"net\.onnx: cannot be run, so it may be damaged"):
+        load(path).predict(picture(32, 32))
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_damaged_files_are_refused(tmp_path: Path, suffix: str) -> None:
     path = write_stand_in(tmp_path / f"net{suffix}", facts())

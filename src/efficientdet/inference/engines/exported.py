@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor
 
 from efficientdet.errors import SettingError, WeightsError, unknown_name
 from efficientdet.inference.engines.engine import Engine, Session, SessionByShape
 from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, FileMetadata
 from efficientdet.inference.engines.onnxruntime_engine import as_session, open_onnx
 from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
+from efficientdet.network.anchors import make_anchors
 from efficientdet.settings import to_dict
 from efficientdet.weights.checkpoint import METADATA_KEY, CheckpointInfo
 
@@ -91,8 +97,33 @@ def open_exported(path: Path, backend: str = "auto", precision: str = "fp32", de
             f"{path}: goes from bytes to boxes by itself (--end-to-end), for programs without this package; to load a "
             "file here, export it without --end-to-end, or load the checkpoint"
         )
-    run = SessionByShape(open_session, one_by_one=True)
+    run = SessionByShape(lambda shape: _guarded(lambda: open_session(shape), metadata, path), one_by_one=True)
     return ExportedNetwork(path, metadata, Engine(backend, "int8" if metadata.precision == "int8" else precision, run))
+
+
+def _guarded(open_session: Callable[[], Session], metadata: FileMetadata, path: Path) -> Session:
+    """The session; whatever goes wrong in it, or comes out of it in another shape, is an error that names the file."""
+    info = metadata.checkpoint
+
+    def attempt(step: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return step(*arguments)
+        except Exception as error:  # the runtimes' errors share no other base
+            reason = str(error).strip().partition("\n")[0]
+            raise WeightsError(f"{path}: cannot be run, so it may be damaged ({reason})") from error
+
+    session = attempt(open_session)
+
+    def run(images: NDArray[Any]) -> list[Tensor]:
+        outputs: list[Tensor] = attempt(session, images)
+        anchors = len(make_anchors(info.spec, (images.shape[2], images.shape[3])))
+        expected = [(len(images), anchors, last) for last in (len(info.class_names), 4)]
+        found = [tuple(output.shape) for output in outputs]
+        if found != expected:
+            raise WeightsError(f"{path}: damaged: its outputs have shapes {found}, by its metadata {expected}")
+        return outputs
+
+    return run
 
 
 def _check_choice(path: Path, backend: str, precision: str, device: str) -> str:
@@ -126,7 +157,7 @@ def open_file(
         WeightsError: the file is missing, damaged, or not one of ours.
         MissingExtraError: the library that runs it is not installed.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(f"{path}: no such file")
     if backend == "onnxruntime":
         session = open_onnx(path)

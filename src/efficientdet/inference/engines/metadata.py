@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientdet.errors import WeightsError
+from efficientdet.family import LIMITS
 from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.network.anchors import level_sizes
 from efficientdet.settings import to_dict
@@ -108,10 +109,12 @@ class FileMetadata:
             )
         try:
             fields = json.loads(text)
-            height, width = fields["image_size"]
+            height, width = map(int, fields["image_size"])
+            if not 1 <= min(height, width) <= max(height, width) <= LIMITS["image_size"][1]:
+                raise ValueError(f"image_size is {height}x{width}")
             return cls(
                 CheckpointInfo.from_json(json.dumps(fields["checkpoint"]), path),
-                (int(height), int(width)),
+                (height, width),
                 PostprocessSettings(**fields["postprocess"]),
                 end_to_end=bool(fields["end_to_end"]),
                 dynamic_batch=bool(fields["dynamic_batch"]),
@@ -119,5 +122,5 @@ class FileMetadata:
                 precision=str(fields["precision"]),
                 calibration=fields.get("calibration"),
             )
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise WeightsError(f"{path}: damaged metadata ({type(error).__name__}: {error})") from error
