@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from efficientdet.data.augment import SMALLEST_SIDE, Augmentation, augment
+from efficientdet.data.augment import SMALLEST_SIDE, Augmentation, augment, count_too_small
+from efficientdet.data.records import ImageRecord, Records
 from efficientdet.images.convert import FloatImage, RgbImage
 from efficientdet.images.letterbox import IMAGENET, Preprocessing
 
@@ -108,6 +111,25 @@ def test_what_is_given_stays_as_it_is() -> None:
     run(image, given_boxes, (16, 16), jitter=(0.5, 1.5), flip=1.0)
     np.testing.assert_array_equal(image, image_before)
     np.testing.assert_array_equal(given_boxes, boxes_before)
+
+
+@settings(deadline=None, max_examples=100)
+@given(sides, sides, input_sizes, jitters, seeds)
+def test_boxes_counted_as_too_small_are_those_that_are_always_dropped(
+    height: int, width: int, size: tuple[int, int], jitter: tuple[float, float], seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    corners = np.sort(random.uniform(0, 1, (20, 2, 2)) ** 4, axis=1).reshape(20, 4) * [width, height, width, height]
+    one = ImageRecord(1, Path("a.png"), width, height, corners.astype(np.float32), np.zeros(20, dtype=np.int64),
+                      np.arange(20) % 5 == 0, np.ones(20, dtype=np.float32), list(range(20)))  # fmt: skip
+    counted = count_too_small(Records([one], ("x",), (1,), Path("set")), size, Augmentation(jitter, 0.5))
+    largest = (jitter[1], jitter[1])
+    trained, kept = one.boxes_xyxy[~one.is_crowd], np.zeros(16, dtype=np.bool_)
+    for try_number in range(20):  # at the largest scale, in whatever crop, nothing else is ever left
+        kept |= run(noise(height, width), trained, size, try_number, largest, 0.5)[2]
+    assert counted <= 16 - kept.sum()
+    if jitter[1] <= 1:  # without a crop all others are left
+        assert counted == 16 - kept.sum()
 
 
 # ---- pixels

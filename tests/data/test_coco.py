@@ -18,6 +18,7 @@ from efficientdet.data.records import (
     BOXES_OF_SKIPPED,
     BOXES_OUTSIDE,
     CROWD_BOXES,
+    IMAGES_OF_CROWDS,
     IMAGES_SKIPPED,
     IMAGES_WITHOUT_BOXES,
 )
@@ -50,7 +51,7 @@ ACCEPTED = {
     "zero_area.json": {BOXES_DEGENERATE: 1, IMAGES_WITHOUT_BOXES: 1},
     "id_gaps.json": {},
     "zero_based_ids.json": {},
-    "crowd_only.json": {CROWD_BOXES: 1, IMAGES_WITHOUT_BOXES: 1},
+    "crowd_only.json": {CROWD_BOXES: 1, IMAGES_WITHOUT_BOXES: 1, IMAGES_OF_CROWDS: 1},
     "no_annotations.json": {IMAGES_WITHOUT_BOXES: 2},
     "missing_area.json": {IMAGES_WITHOUT_BOXES: 1},
 }
@@ -180,6 +181,12 @@ def write(folder: Path, content: Any, name: str = "set.json") -> Path:
         (coco(categories=[{"id": 1, "name": "x"}, {"id": 2, "name": "x"}]), ["'name'", "'x' is there twice"]),
         ('{\n "images": [,]}', ["line 2, column 13"]),
         ("[" * 100_000, ["not readable as JSON"]),
+        (coco(images=[{"id": 1, "file_name": "x" * 300 + ".png"}]), ["image id 1", "the image 'xxx", "is not in"]),
+        (coco(images=[{"id": 1, "file_name": "x/" * 3000}]), ["image id 1", "is not in"]),
+        (coco(images=[{"id": 1, "file_name": "\ud800.png"}]), ["image id 1", "ud800", "is not in"]),
+        (coco(categories=[{"id": 1, "name": "x" * 20_000}, {"id": 2, "name": "x" * 20_000}]), ["'name'", "twice"]),
+        (annotation(image_id="x" * 20_000), ["annotation id 1", "'image_id'"]),
+        (annotation(bbox=[[[[]]]] * 1000), ["annotation id 1", "'bbox'"]),
         ('{"images": ' + "9" * 5000 + "}", ["not readable as JSON"]),
     ],
 )

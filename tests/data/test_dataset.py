@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from efficientdet.data import dataset as dataset_module
 from efficientdet.data.augment import Augmentation
 from efficientdet.data.coco import read_coco
 from efficientdet.data.dataset import (
@@ -25,9 +26,10 @@ from efficientdet.data.dataset import (
     TrainLoader,
     collate,
     eval_loader,
+    free_memory,
 )
 from efficientdet.data.records import ImageRecord, Records
-from efficientdet.errors import DataError
+from efficientdet.errors import DataError, ImageError
 from efficientdet.images.letterbox import IMAGENET, Preprocessing
 
 RAW = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
@@ -191,6 +193,54 @@ def test_images_that_take_too_much_memory_are_not_cached(monkeypatch: pytest.Mon
     assert not DecodedCache.fits(make_records(None, 2))
 
 
+@pytest.mark.parametrize("cache", [False, True])
+def test_an_image_of_another_size_than_when_it_was_read_is_named(tmp_path: Path, cache: bool) -> None:
+    dataset = DetectionDataset(
+        make_records(tmp_path, 2), (48, 48), IMAGENET, Augmentation((1.0, 1.0), 0.0), cache=cache
+    )
+    write_image(tmp_path / "1.png", 99, 7)
+    assert dataset[0].image.shape == dataset[0, 1].image.shape == (3, 48, 48)
+    for key in (1, (1, 0)):
+        with pytest.raises(ImageError, match=r"1\.png: 99x7 pixels, but 43x35 when the dataset was read"):
+            dataset[key]
+
+
+CGROUPS = {
+    "v2, a limit above": ("0::/job/step\n", {"job": (500, 300, 20), "job/step": ("max", 250, 10)}, 220),
+    "v2, the nearest limit": ("0::/job/step\n", {"job": (500, 300, 20), "job/step": (310, 250, 10)}, 70),
+    "v2, a container": ("0::/host/container\n", {"": (400, 390, 0)}, 10),
+    "v2, over its limit": ("0::/\n", {"": (400, 500, 0)}, 0),
+    "v1": ("9:cpu:/a\n4:cpu,memory:/job\n0::/\n", {"job": (500, 100, 50)}, 450),
+    "no limit": ("0::/\n", {"": ("max", 5, 5)}, None),
+    "no memory controller": ("1:cpu:/\n", {}, None),
+    "no cgroups": (None, {}, None),
+}
+
+
+@pytest.mark.parametrize("case", CGROUPS)
+def test_free_memory_is_within_the_limits_of_the_cgroups(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, limits, expected = CGROUPS[case]
+    v1 = case == "v1"
+    files = ("memory.limit_in_bytes", "memory.usage_in_bytes") if v1 else ("memory.max", "memory.current")
+    for name, (limit, used, cached) in limits.items():
+        folder = tmp_path / ("memory" if v1 else "") / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, value in zip(files, (limit, used), strict=True):
+            (folder / file).write_text(f"{value}\n")
+        (folder / "memory.stat").write_text(f"anon 7\n{'total_' if v1 else ''}inactive_file {cached}\n")
+    if names is not None:
+        (tmp_path / "cgroup").write_text(names)
+    monkeypatch.setattr(dataset_module, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(dataset_module, "CGROUP_ROOT", tmp_path)
+    if expected is not None:
+        assert free_memory() == expected
+        assert not DecodedCache.fits(make_records(None, 1))
+    else:
+        assert free_memory() > 10**6
+
+
 # ---- batches
 def test_a_batch_holds_its_samples(tmp_path: Path) -> None:
     records = make_records(tmp_path, 5, negatives=(3,))
@@ -203,6 +253,16 @@ def test_a_batch_holds_its_samples(tmp_path: Path) -> None:
     assert [labels.tolist() for labels in second.labels] == [[0], []]
     assert second.scales.dtype == torch.float32
     assert second.scales.tolist() == pytest.approx([min(32 / 40, 48 / 46), min(32 / 45, 48 / 49)])
+
+
+@pytest.mark.parametrize(("images", "devices"), [(5, 2), (4, 2), (2, 2), (1, 2), (7, 3)])
+def test_devices_share_an_evaluation_and_none_is_idle(images: int, devices: int) -> None:
+    dataset = DetectionDataset(make_records(None, images), (32, 32), IMAGENET, cache=False)
+    shares = [list(eval_loader(dataset, 2, 0, rank, devices).sampler) for rank in range(devices)]
+    assert all(shares)
+    assert sorted(set(sum(shares, []))) == list(range(images))
+    if images >= devices:
+        assert sum(map(len, shares)) == images
 
 
 def indices(batches: EpochBatches) -> list[list[int]]:

@@ -15,6 +15,7 @@ from efficientdet.data.records import (
     BOXES_OUTSIDE,
     COUNTED,
     CROWD_BOXES,
+    IMAGES_OF_CROWDS,
     IMAGES_SKIPPED,
     IMAGES_WITHOUT_BOXES,
     RawBox,
@@ -161,6 +162,11 @@ def test_an_image_of_crowds_only_is_no_negative(tmp_path: Path) -> None:
     builder.add(1, tmp_path / "a.jpg", SIZE, [RawBox((10, 10, 50, 40), 0, 1, is_crowd=True)])
     assert not builder.images[0].is_negative
     assert builder.counts[IMAGES_WITHOUT_BOXES] == 0
+    assert builder.counts[IMAGES_OF_CROWDS] == 1
+    builder.add(
+        2, tmp_path / "a.jpg", SIZE, [RawBox((10, 10, 50, 40), 0, 1, is_crowd=crowd) for crowd in (True, False)]
+    )
+    assert builder.counts[IMAGES_OF_CROWDS] == 1
 
 
 def test_missing_images_are_refused_or_skipped_and_counted(tmp_path: Path) -> None:

@@ -159,6 +159,11 @@ def test_missing_pictures_are_skipped_on_request(tmp_path: Path) -> None:
         (voc(thing(name=" ")), ["object 1", "'name'"]),
         (voc(thing(), file_name=""), ["'filename'"]),
         (voc(thing(), file_name="../b.png"), ["'filename'", "../b.png"]),
+        (voc(thing(), file_name="x" * 300), ["the image 'xxx", "is not in"]),
+        (f"<{'x' * 5000}/>", ["the top element is <xxx"]),
+        ("<!DOCTYPE annotation [\n]>" + voc(thing()), ["line 1", "DOCTYPE"]),
+        ('<?xml version="1.0"?>\n\n<!DOCTYPE a [<!ENTITY b "c">]>' + voc(thing()), ["line 3", "ENTITY"]),
+        ("<annotation>" + "<a>" * 50_000, ["not valid XML"]),
         (voc(thing(), size=(41, 30)), ["'width'", "41x30", "40x30"]),
         (voc(thing(), size=("w", 30)), ["'size/width'", "'w'"]),
         (voc(thing())[:-5], ["line 1, column", "cut off"]),
@@ -197,4 +202,7 @@ def test_listed_names_without_a_file_are_refused(tmp_path: Path) -> None:
     assert len(read_voc(tmp_path, split="train")) == 1
     (lists / "train.txt").write_text("0\n7\n")
     with pytest.raises(DataError, match=r"train\.txt: line 2: .*7\.xml is missing"):
+        read_voc(tmp_path, split="train")
+    (lists / "train.txt").write_text("x" * 300)
+    with pytest.raises(DataError, match=r"train\.txt: line 1: .*x\.xml is missing"):
         read_voc(tmp_path, split="train")

@@ -19,7 +19,7 @@ from efficientdet.data.records import (
     IMAGES_WITHOUT_BOXES,
 )
 from efficientdet.data.yolo import IMAGES_WITHOUT_LABEL_FILE, YoloBox, _parse, read_labels, read_yolo
-from efficientdet.errors import DataError, MissingExtraError
+from efficientdet.errors import DataError, MissingExtraError, MissingSplitError
 
 REJECTED = {
     "yolo_class_out_of_range.txt": ["line 1", "field 1", "class 7 of 2"],
@@ -118,10 +118,52 @@ def test_the_folder_of_data_yaml_comes_first(tmp_path: Path, entry: str) -> None
 def test_nothing_outside_the_data_set_is_read(tmp_path: Path) -> None:
     write(tmp_path / "other", a="0 .5 .5 .1 .1")
     (tmp_path / "set").mkdir()
-    for entry in ("../other/images/train", tmp_path / "other" / "images" / "train"):
+    for entry, fault in (
+        ("../other/images/train", "there is no folder"), (tmp_path / "other" / "images" / "train", "is not below"),
+        ("/", "is not below"), ("..", "is not below"), (f"{tmp_path}/set/../other/images", "is not below"),
+    ):  # fmt: skip
         (tmp_path / "set" / "data.yaml").write_text(f"train: {entry}\nnames: [x]\n")
-        with pytest.raises(DataError, match="no images of the split 'train'"):
+        with pytest.raises(DataError, match=rf"data\.yaml, field 'train': .*{fault}"):
             read_yolo(tmp_path / "set")
+
+
+@pytest.mark.parametrize("entry", ["images/day", "[images/train]", "train.txt", "x" * 300, "images/" + "x" * 300, "5"])
+def test_an_entry_of_data_yaml_that_is_no_folder_is_an_error_and_never_another_folder(
+    tmp_path: Path, entry: str
+) -> None:
+    write(tmp_path, a="0 .5 .5 .1 .1")
+    (tmp_path / "train.txt").write_text("images/train/a.png\n")
+    (tmp_path / "data.yaml").write_text(f"train: {entry}\nnames: [x]\n")
+    with pytest.raises(DataError, match=r"data\.yaml, field 'train': ") as caught:
+        read_yolo(tmp_path)
+    assert not isinstance(caught.value, MissingSplitError)
+    assert len(str(caught.value)) < 600 + 2 * len(str(tmp_path))
+
+
+def test_an_empty_entry_is_none_and_an_absolute_one_may_lie_in_the_data_set(tmp_path: Path) -> None:
+    write(tmp_path, a="0 .5 .5 .1 .1")
+    (tmp_path / "data.yaml").write_text("train:\nnames: [x]\n")
+    assert read_yolo(tmp_path).training_boxes == 1
+    (tmp_path / "data.yaml").write_text(f"train: {tmp_path / 'images' / 'train'}\nnames: [x]\n")
+    assert read_yolo(tmp_path).training_boxes == 1
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "bw", "dds", "j2k", "tga"])
+def test_images_of_every_format_that_is_read_are_found(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path, c="0 .5 .5 .1 .1")
+    mode = "L" if suffix == "bw" else "RGB"
+    Image.new(mode, (40, 30)).save(tmp_path / "images" / "train" / f"c.{suffix}")
+    records = read_yolo(tmp_path, class_names=["x"])
+    assert [record.path.name for record in records.images] == ["a.png", "b.PNG", f"c.{suffix}"]
+    assert records.training_boxes == 1
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "images" / "train" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"gone\.png: a link that leads nowhere.*skip_missing"):
+        read_yolo(tmp_path, class_names=["x"])
+    assert len(read_yolo(tmp_path, class_names=["x"], skip_missing=True)) == 2
 
 
 @pytest.mark.parametrize("names", ["[x, y]", "{0: x, 1: y}", "{1: y, 0: x}", "\n  - x\n  - y"])
@@ -146,6 +188,16 @@ def test_names_of_data_yaml(tmp_path: Path, names: str) -> None:
         ("names: [x, x]", ["'names'", "twice"]),
         ("names: []", ["'names'", "no class names"]),
         ("names: !!python/object/apply:os.getcwd []", ["not valid YAML"]),
+        ("names: [x]\nnames: [y]", ["not valid YAML", "'names' is there twice", "line 2"]),
+        ("names: &a [x]\ntrain: *a", ["not valid YAML", "aliases", "line 2"]),
+        ("names: " + "[" * 3000 + "]" * 3000, ["not valid YAML"]),
+        ("names: [x]\nextra: !!timestamp x", ["not valid YAML"]),
+        ("names: [x]\nextra: !!bool perhaps", ["not valid YAML"]),
+        ("names: [x]\nextra: !!float x", ["not valid YAML"]),
+        ("names: [x]\nextra: !!binary é", ["not valid YAML"]),
+        ("names: [x]\n? [a, b]\n: 1\n? {c: 1}\n: 2", ["not valid YAML"]),
+        ("names: [x]\nextra: " + "9" * 5000, ["not valid YAML"]),
+        ("names: [" + "x" * 5000 + ", " + "x" * 5000 + "]", ["'names'", "twice"]),
     ],
 )
 def test_faults_of_data_yaml_name_file_and_field(tmp_path: Path, text: str, parts: list[str]) -> None:
@@ -155,6 +207,15 @@ def test_faults_of_data_yaml_name_file_and_field(tmp_path: Path, text: str, part
         read_yolo(tmp_path)
     for part in [str(path), *parts]:
         assert part in str(caught.value)
+    assert len(str(caught.value)) < 800 + len(str(path))
+
+
+def test_aliases_that_grow_without_end_are_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    (write(tmp_path) / "data.yaml").write_text("\n".join([*lines, "names: *a11"]))
+    with pytest.raises(DataError, match="aliases"):
+        read_yolo(tmp_path)
 
 
 def test_classes_txt_gives_the_names(tmp_path: Path) -> None:

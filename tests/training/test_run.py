@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,18 +14,19 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from efficientdet.data import augment as augment_module
 from efficientdet.data.dataset import DetectionDataset, Sample
-from efficientdet.errors import DataError, ImageError, SettingError, WeightsError
+from efficientdet.errors import DataError, ImageError, SettingError, Terminated, WeightsError
 from efficientdet.images.letterbox import IMAGENET
 from efficientdet.inference.detector import load
 from efficientdet.network.efficientdet import build_model
 from efficientdet.training import module as training_module
-from efficientdet.training.callbacks import Ema, SaveCheckpoints
+from efficientdet.training.callbacks import Ema
 from efficientdet.training.config import LossSettings
 from efficientdet.training.losses import Losses, matched_loss
 from efficientdet.training.module import DetectionModule
@@ -413,6 +416,9 @@ def test_a_yaml_file_names_its_validation_split_too(
     done = run(data=tmp_path / "yolo" / "data.yaml", epochs=1)
     assert done.metrics is not None
     shutil.rmtree(tmp_path / "yolo" / "images" / "val")
+    with pytest.raises(DataError, match=r"data\.yaml, field 'val': there is no folder"):
+        run(data=tmp_path / "yolo" / "data.yaml", epochs=1, out=tmp_path / "again")
+    (tmp_path / "yolo" / "data.yaml").write_text("names: [disc]\ntrain: images/train\n")
     assert run(data=tmp_path / "yolo" / "data.yaml", epochs=1, out=tmp_path / "again").metrics is None
 
 
@@ -445,6 +451,73 @@ def test_an_image_that_cannot_be_read_is_named_without_a_traceback(
         run(data=folder, workers=workers, cache=False)
     assert str(broken) in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_loader_process_that_is_killed_is_named_with_what_to_do(
+    run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, parent = DetectionDataset.__getitem__, os.getpid()
+
+    def killed(self: DetectionDataset, key: Any) -> Sample:
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return get(self, key)
+
+    monkeypatch.setattr(DetectionDataset, "__getitem__", killed)
+    with pytest.raises(SettingError, match=r"a process that loads images died .*--workers 0"):
+        run(workers=1)
+
+
+def test_an_image_that_changes_its_size_during_the_run_is_named(
+    run: Callable[..., TrainingRun], shapes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shapes.write_shapes(tmp_path / "set", {"train": 2})
+    step = DetectionModule.training_step
+
+    def replacing(self: DetectionModule, batch: Any, batch_idx: int) -> Tensor | None:
+        Image.new("RGB", (7, 5)).save(folder / "images" / "train1.png")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DetectionModule, "training_step", replacing)
+    with pytest.raises(ImageError, match=r"train1\.png: 7x5 pixels, but .* when the dataset was read"):
+        run(data=folder, cache=False)
+
+
+def _shrink(folder: Path, count: int) -> None:
+    content = json.loads((folder / "train.json").read_text())
+    for annotation in content["annotations"][:count]:
+        annotation["bbox"][2] = 0.4
+    (folder / "train.json").write_text(json.dumps(content))
+
+
+def test_boxes_too_small_for_the_input_are_counted(
+    shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shapes.write_shapes(tmp_path / "set", {"train": 4})
+    _shrink(folder, 2)
+    done = run(data=folder, epochs=1, quiet=False)
+    boxes = done.report["train"]["boxes"]
+    assert done.report["train"]["boxes too small for this image size"] == 2
+    said = f"train: 2 of {boxes} boxes are less than a pixel wide or high at image_size 64 and are never trained on"
+    assert said in capsys.readouterr().err
+    _shrink(folder, boxes)
+    with pytest.raises(DataError, match=rf"train\.json: {boxes} of {boxes} boxes .* use a larger image_size"):
+        run(data=folder, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_images_with_nothing_but_crowds_are_counted(
+    shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shapes.write_shapes(tmp_path / "set", {"train": 4})
+    content = json.loads((folder / "train.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = int(annotation["image_id"] == 2)
+    (folder / "train.json").write_text(json.dumps(content))
+    done = run(data=folder, epochs=1, quiet=False)
+    assert done.report["train"]["images with crowd boxes only, not trained on"] == 1
+    assert "1 images with crowd boxes only, not trained on" in capsys.readouterr().err
 
 
 # Where a run starts from
@@ -590,6 +663,80 @@ def test_a_run_is_resumed_with_its_own_model_and_classes(
         run(out=trained.folder, resume=True, data=other, **own)
 
 
+def test_a_run_is_not_resumed_on_other_data(
+    shapes: ModuleType, run: Callable[..., TrainingRun], trained: TrainingRun, data: Path, tmp_path: Path
+) -> None:
+    own = {"ema_decay": 0.5, "frozen_stages": 2, "batch_norm": "frozen", "evaluate_every": 2}
+    shutil.copytree(data, tmp_path / "shapes")
+    content = json.loads((data / "val.json").read_text())
+    content["annotations"][0]["bbox"][0] += 1
+    (tmp_path / "shapes" / "val.json").write_text(json.dumps(content))
+    count = len(content["annotations"])
+    with pytest.raises(SettingError) as caught:
+        run(out=trained.folder, resume=True, data=tmp_path / "shapes", **own)
+    said = f"{trained.folder}: the dataset has changed since the run was started: val boxes are {count} as before, but "
+    assert str(caught.value) == said + "others"
+    shutil.copy(data / "val.json", tmp_path / "shapes" / "val.json")
+    content = json.loads((data / "train.json").read_text())
+    content["images"].append({**content["images"][0], "id": 99})
+    (tmp_path / "shapes" / "train.json").write_text(json.dumps(content))
+    with pytest.raises(SettingError, match="changed since the run was started: train images were 6, now 7"):
+        run(out=trained.folder, resume=True, data=tmp_path / "shapes", **own)
+
+
+def test_a_damaged_state_is_named_and_the_save_before_it_taken(
+    run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    whole = run(out=tmp_path / "whole", save_every=1)
+    with monkeypatch.context() as patched, pytest.raises(_StoppedError):
+        _stop_before(patched, 5)
+        run(out=tmp_path / "parts", save_every=1)
+    path = tmp_path / "parts" / "resume.ckpt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    parts = run(out=tmp_path / "parts", resume=True, quiet=False, save_every=1)
+    assert f"{path}: damaged (" in capsys.readouterr().err
+    assert parts.last.read_bytes() == whole.last.read_bytes()
+    assert _log(parts) == _log(whole)
+
+
+def test_a_state_of_another_kind_is_no_foreign_error(
+    run: Callable[..., TrainingRun], trained: TrainingRun, tmp_path: Path
+) -> None:
+    own = {"ema_decay": 0.5, "frozen_stages": 2, "batch_norm": "frozen", "evaluate_every": 2}
+    shutil.copytree(trained.folder, tmp_path / "copy")
+    torch.save({"global_step": 3}, tmp_path / "copy" / "resume.ckpt")
+    with pytest.raises(SettingError, match=r"resume\.ckpt: cannot be resumed from \("):
+        run(out=tmp_path / "copy", resume=True, **own)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+@pytest.mark.parametrize("place", ["training_step", "validation_step"])
+def test_a_signal_ends_the_run_with_its_state_saved(
+    place: str, number: signal.Signals, error: type[BaseException], run: Callable[..., TrainingRun], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, trained: TrainingRun,
+) -> None:  # fmt: skip
+    settings = {"ema_decay": 0.5, "frozen_stages": 2, "batch_norm": "frozen", "evaluate_every": 2, "save_every": 99}
+    step, calls = getattr(DetectionModule, place), []
+
+    def signaled(self: DetectionModule, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(number)
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(error, match=r"--out .*run --resume"):
+        patched.setattr(DetectionModule, place, signaled)
+        run(**settings)
+    assert len(calls) == 2
+    saved = torch.load(tmp_path / "run" / "resume.ckpt", weights_only=True)
+    assert saved["global_step"] == (2 if place == "training_step" else 6)
+    resumed, expected = load_file(run(resume=True, **settings).last), load_file(trained.last)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
+
+
 def test_a_finished_run_is_resumed_to_its_own_end(
     shapes: ModuleType, run: Callable[..., TrainingRun], trained: TrainingRun, tmp_path: Path
 ) -> None:
@@ -616,7 +763,7 @@ def test_a_resumed_run_needs_no_settings(
         assert torch.equal(load_file(parts.last)[name], tensor), name
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"config": {}}', '{"config": {"epochs": 0}, "checkpoint": {}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"config": {}}', '{"config": {"epochs": 0}, "checkpoint": {}}'])
 def test_a_damaged_settings_file_is_named(content: str, run: Callable[..., TrainingRun], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(content)
@@ -696,16 +843,16 @@ def test_a_save_that_is_interrupted_leaves_the_one_before(
     run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(out=tmp_path / "whole")
-    save = SaveCheckpoints._save_state
+    save = Trainer.save_checkpoint
 
-    def interrupted(self: SaveCheckpoints, trainer: Any) -> None:
-        if trainer.global_step == 4:
-            (self.folder / ".resume.ckpt.part").write_bytes(b"half a file")
+    def interrupted(self: Trainer, path: Path) -> None:
+        if self.global_step == 4:
+            path.write_bytes(b"half a file")
             raise _StoppedError
-        save(self, trainer)
+        save(self, path)
 
     with monkeypatch.context() as patched, pytest.raises(_StoppedError):
-        patched.setattr(SaveCheckpoints, "_save_state", interrupted)
+        patched.setattr(Trainer, "save_checkpoint", interrupted)
         run(out=tmp_path / "parts")
     parts = run(out=tmp_path / "parts", resume=True)
     assert parts.last.read_bytes() == whole.last.read_bytes()

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from efficientdet.cli.options import Json, app, out_console, print_json, say, takes_settings
+from efficientdet.cli.options import Json, app, complain, out_console, print_json, say, takes_settings
+from efficientdet.errors import Terminated
 from efficientdet.training.config import TrainConfig
 
 
@@ -27,11 +28,18 @@ def train(
 ) -> None:
     """Train a detector on a dataset; keeps the best and the last checkpoint.
 
+    Ctrl-C and SIGTERM end the run after the current step, with its state saved: continue it with --resume.
+
     Example: `efficientdet train lite0 --data dataset/ --weights people --epochs 30`
     """
     from efficientdet.training.run import train as run_training
 
-    run = run_training(model, data, out=out, resume=resume, quiet=as_json, **settings)
+    try:
+        run = run_training(model, data, out=out, resume=resume, quiet=as_json, **settings)
+    except (KeyboardInterrupt, Terminated) as stop:
+        if str(stop):
+            complain(str(stop))
+        raise
     if as_json:
         print_json({"best": str(run.best), "last": str(run.last), **run.report})
         return

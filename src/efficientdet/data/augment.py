@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientdet.data.records import Records
 from efficientdet.images.convert import FloatImage, RgbImage
 from efficientdet.images.letterbox import Preprocessing, normalize, resize
 
@@ -25,6 +26,23 @@ class Augmentation(NamedTuple):
 
     scale_jitter: tuple[float, float]
     flip: float
+
+
+def count_too_small(records: Records, size: tuple[int, int], settings: Augmentation) -> int:
+    """Number of boxes, crowd boxes aside, that `augment` drops even at the largest scale."""
+    count = 0
+    for image in records.images:
+        scaled = _scaled(image.image_size, size, settings.scale_jitter[1])
+        sides = (image.boxes_xyxy[:, 2:] - image.boxes_xyxy[:, :2])[~image.is_crowd]
+        shown = sides * (scaled[1] / image.width, scaled[0] / image.height)
+        count += int((shown.min(1) < SMALLEST_SIDE).sum()) if len(shown) else 0
+    return count
+
+
+def _scaled(image_size: tuple[int, int], size: tuple[int, int], factor: float) -> tuple[int, int]:
+    """(height, width) of an image that is scaled to fit, times a factor."""
+    scale = factor * min(size[0] / image_size[0], size[1] / image_size[1])
+    return max(1, round(image_size[0] * scale)), max(1, round(image_size[1] * scale))
 
 
 def augment(
@@ -51,10 +69,8 @@ def augment(
         kept: (N,) bool, which of the boxes are left.
     """
     flips = random.random() < settings.flip
-    factor = random.uniform(*settings.scale_jitter)
     height, width = image.shape[:2]
-    scale = factor * min(size[0] / height, size[1] / width)
-    scaled = (max(1, round(height * scale)), max(1, round(width * scale)))
+    scaled = _scaled((height, width), size, random.uniform(*settings.scale_jitter))
     top = int(random.integers(0, max(0, scaled[0] - size[0]) + 1))
     left = int(random.integers(0, max(0, scaled[1] - size[1]) + 1))
     shown = (min(scaled[0], size[0]), min(scaled[1], size[1]))

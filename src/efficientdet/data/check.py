@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -11,9 +11,36 @@ from PIL import Image
 
 from efficientdet.errors import DataError, ImageError
 from efficientdet.images import read as images
+from efficientdet.text import printable
 
 # How many file names are looked for in a folder to tell whether it is the image folder.
 NAMES_TO_LOOK_FOR = 20
+
+
+def shown(value: Any, write: Callable[[Any], str] = repr) -> str:
+    """A value from a file, as it stands in a message: short, on one line."""
+    if isinstance(value, int):  # nearly always, and once for every entry of a COCO file
+        return str(value)
+    try:
+        return printable(write(value), 60)
+    except RecursionError:
+        return f"a deeply nested {type(value).__name__}"
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False for names that no file can have, such as those over 255 bytes."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; False for names that no folder can have."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def measure(path: Path, place: str) -> tuple[int, int]:
@@ -80,7 +107,7 @@ def check_file_name(file_name: str, place: str, field_name: str = "file_name") -
     climbs = ".." in posix.parts or ".." in windows.parts
     if climbs or posix.is_absolute() or windows.drive or windows.root or "\0" in file_name:
         raise DataError(
-            f"{place}, field '{field_name}': {file_name!r} leaves the image folder; "
+            f"{place}, field '{field_name}': {shown(file_name)} leaves the image folder; "
             "write names relative to the image folder, without '..'"
         )
 
@@ -89,9 +116,9 @@ def find_image_folder(candidates: Iterable[Path], file_names: Sequence[str]) -> 
     """First folder that holds any of the first file names; else the first that exists; else the first."""
     folders = list(candidates)
     for folder in folders:
-        if any((folder / name).is_file() for name in file_names[:NAMES_TO_LOOK_FOR]):
+        if any(is_file(folder / name) for name in file_names[:NAMES_TO_LOOK_FOR]):
             return folder
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
+    return next((folder for folder in folders if is_folder(folder)), folders[0])
 
 
 def check_class_names(names: Sequence[Any], place: str) -> tuple[str, ...]:
@@ -105,9 +132,9 @@ def check_class_names(names: Sequence[Any], place: str) -> tuple[str, ...]:
     seen: dict[str, int] = {}
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{place}: class name {index} is {name!r}; write a text, in quotes")
+            raise DataError(f"{place}: class name {index} is {shown(name)}; write a text, in quotes")
         if name in seen:
-            raise DataError(f"{place}: class name {name!r} is there twice, at {seen[name]} and {index}; keep one")
+            raise DataError(f"{place}: class name {shown(name)} is there twice, at {seen[name]} and {index}; keep one")
         seen[name] = index
     return tuple(seen)
 
@@ -136,5 +163,6 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: this is a folder; give the annotation file itself") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text at byte {error.start}; save the file as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
+    except (OSError, ValueError) as error:
+        fault = printable(error)
+        raise DataError(f"{printable(path)}: cannot be read ({fault}); check its name and permissions") from error

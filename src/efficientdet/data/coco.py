@@ -15,9 +15,11 @@ from efficientdet.data.check import (
     find_image_folder,
     measure,
     read_text,
+    shown,
 )
 from efficientdet.data.records import RawBox, Records, RecordsBuilder
 from efficientdet.errors import DataError
+from efficientdet.text import printable
 
 KEYS = ("images", "annotations", "categories")
 
@@ -90,7 +92,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
             "is the file cut off? Write it again"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not readable as JSON: {error}; write the file again") from error
+        raise DataError(f"{path}: not readable as JSON: {printable(error)}; write the file again") from error
     if not isinstance(content, dict):
         raise DataError(
             f"{path}: a JSON object with the keys {', '.join(KEYS)} is expected at the top, "
@@ -112,7 +114,7 @@ def _categories(items: list[Any], path: Path) -> tuple[tuple[int, ...], tuple[st
         place = _place(path, "category", index, item)
         category_id = item.get("id")
         if not _is_integer(category_id):
-            raise DataError(f"{place}, field 'id': {category_id!r} is not an integer; write a unique number")
+            raise DataError(f"{place}, field 'id': {shown(category_id)} is not an integer; write a unique number")
         if category_id in by_id:
             raise DataError(f"{place}, field 'id': {category_id} is there twice; give every category a unique id")
         by_id[category_id] = item.get("name")
@@ -129,7 +131,9 @@ def _entries(items: list[Any], path: Path) -> Iterator[_Entry]:
         image_id = _own_id(item, seen, place)
         file_name = item.get("file_name")
         if not isinstance(file_name, str) or not file_name:
-            raise DataError(f"{place}, field 'file_name': {file_name!r} is not a file name; write that of the image")
+            raise DataError(
+                f"{place}, field 'file_name': {shown(file_name)} is not a file name; write that of the image"
+            )
         check_file_name(file_name, place)
         yield _Entry(image_id, file_name, _stated_size(item, place), place)
 
@@ -139,7 +143,9 @@ def _stated_size(item: dict[str, Any], place: str) -> tuple[int, int] | None:
         return None
     for name in ("width", "height"):
         if not _is_integer(item.get(name)) or item[name] <= 0:
-            raise DataError(f"{place}, field '{name}': {item.get(name)!r} is not a size in pixels; write the image's")
+            raise DataError(
+                f"{place}, field '{name}': {shown(item.get(name))} is not a size in pixels; write the image's"
+            )
     return item["height"], item["width"]
 
 
@@ -155,13 +161,13 @@ def _boxes(
         image_id = item.get("image_id")
         if isinstance(image_id, bool) or not isinstance(image_id, int | str) or image_id not in by_image:
             raise DataError(
-                f"{place}, field 'image_id': {image_id!r} is not in 'images'; "
+                f"{place}, field 'image_id': {shown(image_id)} is not in 'images'; "
                 "add the image there or remove the annotation"
             )
         category_id = item.get("category_id")
         if not _is_integer(category_id) or category_id not in labels:
             raise DataError(
-                f"{place}, field 'category_id': {category_id!r} is not in 'categories' "
+                f"{place}, field 'category_id': {shown(category_id)} is not in 'categories' "
                 f"({_some(category_ids)}); add the category or correct the annotation"
             )
         by_image[image_id].append(
@@ -206,7 +212,7 @@ def _own_id(item: dict[str, Any], seen: set[Any], place: str) -> int | str:
             f"{place}, field 'id': {_short(own_id)} is neither a whole number nor a text; write a unique one"
         )
     if own_id in seen:
-        raise DataError(f"{place}, field 'id': {own_id!r} is there twice; give each a unique id")
+        raise DataError(f"{place}, field 'id': {shown(own_id)} is there twice; give each a unique id")
     seen.add(own_id)
     return own_id
 
@@ -231,10 +237,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, int):  # nearly always, and once for every entry of the file
-        return str(value)
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shown(value, json.dumps)
 
 
 def _some(values: tuple[int, ...]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +16,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from efficientdet.data.augment import Augmentation, augment
+from efficientdet.data.check import is_file, is_folder
 from efficientdet.data.coco import read_coco
-from efficientdet.data.records import Records
+from efficientdet.data.records import ImageRecord, Records
 from efficientdet.data.voc import read_voc
 from efficientdet.data.yolo import CONFIG_NAMES, read_yolo
-from efficientdet.errors import DataError, MissingSplitError
+from efficientdet.errors import DataError, ImageError, MissingSplitError
 from efficientdet.images.convert import RgbImage
 from efficientdet.images.letterbox import Preprocessing, letterbox
 from efficientdet.images.read import read
+from efficientdet.text import printable
 
 # COCO annotations of a split, below the dataset's folder; {s} is the split.
 COCO_FILES = (
@@ -35,6 +39,8 @@ COCO_FILES = (
 OTHER_NAMES = {"val": ("valid", "validation"), "valid": ("val",)}
 # Decoded images are kept in memory if they take less than this share of what is free.
 CACHE_SHARE = 0.3
+# Where Linux tells the cgroups of this process, and their limits.
+CGROUPS, CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def read_split(data: str | Path, split: str, skip_missing: bool = False) -> Records:
@@ -53,27 +59,27 @@ def read_split(data: str | Path, split: str, skip_missing: bool = False) -> Reco
         DataError: a file is at fault; names file, place and field.
     """
     root = Path(data)
-    if root.is_file():
+    if is_file(root):
         if root.suffix in (".yaml", ".yml"):
             return read_yolo(root, split, skip_missing=skip_missing)
         return read_coco(root, skip_missing=skip_missing)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such dataset; give its folder or its annotation file")
+    if not is_folder(root):
+        raise DataError(f"{printable(root)}: no such dataset; give its folder or its annotation file")
     for name in (split, *OTHER_NAMES.get(split, ())):
         for pattern in COCO_FILES:
             file = root / pattern.format(s=name)
-            if file.is_file():
+            if is_file(file):
                 return read_coco(file, skip_missing=skip_missing)
-        if (root / "ImageSets" / "Main" / f"{name}.txt").is_file():
+        if is_file(root / "ImageSets" / "Main" / f"{name}.txt"):
             return _read_voc(root, name, skip_missing)
-        if any((root / first / second).is_dir() for first, second in (("images", name), (name, "images"))):
+        if any(is_folder(root / first / second) for first, second in (("images", name), (name, "images"))):
             return read_yolo(root, name, skip_missing=skip_missing)
-    if any((root / name).is_file() for name in CONFIG_NAMES):
+    if any(is_file(root / name) for name in CONFIG_NAMES):
         return read_yolo(root, split, skip_missing=skip_missing)
     sought = ", ".join(pattern.format(s=split) for pattern in COCO_FILES)
     also = "".join(f"; and the same for '{name}'" for name in OTHER_NAMES.get(split, ()))
     raise MissingSplitError(
-        f"{root}: no annotations of the split '{split}'. Sought as COCO JSON: {sought}; as Pascal VOC: "
+        f"{root}: no annotations of the split '{printable(split)}'. Sought as COCO JSON: {sought}; as Pascal VOC: "
         f"ImageSets/Main/{split}.txt; as YOLO: data.yaml, images/{split}, {split}/images{also}"
     )
 
@@ -131,6 +137,52 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
+def decode(record: ImageRecord) -> RgbImage:
+    """(H, W, 3) uint8 RGB of a record's image.
+
+    Raises:
+        ImageError: it cannot be read, or has another size than when the dataset was read.
+    """
+    image = read(record.path)
+    if image.shape[:2] != record.image_size:
+        raise ImageError(
+            f"{record.path}: {image.shape[1]}x{image.shape[0]} pixels, but {record.width}x{record.height} when the "
+            "dataset was read; leave its images alone while they are in use"
+        )
+    return image
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process can still take: what the system has free, within the limits of its cgroups.
+
+    Raises:
+        OSError, ValueError, AttributeError: the system does not tell.
+    """
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([free, *_left_by_cgroups()])
+
+
+def _left_by_cgroups() -> Iterator[int]:
+    """Bytes that each memory limit above this process leaves; containers have such limits."""
+    lines = CGROUPS.read_text().splitlines() if CGROUPS.exists() else []
+    for _, controllers, name in (line.split(":", 2) for line in lines):
+        if controllers == "":
+            root, (limit, used, cache) = CGROUP_ROOT, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = CGROUP_ROOT / "memory"
+            limit, used, cache = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        folder = root / name.lstrip("/")
+        for place in (folder, *folder.parents):
+            if not place.is_relative_to(root):
+                break
+            with suppress(OSError, ValueError):  # not a folder of this container's, or no limit: "max"
+                room = int((place / limit).read_text()) - int((place / used).read_text())
+                statistics = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+                yield max(0, room + int(statistics.get(cache, 0)))
+
+
 class DecodedCache:
     """Decoded images, kept from their first reading in memory that all loader processes share."""
 
@@ -146,11 +198,10 @@ class DecodedCache:
     def fits(records: Records) -> bool:
         """Whether the decoded images take a modest share of the free memory; never where that is unknown."""
         try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             shared = os.statvfs("/dev/shm")
+            free = min(free_memory(), shared.f_bavail * shared.f_frsize)
         except (AttributeError, OSError, ValueError):
             return False
-        free = min(free, shared.f_bavail * shared.f_frsize)
         return sum(record.width * record.height * 3 for record in records.images) < CACHE_SHARE * free
 
     def read(self, index: int, records: Records) -> RgbImage:
@@ -159,7 +210,7 @@ class DecodedCache:
         flat: RgbImage = self.pixels[self.starts[index] : self.starts[index + 1]].numpy()
         place = flat.reshape(record.height, record.width, 3)
         if not self.filled[index]:
-            place[:] = read(record.path)
+            place[:] = decode(record)
             self.filled[index] = True
         return place
 
@@ -199,7 +250,7 @@ class DetectionDataset(Dataset[Sample]):
         """One sample; see the class."""
         index, epoch = key if isinstance(key, tuple) else (key, None)
         record = self.records.images[index]
-        image = self.cache.read(index, self.records) if self.cache else read(record.path)
+        image = self.cache.read(index, self.records) if self.cache else decode(record)
         boxes, labels = record.boxes_xyxy[~record.is_crowd], record.labels[~record.is_crowd]
         scale = 1.0
         pixels: NDArray[np.float32]
@@ -283,4 +334,11 @@ def eval_loader(
     """Letterboxed samples in order: the share of device `rank`, or all of them if a share would be empty."""
     every = range(len(dataset))
     share = every[rank::world_size] if len(dataset) >= world_size else every
-    return DataLoader(dataset, batch_size, sampler=share, num_workers=workers, collate_fn=collate)
+    return DataLoader(
+        dataset, batch_size, sampler=share, num_workers=workers, collate_fn=collate, worker_init_fn=ignore_interrupts
+    )
+
+
+def ignore_interrupts(worker: int) -> None:
+    """In a loader process: leave Ctrl-C, which all processes of a terminal get, to the process that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientdet.data.check import is_file
 from efficientdet.errors import DataError
+from efficientdet.text import printable
 
 BOXES_CLIPPED = "boxes clipped"
 BOXES_OUTSIDE = "boxes dropped: outside"
@@ -23,6 +25,9 @@ BOXES_OF_SKIPPED = "boxes skipped: image file missing"
 IMAGES_SKIPPED = "images skipped: file missing"
 CROWD_BOXES = "crowd boxes"
 IMAGES_WITHOUT_BOXES = "images without boxes"
+IMAGES_OF_CROWDS = "images with crowd boxes only, not trained on"
+# Counted by the training, which knows the size of its input.
+BOXES_TOO_SMALL = "boxes too small for this image size"
 COUNTED = (
     BOXES_CLIPPED,
     BOXES_OUTSIDE,
@@ -31,6 +36,7 @@ COUNTED = (
     IMAGES_SKIPPED,
     CROWD_BOXES,
     IMAGES_WITHOUT_BOXES,
+    IMAGES_OF_CROWDS,
 )
 
 # Annotation files round to two decimals; only boxes that stick out further count as clipped.
@@ -229,12 +235,12 @@ class RecordsBuilder:
             DataError: the file is missing.
         """
         path = self.image_folder / file_name
-        if path.is_file():
+        if is_file(path):
             return path
         if not self.skip_missing:
             raise DataError(
-                f"{place}: the image '{file_name}' is not in {self.image_folder}; put it there, or leave such "
-                "images out with skip_missing (--skip-missing)"
+                f"{place}: the image '{printable(file_name)}' is not in {self.image_folder}; put it there, or leave "
+                "such images out with skip_missing (--skip-missing)"
             )
         self.counts[IMAGES_SKIPPED] += 1
         self.counts[BOXES_OF_SKIPPED] += boxes
@@ -273,6 +279,7 @@ class RecordsBuilder:
         )
         self.counts[CROWD_BOXES] += int(is_crowd.sum())
         self.counts[IMAGES_WITHOUT_BOXES] += len(kept) == 0
+        self.counts[IMAGES_OF_CROWDS] += len(kept) > 0 and bool(is_crowd.all())
 
     def finish(self, class_names: Sequence[str], category_ids: Sequence[int]) -> Records:
         """The records of all images added.

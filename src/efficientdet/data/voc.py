@@ -15,12 +15,16 @@ from efficientdet.data.check import (
     check_file_name,
     check_size,
     find_image_folder,
+    is_file,
+    is_folder,
     measure,
     number_from_text,
     read_text,
+    shown,
 )
 from efficientdet.data.records import RawBox, Records, RecordsBuilder
 from efficientdet.errors import DataError, unknown_name
+from efficientdet.text import printable
 
 DIFFICULT_BOXES = "boxes marked difficult"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -106,10 +110,10 @@ def _files(source: str | Path | Sequence[str | Path], split: str | None) -> tupl
             raise DataError("the list of VOC files is empty; give at least one XML file")
         return files[0].parent, files
     root = Path(source)
-    if root.is_file():
+    if is_file(root):
         return root, [root]
-    if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder or file; check the path")
+    if not is_folder(root):
+        raise DataError(f"{printable(root)}: there is no such folder or file; check the path")
     folder = root / "Annotations" if (root / "Annotations").is_dir() else root
     files = sorted(folder.glob("*.xml")) if split is None else list(_listed(root, folder, split))
     if not files:
@@ -125,8 +129,8 @@ def _listed(root: Path, folder: Path, split: str) -> Iterable[Path]:
         name = line.split()[0]
         check_file_name(name, f"{listing}: line {number}")
         file = folder / f"{name}.xml"
-        if not file.is_file():
-            raise DataError(f"{listing}: line {number}: {file} is missing; add it or remove the line")
+        if not is_file(file):
+            raise DataError(f"{listing}: line {number}: {printable(file)} is missing; add it or remove the line")
         yield file
 
 
@@ -140,7 +144,7 @@ def _refuse_shared_images(annotations: Iterable[_Annotation]) -> None:
     for annotation in annotations:
         if annotation.file_name in seen:
             raise DataError(
-                f"{annotation.place}, field 'filename': {annotation.file_name} is annotated in "
+                f"{annotation.place}, field 'filename': {printable(annotation.file_name)} is annotated in "
                 f"{seen[annotation.file_name]} too; keep one of the two"
             )
         seen[annotation.file_name] = annotation.place
@@ -157,7 +161,7 @@ def _read(path: Path) -> _Annotation:
     root = _parse(path)
     place = str(path)
     if root.tag != "annotation":
-        raise DataError(f"{place}: the top element is <{root.tag}>; VOC files start with <annotation>")
+        raise DataError(f"{place}: the top element is <{printable(root.tag)}>; VOC files start with <annotation>")
     file_name = (root.findtext("filename") or "").strip()
     if not file_name:
         raise DataError(f"{place}, field 'filename': missing or empty; write the image's file name")
@@ -194,7 +198,7 @@ def _stated_size(root: Element, place: str) -> tuple[int, int] | None:
         text = (root.findtext(f"size/{name}") or "0").strip()
         number = number_from_text(text)
         if number is None or number < 0 or number != int(number):
-            raise DataError(f"{place}, field 'size/{name}': {text!r} is not a size in pixels; write the image's")
+            raise DataError(f"{place}, field 'size/{name}': {shown(text)} is not a size in pixels; write the image's")
         sides.append(int(number))
     # Tools that never open the image leave the size out or write 0; then only the size of the file counts.
     return (sides[0], sides[1]) if all(sides) else None
@@ -209,7 +213,7 @@ def _object(element: Element, place: str) -> _Object:
         text = (element.findtext(f"bndbox/{field}") or "").strip()
         number = number_from_text(text)
         if number is None:
-            fault = f"{text!r} is not a finite number" if text else "missing or empty"
+            fault = f"{shown(text)} is not a finite number" if text else "missing or empty"
             raise DataError(f"{place}, field 'bndbox/{field}': {fault}; write a pixel coordinate")
         corners.append(number)
     x1, y1, x2, y2 = corners

@@ -6,13 +6,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from efficientdet.data.check import check_class_names, measure, number_from_text, read_text
+from efficientdet.data.check import (
+    check_class_names,
+    is_file,
+    is_folder,
+    measure,
+    number_from_text,
+    read_text,
+    shown,
+)
 from efficientdet.data.records import RawBox, Records, RecordsBuilder
-from efficientdet.errors import DataError, MissingSplitError, require
+from efficientdet.errors import DataError, ImageError, MissingSplitError, require
+from efficientdet.images.find import find_images
+from efficientdet.text import printable
 
 IMAGES_WITHOUT_LABEL_FILE = "images without label file"
 FIELDS = ("class", "x center", "y center", "width", "height")
-SUFFIXES = frozenset(".avif .bmp .gif .jp2 .jpeg .jpg .png .tif .tiff .webp".split())
 CONFIG_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLIT_NAMES = {"val": ("val", "valid", "validation"), "valid": ("valid", "val", "validation")}
 # Rounding may turn an edge into 1.0005; a larger number is no fraction.
@@ -52,18 +61,18 @@ def read_yolo(
         DataError: a file is at fault; names file, line and field.
         MissingExtraError: there is a data.yaml but PyYAML is not installed.
     """
-    folder = Path(root)
-    config_path = folder if folder.is_file() else _first(folder / name for name in CONFIG_NAMES)
-    folder = folder.parent if folder.is_file() else folder
+    folder, config_path = Path(root), _first(Path(root) / name for name in CONFIG_NAMES)
+    if is_file(folder):
+        folder, config_path = folder.parent, folder
     config = _read_config(config_path) if config_path else {}
     names = _class_names(folder, config_path, config) if class_names is None else class_names
     names = check_class_names(names, f"{config_path or folder}, field 'names'")
-    image_folder = _image_folder(folder, split, config)
+    image_folder = _image_folder(folder, split, config_path, config)
     label_folder = _label_folder(image_folder, folder)
     builder = RecordsBuilder(folder, image_folder, skip_missing)
     builder.counts[IMAGES_WITHOUT_LABEL_FILE] = 0
     unused = set(_label_files(label_folder))
-    for image_id, path in enumerate(_images(image_folder), start=1):
+    for image_id, path in enumerate(_images(image_folder, skip_missing), start=1):
         labels = label_folder / path.relative_to(image_folder).with_suffix(".txt")
         unused.discard(labels)
         _add(builder, image_id, path, labels, len(names))
@@ -74,7 +83,7 @@ def read_yolo(
 
 
 def _add(builder: RecordsBuilder, image_id: int, path: Path, labels: Path, class_count: int) -> None:
-    has_labels = labels.is_file()
+    has_labels = is_file(labels)
     builder.counts[IMAGES_WITHOUT_LABEL_FILE] += not has_labels
     lines = read_labels(labels, class_count) if has_labels else []
     image_size = measure(path, str(labels))
@@ -122,7 +131,7 @@ def _parse(texts: list[str], place: str, class_count: int) -> tuple[int, tuple[f
 def _class_number(text: str, place: str, class_count: int) -> int:
     place = f"{place}, field 1 (class)"
     if not (text.isascii() and text.isdigit()) or len(text) > 9:
-        raise DataError(f"{place}: {text!r} is not a class number; write an integer from 0 to {class_count - 1}")
+        raise DataError(f"{place}: {shown(text)} is not a class number; write an integer from 0 to {class_count - 1}")
     if int(text) >= class_count:
         raise DataError(f"{place}: class {int(text)} of {class_count}; write 0 to {class_count - 1}, or name the class")
     return int(text)
@@ -131,12 +140,14 @@ def _class_number(text: str, place: str, class_count: int) -> int:
 def _fraction(text: str, place: str, is_side: bool) -> float:
     number = number_from_text(text)
     if number is None:
-        raise DataError(f"{place}: {text!r} is not a finite number; write a fraction of the image, 0 to 1")
+        raise DataError(f"{place}: {shown(text)} is not a finite number; write a fraction of the image, 0 to 1")
     if number > 1 + ROUNDING:
-        raise DataError(f"{place}: {text} is over 1; are these pixels? Divide by the image's width or height")
+        raise DataError(
+            f"{place}: {printable(text)} is over 1; are these pixels? Divide by the image's width or height"
+        )
     # A side below 0 makes a degenerate box, which is dropped and counted as in every other format.
     if number < -ROUNDING and not is_side:
-        raise DataError(f"{place}: {text} is below 0; write a fraction of the image, 0 to 1")
+        raise DataError(f"{place}: {printable(text)} is below 0; write a fraction of the image, 0 to 1")
     return number
 
 
@@ -154,11 +165,31 @@ def _xyxy(xywh: tuple[float, float, float, float], image_size: tuple[int, int]) 
 def _read_config(path: Path) -> dict[str, Any]:
     text = read_text(path)
     yaml = require("yaml", "train")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+        """YAML without aliases, which can grow without end, and without keys that are there twice."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                fault = "aliases (*name) are refused; write the value itself"
+                raise yaml.composer.ComposerError(None, None, fault, self.peek_event().start_mark)
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set()
+            for key, _ in node.value:
+                if key.value in seen:
+                    fault = f"the key {shown(key.value)} is there twice; keep one"
+                    raise yaml.constructor.ConstructorError(None, None, fault, key.start_mark)
+                seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+            return super().construct_mapping(node, deep)
+
     try:
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        detail = " ".join(str(error).split())
-        raise DataError(f"{path}: not valid YAML: {detail}; correct the file") from error
+        config = yaml.load(text, Loader)
+    # The constructors of YAML's own tags let through what Python's types say to odd values.
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError) as error:
+        fault = printable(" ".join(str(error).split()), 400)
+        raise DataError(f"{path}: not valid YAML: {fault}; correct the file") from error
     if not isinstance(config, dict):
         raise DataError(f"{path}: keys such as 'names' are expected at the top; write 'names: [...]'")
     return config
@@ -174,7 +205,7 @@ def _class_names(folder: Path, config_path: Path | None, config: dict[str, Any])
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             raise DataError(
-                f"{config_path}, field 'names': the numbers are {', '.join(map(str, names))}; "
+                f"{config_path}, field 'names': the numbers are {printable(', '.join(map(str, names)))}; "
                 f"number the classes 0 to {len(names) - 1}"
             )
         names = [names[number] for number in range(len(names))]
@@ -182,25 +213,38 @@ def _class_names(folder: Path, config_path: Path | None, config: dict[str, Any])
         raise DataError(f"{config_path}, field 'names': missing, or no list; write 'names: [first, second]'")
     count = config.get("nc", len(names))
     if count != len(names):
-        raise DataError(f"{config_path}, field 'nc': {count}, but there are {len(names)} names; correct one of them")
+        raise DataError(
+            f"{config_path}, field 'nc': {shown(count)}, but there are {len(names)} names; correct one of them"
+        )
     return names
 
 
-def _image_folder(root: Path, split: str, config: dict[str, Any]) -> Path:
-    candidates = []
-    for name in SPLIT_NAMES.get(split, (split,)):
-        entry = config.get(name)
-        # Exports write '../train/images' for a folder below the root, so steps upwards are left out: nothing
-        # outside the dataset is read.
-        if isinstance(entry, str) and not Path(entry).is_absolute():
-            inside = [part for part in Path(entry).parts if part != ".."]
-            candidates.append(root.joinpath(*inside))
-        candidates += [root / "images" / name, root / name / "images"]
+def _image_folder(root: Path, split: str, config_path: Path | None, config: dict[str, Any]) -> Path:
+    """The folder that data.yaml names for the split, which must be there; else one of the usual ones."""
+    names = SPLIT_NAMES.get(split, (split,))
+    for name in names:
+        if config.get(name) is not None:
+            return _named_folder(root, config[name], f"{config_path}, field '{name}'")
+    candidates = [folder for name in names for folder in (root / "images" / name, root / name / "images")]
     for folder in candidates:
-        if folder.is_dir() and folder != root:
+        if is_folder(folder):
             return folder
-    tried = ", ".join(dict.fromkeys(folder.relative_to(root).as_posix() for folder in candidates))
-    raise MissingSplitError(f"{root}: no images of the split '{split}'; looked for the folders {tried}")
+    tried = ", ".join(printable(folder.relative_to(root).as_posix()) for folder in candidates)
+    raise MissingSplitError(f"{root}: no images of the split '{printable(split)}'; looked for the folders {tried}")
+
+
+def _named_folder(root: Path, entry: Any, place: str) -> Path:
+    """A folder below the root; nothing outside the dataset is read."""
+    if not isinstance(entry, str):
+        raise DataError(f"{place}: {shown(entry)} is not a folder; write one folder, relative to {root}")
+    path = Path(entry)
+    # Exports write '../train/images' for a folder below the root, so steps upwards are left out.
+    inside = path if path.is_absolute() else root.joinpath(*(part for part in path.parts if part != ".."))
+    if not inside.is_relative_to(root) or ".." in inside.relative_to(root).parts or inside == root:
+        raise DataError(f"{place}: {shown(entry)} is not below {root}; write a folder relative to it")
+    if not is_folder(inside):
+        raise DataError(f"{place}: there is no folder {printable(inside)}; put the images there or correct the entry")
+    return inside
 
 
 def _label_folder(image_folder: Path, root: Path) -> Path:
@@ -215,11 +259,15 @@ def _label_folder(image_folder: Path, root: Path) -> Path:
     return folder
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not paths:
-        raise DataError(f"{folder}: there is no image in it; put the images of the split there")
-    yield from paths
+def _images(folder: Path, skip_missing: bool) -> list[Path]:
+    """The images of a folder and its subfolders, in order."""
+    try:
+        found = find_images([str(folder)])
+    except ImageError as error:
+        raise DataError(f"{error}; put the images of the split there") from error
+    if found.problems and not skip_missing:
+        raise DataError(f"{found.problems[0]}; mend it, or leave such images out with skip_missing (--skip-missing)")
+    return [Path(path) for path in found.images]
 
 
 def _label_files(folder: Path) -> Iterator[Path]:
@@ -227,4 +275,4 @@ def _label_files(folder: Path) -> Iterator[Path]:
 
 
 def _first(paths: Iterator[Path]) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if is_file(path)), None)

@@ -13,12 +13,13 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from rich.console import Console
 from torch import Tensor
 
-from efficientdet.atomic_write import write_json
+from efficientdet.atomic_write import replacing, write_json
 from efficientdet.data.dataset import DetectionDataset
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.module import DetectionModule
-from efficientdet.training.run_folder import RESUME_FILE, TrainingRun
+from efficientdet.training.run_folder import RESUME_FILE, SPARE_FILE, TrainingRun
 from efficientdet.training.schedule import EmaUpdate
+from efficientdet.training.stop import Stopped, StopRequest
 from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
 
 
@@ -45,14 +46,21 @@ class Ema(WeightAveraging):
 
 
 class SaveCheckpoints(Callback):
-    """Saves `last` and `best` after each epoch, and the state to resume from every `save_every` steps."""
+    """Saves `last` and `best` after each epoch, and the state to resume from every `save_every` steps.
 
-    def __init__(self, folder: Path, info: CheckpointInfo, config: TrainConfig, ema: Ema | None) -> None:
+    Where the run is asked to stop, the state is saved at the end of the step, or of the epoch's evaluation.
+    """
+
+    def __init__(
+        self, folder: Path, info: CheckpointInfo, config: TrainConfig, ema: Ema | None, stop: StopRequest
+    ) -> None:
         self.folder = folder
         self.info = info
         self.config = config
         self.ema = ema
+        self.stop = stop
         self.best_ap = -1.0
+        self.has_started = False
 
     def state_dict(self) -> dict[str, Any]:
         """The best AP so far, for a resumed run."""
@@ -62,27 +70,42 @@ class SaveCheckpoints(Callback):
         """Restore it."""
         self.best_ap = state_dict["best_ap"]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on signals wait for the end of a step; Lightning has just set handlers of its own."""
+        self.has_started = True
+        self.stop.install(waits_for_step=True)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save the state between two steps of the weights; the end of an epoch has a save of its own."""
         is_last = batch_idx + 1 >= trainer.num_training_batches
         has_stepped = (batch_idx + 1) % self.config.accumulate == 0
-        if has_stepped and not is_last and trainer.global_step % self.config.save_every == 0:
-            self._save_state(trainer)
+        if has_stepped and not is_last:
+            self._save_state(trainer, is_due=trainer.global_step % self.config.save_every == 0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the network, and the state to resume from."""
         module: DetectionModule = pl_module  # type: ignore[assignment]
         if trainer.is_global_zero:
             self._save_network(module, evaluated=module.evaluated_epoch == trainer.current_epoch)
-        self._save_state(trainer)
+        self._save_state(trainer, is_due=True)
 
-    def _save_state(self, trainer: Trainer) -> None:
-        temporary = self.folder / f".{RESUME_FILE}.part"
-        trainer.save_checkpoint(temporary)
+    def _save_state(self, trainer: Trainer, is_due: bool) -> None:
+        """Save the state if it is due, or if a device is asked to stop; then stop."""
+        stops = trainer.strategy.reduce_boolean_decision(bool(self.stop), all=False)
+        if not (is_due or stops):
+            return
+        path = self.folder / RESUME_FILE
         if trainer.is_global_zero:
-            os.replace(temporary, self.folder / RESUME_FILE)
+            with replacing(path) as temporary:
+                trainer.save_checkpoint(temporary)
+                if path.exists():
+                    os.replace(path, self.folder / SPARE_FILE)
+        else:
+            trainer.save_checkpoint(path)  # takes part, but writes nothing
+        if stops:
+            raise Stopped
 
     def _save_network(self, module: DetectionModule, evaluated: bool) -> None:
         state = self.ema.network_state() if self.ema is not None else module.model.state_dict()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from efficientdet.data.dataset import free_memory
 
 # Names and values from glibc's malloc.h and Linux's madvise.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
@@ -58,8 +59,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 def _ask_for_large_pages(library: ctypes.CDLL) -> None:
     """Grow the heap without touching it, mark that range and free it: it stays part of the heap, and stays marked."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    size = min(LARGEST_HEAP, free // 2)
+    size = min(LARGEST_HEAP, free_memory() // 2)
     address = library.malloc(size)
     if address:
         start = -(-address // PAGE) * PAGE

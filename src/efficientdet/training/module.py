@@ -19,6 +19,7 @@ from efficientdet.data.dataset import (
     TrainLoader,
     collate,
     eval_loader,
+    ignore_interrupts,
 )
 from efficientdet.detections import Detections
 from efficientdet.evaluation.coco_ap import Metrics, coco_metrics
@@ -37,7 +38,9 @@ def loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
 
     From pinned memory Lightning copies while the GPU computes.
     """
-    settings = {"num_workers": workers, "pin_memory": device.type == "cuda"}
+    settings = {
+        "num_workers": workers, "pin_memory": device.type == "cuda", "worker_init_fn": ignore_interrupts,
+    }  # fmt: skip
     return {**settings, "persistent_workers": True, "prefetch_factor": 4} if workers else settings
 
 

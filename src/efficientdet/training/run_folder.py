@@ -1,23 +1,33 @@
-"""The folder of a training run, and the file of its settings."""
+"""The folder of a training run: claimed by one run alone, with its settings and the state to resume from."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from efficientdet.atomic_write import write_text
+from efficientdet.data.records import Records
 from efficientdet.errors import EfficientDetError, SettingError
 from efficientdet.evaluation.coco_ap import Metrics
 from efficientdet.settings import to_dict
+from efficientdet.text import printable
 from efficientdet.training.config import FILES, TrainConfig
 from efficientdet.weights.checkpoint import CheckpointInfo
 
 CONFIG_FILE = "config.json"
 RESUME_FILE = "resume.ckpt"
+# The state that was saved before that.
+SPARE_FILE = "resume.previous.ckpt"
 # Settings that do not change the weights; a resumed run may have others.
 WITHOUT_EFFECT = ("workers", "cache", "save_every", "skip_missing")
 
@@ -42,61 +52,132 @@ class TrainingRun:
     report: dict[str, Any]
 
 
+@contextmanager
+def claim_folder(out: str | Path | None, resume: bool) -> Iterator[Path]:
+    """The folder of a run: `out`, or the next free `runs/N`, claimed so that no other run takes it.
+
+    An empty `config.json`, made in one step, is the claim. It is withdrawn if the run fails before it has written its
+    settings there.
+
+    Raises:
+        SettingError: there is no run to resume, there is one and it is not to be resumed, or the folder cannot be made.
+    """
+    if resume:
+        if out is None:
+            raise SettingError("resume needs out, the folder of the run to resume")
+        if not (Path(out) / CONFIG_FILE).is_file():
+            raise SettingError(f"{out}: no run to resume there ({CONFIG_FILE} is missing)")
+        for unfinished in Path(out).glob(".*.part"):  # what a killed run was writing
+            shutil.rmtree(unfinished, ignore_errors=True)
+        yield Path(out)
+        return
+    folder, is_new = _claim(Path(out)) if out is not None else _claim_next()
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):
+            if not (folder / CONFIG_FILE).read_bytes():
+                (folder / CONFIG_FILE).unlink()
+                if is_new:
+                    folder.rmdir()
+        raise
+
+
+def _claim(folder: Path) -> tuple[Path, bool]:
+    """Claim this folder; also returns whether it is new."""
+    try:
+        is_new = not folder.is_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            (folder / CONFIG_FILE).touch(exist_ok=False)
+            return folder, is_new
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{printable(folder)}: cannot be used as out ({printable(error)})") from error
+    raise SettingError(f"{folder} holds a run already; resume it, or choose another folder for out")
+
+
+def _claim_next() -> tuple[Path, bool]:
+    for number in itertools.count(1):
+        folder = Path("runs", str(number))
+        if not folder.exists():
+            with suppress(SettingError):  # another run was faster
+                return _claim(folder)
+    raise AssertionError  # numbers do not end
+
+
 class RunSettings(NamedTuple):
-    """What `config.json` holds: what a run was started with."""
+    """What `config.json` holds: what a run was started with.
+
+    Attributes:
+        config: the settings.
+        info: network, classes and preprocessing.
+        data: number and hash of images and boxes, by what they are.
+    """
 
     config: TrainConfig
     info: CheckpointInfo
+    data: dict[str, list[Any]]
 
 
-def choose_folder(out: str | Path | None, resume: bool) -> Path:
-    """The folder of a run: `out`, or the next free `runs/N`.
-
-    Raises:
-        SettingError: there is no run to resume, or there is one but it should not be resumed.
-    """
-    if out is None:
-        if resume:
-            raise SettingError("resume needs out, the folder of the run to resume")
-        return next(folder for number in itertools.count(1) if not (folder := Path("runs", str(number))).exists())
-    folder = Path(out)
-    if resume and not (folder / CONFIG_FILE).is_file():
-        raise SettingError(f"{folder}: no run to resume there ({CONFIG_FILE} is missing)")
-    if not resume and (folder / CONFIG_FILE).exists():
-        raise SettingError(f"{folder} holds a run already; resume it, or choose another folder for out")
-    return folder
+def fingerprint(train: Records, val: Records | None) -> dict[str, list[Any]]:
+    """Number and hash of the images and boxes of each split; images by id, name and sizes, not by their pixels."""
+    found = {}
+    for split, records in (("train", train), ("val", val)):
+        images, boxes = hashlib.sha256(), hashlib.sha256()
+        for image in records.images if records else ():
+            facts = (image.image_id, image.path.name, image.image_size, image.path.stat().st_size)
+            images.update(json.dumps(facts).encode())
+            for array in (image.boxes_xyxy, image.labels, image.is_crowd):
+                boxes.update(json.dumps(array.tolist()).encode())
+        all_boxes = sum(len(image.labels) for image in records.images) if records else 0
+        found[f"{split} images"] = [len(records) if records else 0, images.hexdigest()]
+        found[f"{split} boxes"] = [all_boxes, boxes.hexdigest()]
+    return found
 
 
 def write_settings(folder: Path, settings: RunSettings) -> None:
     """Write what a run is started with."""
-    content = {"config": to_dict(settings.config), "checkpoint": json.loads(settings.info.to_json())}
+    config, info = to_dict(settings.config), json.loads(settings.info.to_json())
+    content = {"config": config, "checkpoint": info, "data": settings.data}
     write_text(folder / CONFIG_FILE, json.dumps(content, indent=2, sort_keys=True))
 
 
-def read_settings(folder: Path) -> RunSettings:
-    """What a run was started with.
+def read_settings(folder: Path) -> RunSettings | None:
+    """What a run was started with; None if it was stopped before it began.
 
     Raises:
         SettingError: the file is damaged; says what to do.
     """
     path = folder / CONFIG_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not text:
+            return None
+        content = json.loads(text)
         info = CheckpointInfo.from_json(json.dumps(content["checkpoint"]), path)
-        return RunSettings(TrainConfig(**content["config"]), info)
-    except (EfficientDetError, LookupError, TypeError, ValueError, OSError) as error:
+        data = {name: [int(count), str(digest)] for name, (count, digest) in content["data"].items()}
+        return RunSettings(TrainConfig(**content["config"]), info, data)
+    except (EfficientDetError, LookupError, AttributeError, TypeError, ValueError, RecursionError, OSError) as error:
         raise SettingError(
-            f"{path}: damaged, so the run cannot be resumed ({error}); start it again in another folder"
+            f"{path}: damaged, so the run cannot be resumed ({printable(error)}); start it again in another folder"
         ) from error
 
 
 def check_same(folder: Path, started: RunSettings, resumed: RunSettings) -> None:
-    """Refuse to resume a run with other settings, model or classes than it was started with.
+    """Refuse to resume a run with other settings, another model or other data than it was started with.
 
     Raises:
         SettingError: lists what differs.
     """
     refuse_other_settings(folder, _decisive(started), _decisive(resumed))
+    changed = []
+    for name, (count, digest) in resumed.data.items():
+        then, digest_then = started.data.get(name, [0, ""])
+        if digest != digest_then:
+            what = f"were {then}, now {count}" if count != then else f"are {count} as before, but others"
+            changed.append(f"{name} {what}")
+    if changed:
+        raise SettingError(f"{folder}: the dataset has changed since the run was started: {', '.join(changed)}")
 
 
 def _decisive(settings: RunSettings) -> dict[str, Any]:
@@ -121,3 +202,40 @@ def refuse_other_settings(folder: Path, before: Mapping[str, Any], now: Mapping[
     changed = [f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in now if before.get(name) != now[name]]
     if changed:
         raise SettingError(f"{folder}: the run was started with other settings: {', '.join(changed)}")
+
+
+def find_state(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest state of a run that is whole; None if none was saved yet.
+
+    Args:
+        folder: of the run.
+        say: called with a line if the newest one is damaged.
+
+    Raises:
+        SettingError: all are damaged.
+    """
+    faults: list[str] = []
+    for path in (folder / RESUME_FILE, folder / SPARE_FILE):
+        if path.is_file():
+            fault = _damage(path)
+            if fault is None:
+                if faults:
+                    say(f"{faults[0]}; resuming from the save before it, {path.name}")
+                return path
+            faults.append(f"{path}: damaged ({fault})")
+    if faults:
+        raise SettingError(f"{'; '.join(faults)}; start the run again in another folder")
+    return None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a saved state, by the checksums that it carries; None if it is whole."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            entry = file.testzip()
+        if entry is not None:
+            return f"wrong checksum of {entry}"
+        int(torch.load(path, mmap=True, weights_only=True)["global_step"])
+    except Exception as error:  # bytes at random can raise anything in these two libraries
+        return f"{type(error).__name__}: {printable(error)}"
+    return None

@@ -1,0 +1,155 @@
+"""What a run needs before its first step: the dataset read and checked, the network built with its starting weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from rich.console import Console
+
+from efficientdet.data.augment import Augmentation, count_too_small
+from efficientdet.data.dataset import DetectionDataset, read_split
+from efficientdet.data.records import BOXES_TOO_SMALL, Records
+from efficientdet.errors import DataError, MissingSplitError, SettingError
+from efficientdet.family import ModelSpec
+from efficientdet.network.efficientdet import EfficientDet, build_model
+from efficientdet.settings import to_dict
+from efficientdet.training.config import TrainConfig
+from efficientdet.training.device import choose_device, choose_workers
+from efficientdet.training.initial_weights import start_backbone_from, start_from
+from efficientdet.training.run_folder import RunSettings, fingerprint
+from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
+
+if TYPE_CHECKING:
+    from efficientdet.training.module import DetectionModule
+
+
+class Job(NamedTuple):
+    """A run, as each of its processes is told of it.
+
+    Attributes:
+        model: name or spec.
+        data: folder or annotation file of the dataset.
+        config: the settings.
+        folder: of the run.
+        started: what the run was started with, if it is resumed.
+        state: the saved state that it is resumed from; None to start from the beginning.
+    """
+
+    model: str | ModelSpec
+    data: Path
+    config: TrainConfig
+    folder: Path
+    started: RunSettings | None = None
+    state: Path | None = None
+
+
+def prepare(job: Job, console: Console) -> tuple[DetectionModule, RunSettings]:
+    """Read the dataset and build the network.
+
+    Raises:
+        DataError: the dataset is at fault, has no boxes, or its splits disagree on the classes.
+        SettingError: a setting does not suit the network or the dataset.
+        WeightsError: the starting weights do not fit.
+    """
+    from efficientdet.training.module import DetectionModule
+
+    config = job.config
+    train_records, val_records = read_splits(job.data, config, console)
+    network, info = build_network(job, train_records, console)
+    size = (info.spec.image_size, info.spec.image_size)
+    augmentation = Augmentation(config.scale_range(), config.flip)
+    report_too_small(train_records, size, augmentation, config.allow_no_boxes, console)
+    train_set = DetectionDataset(train_records, size, info.preprocessing, augmentation, config.seed, config.cache)
+    val_set = None
+    if val_records is not None:
+        val_set = DetectionDataset(val_records, size, info.preprocessing, cache=config.cache)
+    workers = choose_workers(config.workers, choose_device(config))
+    module = DetectionModule(network, config, train_set, val_set, workers)
+    return module, RunSettings(config, info, fingerprint(train_records, val_records))
+
+
+def read_splits(data: Path, config: TrainConfig, console: Console) -> tuple[Records, Records | None]:
+    """The training split, and the validation split where there is one; prints a line for each."""
+    train_records = read_split(data, "train", config.skip_missing)
+    val_records = None
+    if data.is_dir() or data.suffix in (".yaml", ".yml"):  # else the file is the training split
+        with suppress(MissingSplitError):
+            val_records = read_split(data, "val", config.skip_missing)
+    for name, records in (("train", train_records), ("val", val_records)):
+        console.print(f"{name}: {_summary(records)}")
+    if train_records.training_boxes == 0 and not config.allow_no_boxes:
+        raise DataError(
+            f"{train_records.source}: not one box to train on ({len(train_records)} images); check the "
+            "annotations, or set allow_no_boxes if only negatives are meant"
+        )
+    if val_records is not None and (
+        (val_records.class_names, val_records.category_ids) != (train_records.class_names, train_records.category_ids)
+    ):
+        ours, theirs = (dict(zip(r.category_ids, r.class_names, strict=True)) for r in (train_records, val_records))
+        raise DataError(f"{val_records.source}: its classes {theirs} are not those of {train_records.source}: {ours}")
+    return train_records, val_records
+
+
+def _summary(records: Records | None) -> str:
+    if records is None:
+        return "none found; nothing is evaluated, and the last weights are kept"
+    counts = ", ".join(f"{count} {what}" for what, count in records.counts.items() if count)
+    totals = f"{len(records)} images, {records.training_boxes} boxes, {len(records.class_names)} classes"
+    return f"{totals} ({counts})" if counts else totals
+
+
+def report_too_small(
+    records: Records, size: tuple[int, int], augmentation: Augmentation, allow_no_boxes: bool, console: Console
+) -> None:
+    """Count, and print, the boxes that the augmentation always drops.
+
+    Raises:
+        DataError: it drops all.
+    """
+    dropped = records.counts[BOXES_TOO_SMALL] = count_too_small(records, size, augmentation)
+    if not dropped:
+        return
+    of_all = f"{dropped} of {records.training_boxes} boxes are less than a pixel wide or high at image_size {size[0]}"
+    if dropped == records.training_boxes and not allow_no_boxes:
+        raise DataError(f"{records.source}: {of_all}, so there is nothing to train on; use a larger image_size")
+    console.print(f"train: {of_all} and are never trained on; a larger image_size would keep them")
+
+
+def build_network(job: Job, records: Records, console: Console) -> tuple[EfficientDet, CheckpointInfo]:
+    """The network with its starting weights, and the facts for its checkpoints.
+
+    The weights of a resumed run are restored later; anchor shapes and preprocessing come from what it was started with.
+    """
+    config = job.config
+    torch.manual_seed(config.seed)
+    network = build_model(
+        job.model, len(records.class_names), feature_network=config.feature_network, fusion=config.fusion,
+        backbone=config.backbone, drop_path=config.drop_path,
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
+    preprocessing = default_preprocessing(network.spec)
+    if job.state is not None and job.started is not None:
+        network.spec = dataclasses.replace(network.spec, aspects=job.started.info.spec.aspects)
+        preprocessing = job.started.info.preprocessing
+    elif config.weights:
+        preprocessing = start_from(network, config.weights, records.class_names, console)
+    size = config.image_size or network.spec.image_size
+    coarsest = network.spec.strides[-1]
+    if min(config.batch_size, len(records)) == 1 and size <= coarsest:
+        raise SettingError(
+            f"a batch of one image at image_size {size}: the coarsest level has a single cell, from which batch norms "
+            f"cannot take statistics; train on 2 images or more at a time, or at more than {coarsest} pixels"
+        )
+    if config.backbone_weights and job.state is None:
+        start_backbone_from(network, config.backbone_weights, records, size, preprocessing)
+    network.spec = dataclasses.replace(network.spec, image_size=size)
+    return network, CheckpointInfo(
+        spec=network.spec,
+        class_names=records.class_names,
+        category_ids=records.category_ids,
+        preprocessing=preprocessing,
+        training={"data": job.data.name, **to_dict(config)},
+    )
