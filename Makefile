@@ -36,7 +36,6 @@ docs: $(DOCS_STAMP)
 
 bench: $(TEST_STAMP)
 	$(BIN)/python benchmarks/run.py
-	$(BIN)/python benchmarks/start.py
 
 # `python -m pip`, since a virtual environment's pip script breaks when its folder is moved.
 $(DEMO_STAMP) $(TEST_STAMP) $(DOCS_STAMP): pyproject.toml constraints.txt

@@ -1,11 +1,10 @@
-"""What `make bench` measures, as a list: one row a case, one more row for one more side."""
+"""What `make bench` measures, as a list: a row a case, and in it a row a side."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
-NUM_CLASSES = 90
 # The family by cost; the last three take minutes and gigabytes: `--all-sizes`.
 GROWTH = ("d0", "d1", "d2", "d3", "d4")
 LARGE = ("d5", "d6", "d7")
@@ -16,17 +15,17 @@ class Side:
     """One thing that is measured.
 
     Attributes:
-        label: how the report calls it.
-        program: this package's own benchmark, `engine`, or ours.py, `ours`; effdet in this package's benchmark,
-            `effdet`, or peer_effdet.py, `peer`.
+        label: its name in the report.
+        program: `ours` or `peer`: ours.py in this environment, or peer.py in effdet's.
         settings: what its process is told besides the case's settings.
-        group: peers of the same group race; the fastest stands for them, and ours of that group are compared to it.
-        beside: groups of peers that one of ours is compared to, besides its own.
-        is_same: whether it is to find the same as the peer, to rounding.
+        group: peers of the same group race; the fastest stands for them, and ours of that group are compared with it.
+        beside: groups of peers that one of ours is compared with, besides its own.
+        is_same: whether it must compute the same as the peer of its group, to rounding; other precisions, and inputs
+            with less padding, need not.
     """
 
     label: str
-    program: str
+    program: Literal["ours", "peer"]
     settings: dict[str, Any] = field(default_factory=dict)
     group: str = "eager"
     beside: tuple[str, ...] = ()
@@ -34,8 +33,8 @@ class Side:
 
     @property
     def is_peer(self) -> bool:
-        """Whether it runs in the peer's environment."""
-        return self.program in ("effdet", "peer")
+        """Whether it is effdet."""
+        return self.program == "peer"
 
 
 @dataclass(frozen=True)
@@ -45,42 +44,55 @@ class Case:
     Attributes:
         task: the section of the report.
         title: heading in the report.
-        settings: what every side is told; `quick` settings go over them in a quick run.
+        network: whose weights all sides get: bundled, or of the family, with weights from a fixed seed.
         sides: ours and the peer's.
-        rounds: how often the sides take turns.
-        iterations: measured at a time.
+        rounds: how often the sides take turns; 0 to compare what they compute, and measure nothing.
+        iterations: measured at each turn.
         seconds: no round begins later than this, though three are measured.
-        quick: for a quick run.
+        size: side of the input; None for the network's own.
+        images: which images: `sample`, `crops` of it, or `people`, the validation split of that dataset.
+        count: how many; the first is the one that is measured.
+        settings: what every side is told.
+        quick: what a quick run replaces.
     """
 
     task: str
     title: str
-    settings: dict[str, Any]
+    network: str
     sides: tuple[Side, ...]
     rounds: int
     iterations: int
     seconds: float = 60
-    quick: dict[str, Any] = field(default_factory=lambda: {"model": "lite0", "size": 128, "batch": 1})
+    size: int | None = None
+    images: Literal["sample", "crops", "people"] = "sample"
+    count: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
+    quick: dict[str, Any] = field(default_factory=lambda: {"network": "lite0", "size": 128})
 
     def made_quick(self) -> Case:
         """Small inputs and two rounds."""
-        title = f"{self.title} [quick: {self.quick}]"
-        return replace(self, title=title, settings={**self.settings, **self.quick}, rounds=2, iterations=1)
+        return replace(
+            self, title=f"{self.title} [quick: {self.quick}]", rounds=min(self.rounds, 2), iterations=1, **self.quick
+        )
 
 
-def ours(label: str, group: str = "eager", **settings: Any) -> Side:
-    """This package from file to boxes."""
-    settings = {"postprocess": {"score_threshold": 0.05}, **settings}
+def ours(label: str, group: str = "eager", score_threshold: float = 0.05, nms: str = "hard", **settings: Any) -> Side:
+    """This package, from file to boxes."""
+    settings["postprocess"] = {"score_threshold": score_threshold, "nms": nms}
     is_same = settings.get("precision", "fp32") == "fp32" and not settings.get("rectangular")
-    return Side(f"efficientdet {label}", "engine", settings, group, is_same=is_same)
+    return Side(f"efficientdet {label}", "ours", settings, group, is_same=is_same)
 
 
-EFFDET_EAGER = tuple(Side(f"effdet, {layout}", "effdet", {"layout": layout}) for layout in ("channels_last", "NCHW"))
-EFFDET_ONNX = Side("effdet, network in ONNX Runtime", "effdet", {"runtime": "onnxruntime"}, "onnxruntime")
+def effdet(label: str, group: str = "eager", **settings: Any) -> Side:
+    """The effdet package."""
+    return Side(f"effdet {label}", "peer", settings, group)
+
+
+EFFDET_EAGER = tuple(effdet(layout, layout=layout) for layout in ("channels_last", "NCHW"))
 TRAINING_SIDES = (
     *(Side(f"efficientdet {p}, channels_last", "ours", {"precision": p}, p) for p in ("fp32", "bf16")),
     *(
-        Side(f"effdet {p}, {layout}", "peer", {"precision": p, "layout": layout}, p)
+        effdet(f"{p}, {layout}", p, precision=p, layout=layout)
         for p in ("fp32", "bf16")
         for layout in ("channels_last", "NCHW")
     ),
@@ -90,64 +102,73 @@ PREDICTING_SIDES = (
     replace(ours("auto, rectangular", backend="auto", rectangular=True), beside=("onnxruntime",)),
     ours("eager", backend="eager"),
     *EFFDET_EAGER,
-    EFFDET_ONNX,
+    effdet("with its network in ONNX Runtime", "onnxruntime", runtime="onnxruntime"),
 )
 REDUCED_SIDES = (
+    ours("auto", backend="auto"),
     ours("openvino bf16", backend="openvino", precision="bf16"),
     ours("openvino bf16, rectangular", backend="openvino", precision="bf16", rectangular=True),
-    # The file is made by run.py, and is what `load` takes; what it does not fix is computed in the precision of `rest`.
-    ours("openvino int8", precision="int8", rest="bf16"),
+    # A file that run.py makes; what it leaves in floating point is computed in bf16.
+    ours("openvino int8", precision="bf16", int8=True),
     *EFFDET_EAGER,
 )
 POSTPROCESS_SIDES = (
     *(
-        Side(
-            f"efficientdet {nms}, scores >= {score}", "engine",
-            {"measured": "postprocess", "backend": "auto", "postprocess": {"nms": nms, "score_threshold": score}}, nms,
-        )
+        ours(f"{nms}, scores >= {score}", nms, score, nms, part="postprocess", backend="auto")
         for nms in ("hard", "soft")
         for score in (0.05, 0.001)
     ),
-    Side("efficientdet, the network", "engine", {"measured": "network", "backend": "auto"}, "none", is_same=False),
-    *(Side(f"effdet {nms}", "effdet", {"measured": "postprocess", "nms": nms}, nms) for nms in ("hard", "soft")),
-)  # fmt: skip
+    replace(ours("network", "none", part="network", backend="auto"), is_same=False),
+    *(effdet(nms, nms, part="postprocess", nms=nms) for nms in ("hard", "soft")),
+)
+COMPARED_SIDES = (
+    ours("auto", score_threshold=0.001, backend="auto"),
+    ours("eager", score_threshold=0.001, backend="eager"),
+    ours("auto, rectangular", score_threshold=0.001, backend="auto", rectangular=True),
+    ours("openvino bf16", score_threshold=0.001, backend="openvino", precision="bf16"),
+    ours("openvino int8", score_threshold=0.001, precision="bf16", int8=True),
+    EFFDET_EAGER[0],
+)
+QUICK_TRAINING = {"network": "lite0", "size": 256, "settings": {"batch": 2, "learning_rate": 1e-4}}
 CASES = (
     Case(
-        "train", "Training step, d0, 512 px, batch 4", {"model": "d0", "size": 512, "batch": 4, "learning_rate": 1e-4},
-        TRAINING_SIDES, rounds=5, iterations=1, seconds=70, quick={"model": "lite0", "size": 256, "batch": 2},
+        "accuracy", "AP of `people` on its validation split", "people", COMPARED_SIDES, 0, 0, images="people",
+        count=150, quick={"size": 256, "count": 10},
     ),
     Case(
-        "train", "Training step, lite0, 320 px, batch 8",
-        {"model": "lite0", "size": 320, "batch": 8, "learning_rate": 1e-4}, TRAINING_SIDES,
-        rounds=5, iterations=1, seconds=45, quick={"size": 256, "batch": 2},
+        "accuracy", "AP of d0 with seeded weights on 20 crops", "d0", (*COMPARED_SIDES[:2], EFFDET_EAGER[0]), 0, 0,
+        images="crops", count=20, quick={"count": 4},
     ),
     Case(
-        "predict", "From a 640x480 JPEG to boxes, d0, 512 px, batch 1, fp32", {"model": "d0", "size": 512, "batch": 1},
-        PREDICTING_SIDES, rounds=11, iterations=6, seconds=90,
+        "train", "Training step, d0, 512 px, batch 4", "d0", TRAINING_SIDES, 5, 1, 70, 512,
+        settings={"batch": 4, "learning_rate": 1e-4}, quick=QUICK_TRAINING,
     ),
     Case(
-        "reduced", "From a 640x480 JPEG to boxes, d0, 512 px, batch 1, bf16 and int8",
-        {"model": "d0", "size": 512, "batch": 1}, REDUCED_SIDES, rounds=11, iterations=8, seconds=90,
+        "train", "Training step, lite0, 320 px, batch 8", "lite0", TRAINING_SIDES, 5, 1, 45, 320,
+        settings={"batch": 8, "learning_rate": 1e-4}, quick=QUICK_TRAINING,
     ),
+    Case("predict", "From a 640x480 JPEG to boxes, d0, 512 px, 90 classes, fp32", "d0", PREDICTING_SIDES, 11, 6, 90),
     Case(
-        "reduced", "From a 640x480 JPEG to boxes, lite0, 320 px, batch 1, bf16 and int8",
-        {"model": "lite0", "size": 320, "batch": 1}, REDUCED_SIDES, rounds=15, iterations=10,
+        "predict", "From a 640x480 JPEG to boxes, `people` (lite0), 320 px, 1 class, fp32", "people",
+        PREDICTING_SIDES, 11, 8, 45, quick={"size": 256},
     ),
+    Case("reduced", "d0, 512 px, 90 classes, bf16 and int8", "d0", REDUCED_SIDES, 11, 8, 90),
+    Case("reduced", "lite0, 320 px, 90 classes, bf16 and int8", "lite0", REDUCED_SIDES, 15, 10, 45),
     Case(
-        "postprocess", "Post-processing of 49,104 anchors x 90 classes, batch 1",
-        {"model": "d0", "size": 512, "batch": 1}, POSTPROCESS_SIDES, rounds=11, iterations=3,
+        "reduced", "`people` (lite0), 320 px, 1 class, bf16 and int8", "people", REDUCED_SIDES, 15, 10, 45,
+        quick={"size": 256},
     ),
+    Case("postprocess", "Post-processing of 49,104 anchors x 90 classes", "d0", POSTPROCESS_SIDES, 11, 3, 45),
     Case(
-        "growth", "The network alone, batch 1, fp32", {"batch": 1},
+        "growth", "The network alone, batch 1, fp32", "d0",
         tuple(
-            Side(name, "engine", {"measured": "network", "backend": "auto", "model": name}, is_same=False)
+            replace(ours(name, part="network", backend="auto", network=name), label=name, is_same=False)
             for name in (*GROWTH, *LARGE)
         ),
-        rounds=7, iterations=5, seconds=150, quick={"size": 128},
+        7, 5, 150, quick={"size": 128},
     ),
     Case(
-        "folder", "A folder of 500 pictures, d0, 512 px", {"model": "d0", "size": 512, "batch": 8, "pictures": 500},
-        (Side("efficientdet auto", "ours", {"backend": "auto"}),),
-        rounds=3, iterations=1, seconds=100, quick={"model": "lite0", "size": 128, "pictures": 24},
+        "folder", "A folder of 500 images, d0, 512 px", "d0", (ours("auto", backend="auto"),), 3, 1, 100,
+        images="crops", count=500, settings={"batch": 8}, quick={"network": "lite0", "size": 128, "count": 24},
     ),
 )  # fmt: skip

@@ -1,15 +1,42 @@
-"""What must hold of the measured ratios, and whether it does."""
+"""What must hold of the measured ratios, whether it does, and what was measured before on such a processor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import growth
+from results import PARTS, Result, SideResult, fastest, ratios
 
-if TYPE_CHECKING:
-    from report import Result, SideResult
+# What an instruction set of the processor was measured with on 2026-11-24: the ratios of that report, by section,
+# network, our side and the peer's. On processors with AVX2 alone only the first was measured.
+FORMER = {
+    "avx512f": {
+        ("train", "d0", "efficientdet fp32, channels_last", "fp32"): 1.51,
+        ("train", "d0", "efficientdet bf16, channels_last", "bf16"): 2.20,
+        ("train", "d0", "efficientdet bf16, channels_last", "fp32"): 2.01,
+        ("train", "lite0", "efficientdet fp32, channels_last", "fp32"): 1.72,
+        ("train", "lite0", "efficientdet bf16, channels_last", "bf16"): 2.28,
+        ("train", "lite0", "efficientdet bf16, channels_last", "fp32"): 2.06,
+        ("predict", "d0", "efficientdet auto", "eager"): 3.29,
+        ("predict", "d0", "efficientdet auto", "onnxruntime"): 2.74,
+        ("predict", "d0", "efficientdet auto, rectangular", "eager"): 4.16,
+        ("predict", "d0", "efficientdet auto, rectangular", "onnxruntime"): 3.47,
+        ("predict", "d0", "efficientdet eager", "eager"): 1.79,
+        ("reduced", "d0", "efficientdet openvino bf16", "eager"): 5.18,
+        ("reduced", "d0", "efficientdet openvino bf16, rectangular", "eager"): 6.35,
+        ("reduced", "d0", "efficientdet openvino int8", "eager"): 5.79,
+        ("reduced", "lite0", "efficientdet openvino bf16", "eager"): 4.45,
+        ("reduced", "lite0", "efficientdet openvino bf16, rectangular", "eager"): 4.78,
+        ("reduced", "lite0", "efficientdet openvino int8", "eager"): 5.06,
+        ("postprocess", "d0", "efficientdet hard, scores >= 0.05", "hard"): 17.93,
+        ("postprocess", "d0", "efficientdet hard, scores >= 0.001", "hard"): 10.59,
+        ("postprocess", "d0", "efficientdet soft, scores >= 0.05", "soft"): 244.49,
+        ("postprocess", "d0", "efficientdet soft, scores >= 0.001", "soft"): 143.80,
+    },
+    "avx2": {("predict", "d0", "efficientdet auto", "eager"): 2.95},
+}
 
 
 class Claim(NamedTuple):
@@ -26,36 +53,44 @@ def claims(result: Result) -> list[Claim]:
         "train": _train, "predict": _predict, "reduced": _reduced, "postprocess": _postprocess, "growth": _growth,
         "folder": _folder,
     }  # fmt: skip
-    return makers[result.task](result)
+    return makers[result.task](result) if result.task in makers else []
+
+
+def former_ratio(result: Result, our: SideResult, peer: SideResult, flags: tuple[str, ...]) -> float | None:
+    """What was measured before on a processor with the same instruction set; None where nothing was."""
+    known = next((figures for flag, figures in FORMER.items() if flag in flags), {})
+    return known.get((result.task, result.network, our.label, peer.group))
+
+
+def below_former(result: Result, flags: tuple[str, ...]) -> list[str]:
+    """A sentence for each ratio that is lower than before."""
+    found = []
+    for our, peer in result.pairs():
+        former, values = former_ratio(result, our, peer, flags), ratios(our, peer)
+        if former is not None and median(values) < former:
+            inside = "within" if max(values) >= former else "outside"
+            found.append(
+                f"{our.label} : {peer.label} is {median(values):.2f}, below the {former:.2f} measured before on a "
+                f"processor of this kind ({inside} the range of the rounds, {min(values):.2f}-{max(values):.2f})."
+            )
+    return found
 
 
 def _at_least(text: str, our: SideResult, peer: SideResult, least: float) -> Claim:
-    """The peer takes so many times as long, in the median of the rounds."""
-    rounds = zip(our.round_medians(), peer.round_medians(), strict=True)
-    ratio = median(theirs / own for own, theirs in rounds)
-    return Claim(f"{text}: at least {least:g} times as fast", f"{ratio:.2f}", ratio >= least)
+    """The peer's time over ours, in the median of the rounds."""
+    ratio = median(ratios(our, peer))
+    return Claim(f"{text}: at least {least:g}", f"{ratio:.2f}", ratio >= least)
 
 
 def _share(text: str, share: float, most: float) -> Claim:
-    return Claim(f"{text}: at most {100 * most:g} %", f"{100 * share:.1f} %", share <= most)
-
-
-def _find(result: Result, label: str) -> SideResult | None:
-    """The side with a label, if it was measured."""
-    return next((side for side in result.sides if side.label == label), None)
-
-
-def _peer(result: Result, group: str) -> SideResult | None:
-    return next((side for side in result.sides if side.is_peer and side.group == group), None)
+    return Claim(f"{text}: at most {most:.0%}", f"{share:.1%}", share <= most)
 
 
 def _best(result: Result) -> tuple[SideResult, SideResult] | None:
     """The fastest of ours and of the peers; none that is rectangular, which costs accuracy."""
     whole = [side for side in result.sides if "rectangular" not in side.label]
     ours, peers = ([side for side in whole if side.is_peer is is_peer] for is_peer in (False, True))
-    if not ours or not peers:
-        return None
-    return min(ours, key=lambda side: median(side.times())), min(peers, key=lambda side: median(side.times()))
+    return (fastest(ours), fastest(peers)) if ours and peers else None
 
 
 def _train(result: Result) -> list[Claim]:
@@ -63,68 +98,64 @@ def _train(result: Result) -> list[Claim]:
     if best is None:
         return []
     our, peer = best
-    found = [_at_least(f"a training step, {our.label} : {peer.label}", our, peer, 1.5)]
+    found = [_at_least(f"{our.label} : {peer.label}", our, peer, 1.5)]
     if our.peak_mib and peer.peak_mib:
-        text = f"peak memory no higher, {our.label} : {peer.label}"
+        text = f"peak memory, {our.label} : {peer.label}: no higher"
         found.append(Claim(text, f"{our.peak_mib:.0f} : {peer.peak_mib:.0f} MiB", our.peak_mib <= peer.peak_mib))
     return found
 
 
 def _predict(result: Result) -> list[Claim]:
+    if result.network != "d0":
+        return []
     found = []
     for label in ("efficientdet auto", "efficientdet auto, rectangular"):
-        our = _find(result, label)
-        if our is None:
-            continue
-        for group, what, least in (("eager", "effdet in its best layout", 3.2), ("onnxruntime", "effdet's in ONNX", 2)):
-            peer = _peer(result, group)
-            if peer is not None:
-                found.append(_at_least(f"file to boxes, {label} : {what}", our, peer, least))
-        if "rectangular" not in label:  # whose network has less to do
-            found.append(_share(f"everything but the network, {label}", our.other_share(), 0.15))
+        our = result.find(label)
+        for group, least in (("eager", 3.2), ("onnxruntime", 2)):
+            peer = result.find_peer(group)
+            if our is not None and peer is not None:
+                found.append(_at_least(f"{label} : {peer.label}", our, peer, least))
+    our = result.find("efficientdet auto")
+    if our is not None:
+        parts = {part: median(our.times(part)) for part in PARTS}
+        others = 1 - parts["network"] / sum(parts.values())
+        found.append(_share("efficientdet auto, share of the time outside the network", others, 0.15))
     return found
 
 
 def _reduced(result: Result) -> list[Claim]:
     best = _best(result)
-    if best is None:
+    if best is None or result.network == "people":
         return []
-    our, peer = best
-    return [_at_least(f"file to boxes, {result.settings['model']}, {our.label} : {peer.label}", our, peer, 5)]
+    return [_at_least(f"{best[0].label} : {best[1].label}", *best, 5)]
 
 
 def _postprocess(result: Result) -> list[Claim]:
-    network = _find(result, "efficientdet, the network")
+    network = result.find("efficientdet network")
     found = []
     for score, most in ((0.05, 0.10), (0.001, 0.35)):
-        our = _find(result, f"efficientdet hard, scores >= {score}")
-        if our is None:
-            continue
-        if network is not None:
-            rounds = zip(our.round_medians(), network.round_medians(), strict=True)
-            share = median(own / whole for own, whole in rounds)
-            found.append(_share(f"of the network's time, scores >= {score}", share, most))
+        our = result.find(f"efficientdet hard, scores >= {score}")
+        if our is not None and network is not None:
+            share = median(1 / ratio for ratio in ratios(our, network))
+            found.append(_share(f"share of the network's time, scores >= {score}", share, most))
         for nms, least in (("hard", 5), ("soft", 50)):
-            one, peer = _find(result, f"efficientdet {nms}, scores >= {score}"), _peer(result, nms)
+            one, peer = result.find(f"efficientdet {nms}, scores >= {score}"), result.find_peer(nms)
             if one is not None and peer is not None:
-                found.append(_at_least(f"{nms} suppression, scores >= {score} : effdet", one, peer, least))
+                found.append(_at_least(f"{one.label} : {peer.label}", one, peer, least))
     return found
 
 
 def _growth(result: Result) -> list[Claim]:
     return [
         Claim(
-            f"{point.name}: time for a GMAC within {100 * growth.TOLERANCE:.0f} % of {result.sides[0].label}'s",
-            f"{median(point.ratios):.2f} times", growth.is_proportional(point),
+            f"{point.name}: time for a GMAC within {growth.TOLERANCE:.0%} of {result.sides[0].label}'s",
+            f"{median(point.ratios):.2f} of it", growth.is_proportional(point),
         )
         for point in growth.points(result)[1:]
     ]  # fmt: skip
 
 
 def _folder(result: Result) -> list[Claim]:
-    found = []
-    for side in result.sides:
-        share = median(own / whole for own, whole in zip(side.times("network"), side.times(), strict=True))
-        text = f"{side.label}, {result.settings['pictures']} pictures: at least 90 % of the network's own throughput"
-        found.append(Claim(text, f"{100 * share:.1f} %", share >= 0.9))
-    return found
+    (side,) = result.sides
+    share = median(own / whole for own, whole in zip(side.times("network"), side.times(), strict=True))
+    return [Claim(f"{side.label}: at least 90% of the network's own throughput", f"{share:.1%}", share >= 0.9)]

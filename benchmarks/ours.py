@@ -1,4 +1,4 @@
-"""This package's side of what its own `benchmark` does not measure, training and folders: run.py starts it."""
+"""This package's side of a benchmark; run.py starts it."""
 
 from __future__ import annotations
 
@@ -6,35 +6,27 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
-from training_batch import NUM_CLASSES, training_batch
+from conversation import Measure, Stopwatch, only, serve, timed_total, training_batch
 
-import efficientdet
-from efficientdet.inference.detector import load
-from efficientdet.network.efficientdet import EfficientDet, build_model
-from efficientdet.research.benchmark.conversation import Measure, Stopwatch, serve, timed_total
-from efficientdet.research.benchmark.steps import input_batch, read_all
+from efficientdet.images.letterbox import letterbox
+from efficientdet.images.read import read
+from efficientdet.inference.detector import Detector, load
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.losses import detection_loss
 from efficientdet.training.memory import kept_memory
 from efficientdet.training.schedule import build_optimizer
-from efficientdet.weights.foreign import load_foreign
+from efficientdet.weights.checkpoint import load_checkpoint
 
 # Open until the process ends.
 MEMORY = ExitStack()
 
 
-def build(case: dict[str, Any]) -> EfficientDet:
-    """The network, with the weights that the peer has too."""
-    model = build_model(case["model"], NUM_CLASSES)
-    load_foreign(model, torch.load(case["weights"], weights_only=True), source="effdet")
-    return model
-
-
 def training(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
     """Forward, matching and losses, backward, optimizer; memory handled as in a run of `train` on a CPU."""
     MEMORY.enter_context(kept_memory())
-    model = build(case).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model = load_checkpoint(case["checkpoint"])[0].to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = build_optimizer(model, TrainConfig(learning_rate=case["learning_rate"]))
     pixels, boxes_xyxy, labels = map(torch.from_numpy, training_batch(case["batch"], case["size"]))
     pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -45,24 +37,50 @@ def training(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
             anchors = model.anchors((case["size"], case["size"]))
             loss = detection_loss(class_logits, box_deltas, anchors, list(boxes_xyxy), list(labels)).total
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         return float(loss.detach())
 
     return timed_total(step), {"loss": step()}
 
 
+def open_detector(case: dict[str, Any]) -> Detector:
+    """The detector that a case names."""
+    options = {name: case[name] for name in ("backend", "precision", "rectangular") if name in case}
+    return load(case["checkpoint"], device="cpu", image_size=case["size"], **options, **case["postprocess"])
+
+
+def predicting(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
+    """`Detector.predict` of one image, whole and by part, as its timer tells."""
+    detector, image = open_detector(case), case["images"][0]
+
+    def measure() -> dict[str, float]:
+        watch = Stopwatch()
+        detector.timer = watch.part
+        with watch.part("total"):
+            detector.predict(image)
+        return only(case.get("part", "total"), watch.milliseconds)
+
+    measure()
+    np.save(case["input_file"], letterbox(read(image), detector.image_size, detector.info.preprocessing)[0])
+    found = [detector.predict(one) for one in case["images"]]
+    rows = [zip(one.boxes_xyxy.tolist(), one.scores.tolist(), one.labels.tolist(), strict=True) for one in found]
+    facts = {
+        "detections": [[[*box, score, label] for box, score, label in one] for one in rows],
+        "engine": f"{detector.engine.backend} {detector.engine.precision}",
+        "score_threshold": detector.postprocess.score_threshold,
+    }
+    return measure, facts
+
+
 def folder(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
-    """All pictures of a folder by `Detector.predict_many`; and as many ready images through the network alone."""
-    detector = load(
-        case["model"], device="cpu", backend=case["backend"], image_size=case["image_size"], score_threshold=0.05
-    )
-    paths, batch, cores = case["pictures"], case["batch"], torch.get_num_threads()
-    # The network at its best: an image on each core where the engine can, as predict_many has it too; else in batches.
+    """`Detector.predict_many` over a folder; and as many ready inputs through the network alone."""
+    detector, paths, batch, cores = open_detector(case), case["images"], case["batch"], torch.get_num_threads()
+    # The network at its best: an image on each core where the engine can, as predict_many does; else in batches.
     run, threads, each = detector.engine.run_on_one_core, cores, 1
     if run is None or cores == 1:
         run, threads, each = detector.engine.run, 1, batch
-    pixels = input_batch(detector, read_all(detector, paths[:each]))[0]
+    pixels = torch.randn(each, 3, *detector.image_size)
 
     @torch.inference_mode()
     def once(number: int) -> None:
@@ -84,14 +102,16 @@ def folder(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
 
     network(2 * each * threads)
     list(detector.predict_many(paths[: 2 * batch], batch_size=batch))
-    return measure, {"backend": detector.engine.backend}
+    return measure, {"engine": f"{detector.engine.backend} {detector.engine.precision}"}
+
+
+MEASURED = {"train": training, "folder": folder}
 
 
 def make(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
     """Build a case; see `conversation.serve`."""
-    measure, facts = (training if case["task"] == "train" else folder)(case)
-    versions = {"efficientdet": efficientdet.__version__, "torch": torch.__version__}
-    return measure, {**facts, "versions": versions, "threads": torch.get_num_threads()}
+    measure, facts = MEASURED.get(case["task"], predicting)(case)
+    return measure, {**facts, "threads": torch.get_num_threads()}
 
 
 if __name__ == "__main__":

@@ -1,90 +1,104 @@
-"""From nothing to the first prediction: a new process imports, loads d0 from a file on disk, and finds boxes once.
-
-    python benchmarks/start.py
-
-This package and effdet 0.4.1 take turns; wall time and peak memory are the operating system's for the whole process.
-"""
+"""From nothing to the first prediction: a new process imports, loads d0 from disk, and finds boxes once."""
 
 from __future__ import annotations
 
-import argparse
+import json
+import math
 import os
 import subprocess
-import sys
-import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any, NamedTuple
 
-import report
-import run
+from cases import Side
+from checks import same_detections
 from files import Files
+from processes import SideError
+from results import Result, SideResult
 
-from efficientdet.research.benchmark.hardware import Hardware
-from efficientdet.research.benchmark.processes import SideError
+from efficientdet.inference.benchmark import Spread
 
+THRESHOLD = 0.05
 OURS = """
-import sys, torch
+import json, sys
+case = json.loads(sys.argv[1])
 import efficientdet as ed
-print(len(ed.load(sys.argv[1], device="cpu", score_threshold=0.05).predict(sys.argv[2])))
+found = ed.load(case["checkpoint"], device="cpu", score_threshold=0.05).predict(case["image"])
+rows = list(zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist()))
+from conversation import peak_memory
+print(json.dumps([peak_memory(), [[*box, score, label] for box, score, label in rows]]))
 """
 PEER = """
-import sys
-import effdet_side
-case = {"model": "d0", "size": 512, "num_classes": 90, "batch": 1, "weights": sys.argv[1], "layout": "channels_last"}
-case |= {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
-print(len(effdet_side.Predictor(case).predict([sys.argv[2]])[0]))
+import json, sys
+import peer
+from conversation import peak_memory
+case = json.loads(sys.argv[1])
+rows = peer.Predictor(case).rows([case["image"]], exact_padding=True)[0]
+print(json.dumps([peak_memory(), rows]))
 """
 
 
-def measure(python: str, program: str, weights: Path, picture: Path) -> tuple[float, float]:
-    """Seconds and peak MiB of one process."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [python, "-c", program, str(weights), str(picture)], cwd=run.HERE, stdout=subprocess.DEVNULL,
-        env={**os.environ, **(run.PEER_ENVIRONMENT if python == str(run.PEER_PYTHON) else run.ENVIRONMENT)},
+class Process(NamedTuple):
+    """What one process took, and found."""
+
+    seconds: float
+    peak_mib: float
+    rows: list[list[float]]
+
+
+def measure(python: str, program: str, case: Mapping[str, Any], environment: Mapping[str, str]) -> Process:
+    """Run a program.
+
+    Raises:
+        SideError: it fails.
+    """
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [python, "-c", program, json.dumps(case)], cwd=Path(__file__).parent, capture_output=True, text=True,
+        env={**os.environ, **environment},
     )  # fmt: skip
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SideError(f"a process ended with code {process.returncode}; its error stands above")
-    return seconds, usage.ru_maxrss / 1024
+    seconds = time.perf_counter() - begin
+    if done.returncode:
+        raise SideError(f"start: a process ended with code {done.returncode}:\n{done.stderr.strip()[-1500:]}")
+    peak_mib, rows = json.loads(done.stdout)
+    return Process(seconds, math.nan if peak_mib is None else peak_mib, rows)
 
 
-def main() -> int:
-    """Measure in turns and write the section `start` of BENCHMARKS.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=run.ROOT / "BENCHMARKS.md", help="file to write")
-    arguments = parser.parse_args()
-    run.install_peer()
-    machine = Hardware.read()
-    with tempfile.TemporaryDirectory() as folder:
-        files = Files(Path(folder))
-        picture, theirs = files.picture, Path(files.effdet_weights("d0", 512))
-        ours = Path(files.checkpoint("d0", 512))
-        sides = {
-            "efficientdet": (sys.executable, OURS, ours),
-            "effdet": (str(run.PEER_PYTHON), PEER, theirs),
-        }
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-        for number in range(arguments.rounds + 1):  # the first fills the disk cache
-            for name, (python, program, weights) in sides.items():
-                result = measure(python, program, weights, picture)
-                run.say(f"  {name}: {result[0]:.2f} s, {result[1]:.0f} MiB")
-                if number:
-                    found[name].append(result)
-    rows = [["", "seconds", "peak memory, MiB"]]
-    for name, results in found.items():
-        seconds, memory = (list(part) for part in zip(*results, strict=True))
-        rows.append([name, report.spread(seconds, 2), report.spread(memory, 0)])
-    pairs = list(zip(found["effdet"], found["efficientdet"], strict=True))
-    rows.append(["effdet / efficientdet", *(f"{median(t[i] / o[i] for t, o in pairs):.2f}" for i in (0, 1))])
-    text = f"`python benchmarks/start.py`, {arguments.rounds} rounds, on {machine.describe()}.\n\n"
-    report.write(arguments.out, {"start": text + report.table(rows)})
-    return 0
+def run_start(
+    files: Files, commands: Mapping[str, tuple[str, Mapping[str, str]]], rounds: int, say: Callable[[str], None]
+) -> Result:
+    """Measure new processes in turns.
 
+    Args:
+        files: gives the network and the image.
+        commands: the Python of `efficientdet` and `effdet`, and variables of its environment.
+        rounds: how often the sides take turns, after one round that fills the disk cache.
+        say: takes a line a process.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        SideError: a process fails.
+    """
+    network = files.network("d0")
+    case = {**network._asdict(), "image": str(files.image), "layout": "channels_last"}
+    found: dict[str, list[Process]] = {name: [] for name in commands}
+    for _ in range(rounds + 1):
+        for name, (python, environment) in commands.items():
+            found[name].append(measure(python, OURS if name == "efficientdet" else PEER, case, environment))
+            say(f"  {name}: {found[name][-1].seconds:.2f} s")
+    rows = [["side", "seconds", "peak memory, MiB"]]
+    for name, processes in found.items():
+        seconds, memory = Spread.of([p.seconds for p in processes[1:]]), Spread.of([p.peak_mib for p in processes[1:]])
+        rows.append([name, seconds.text(2), memory.text(0)])
+    checks = []
+    if "effdet" in found:
+        pairs = list(zip(found["effdet"][1:], found["efficientdet"][1:], strict=True))
+        seconds_ratio = median(peer.seconds / our.seconds for peer, our in pairs)
+        memory_ratio = median(peer.peak_mib / our.peak_mib for peer, our in pairs)
+        rows.append(["effdet / efficientdet", f"{seconds_ratio:.2f}", f"{memory_ratio:.2f}"])
+        ours, theirs = ([found[name][0].rows] for name in ("efficientdet", "effdet"))
+        checks = [same_detections("efficientdet", ours, theirs, THRESHOLD)]
+    sides = [SideResult(Side(name, "ours" if name == "efficientdet" else "peer"), [], None, {}) for name in commands]
+    title = "From a new process to the first boxes of d0, 512 px"
+    return Result("start", title, "d0", network.num_classes, network.size, 1, sides, checks=checks, table=rows)

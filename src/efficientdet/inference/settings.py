@@ -1,11 +1,12 @@
-"""The settings of a detector and of its post-processing: defaults, ranges and descriptions."""
+"""The settings of a detector, its post-processing and its benchmark: defaults, ranges and descriptions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from efficientdet.settings import check_settings, setting
+from efficientdet.errors import SettingError, unknown_name
+from efficientdet.settings import check_settings, kinds, setting
 
 # Evaluation looks at the whole precision-recall curve; predictions are for looking at.
 EVALUATION_SCORE_THRESHOLD = 0.001
@@ -88,6 +89,36 @@ class DetectorSettings:
             SettingError: a value is out of range; names it.
         """
         check_settings(self)
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What `benchmark` measures: every backend in every precision at every batch size."""
+
+    backends: tuple[str, ...] = setting(("auto",), "Backends, such as eager,openvino.")
+    precisions: tuple[str, ...] = setting(("fp32",), "Precisions of the arithmetic, such as fp32,bf16.")
+    batch_sizes: tuple[int, ...] = setting((1,), "Numbers of images predicted together, such as 1,8.", minimum=1)
+    images: str | None = setting(None, "An image, a folder or a glob; by default a sample of 640x480 pixels.")
+    rounds: int = setting(7, "Rounds in which the models, backends and so on take turns.", minimum=1)
+    iterations: int = setting(3, "Predictions measured at each turn, after one that is not.", minimum=1)
+    threads: int | None = setting(None, "Threads; by default PyTorch's choice.", minimum=1)
+
+    def __post_init__(self) -> None:
+        """Check types, names and ranges.
+
+        Raises:
+            UnknownNameError: a backend or a precision is not known.
+            SettingError: a value is out of range, or a list is empty; names it.
+        """
+        check_settings(self)
+        for name, single in (("backends", "backend"), ("precisions", "precision"), ("batch_sizes", None)):
+            values = getattr(self, name)
+            if not values:
+                raise SettingError(f"{name} is empty; there is nothing to measure")
+            known = kinds(DetectorSettings)[single].choices if single else values
+            for value in values:
+                if value not in known:
+                    raise unknown_name(str(single), value, known)
 
 
 class PostprocessOptions(TypedDict, total=False):

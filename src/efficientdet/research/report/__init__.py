@@ -11,8 +11,8 @@ import torch
 from efficientdet.atomic_write import write_text
 from efficientdet.errors import SettingError, require
 from efficientdet.family import MODELS
+from efficientdet.inference.hardware import Hardware
 from efficientdet.network.count import count
-from efficientdet.research.benchmark.hardware import Hardware
 from efficientdet.research.report.family import family_section
 from efficientdet.research.report.fusions import fusions_section
 from efficientdet.research.report.networks import networks_section
@@ -50,7 +50,7 @@ def write_report(
         if device == "cuda" and not torch.cuda.is_available():
             raise SettingError("device is cuda, and PyTorch finds no GPU; choose cpu")
         threads = torch.get_num_threads()
-        machine = f"measured on {Hardware.read(device).describe()}; torch {torch.__version__}, threads: {threads}"
+        machine = f"measured on {Hardware.read(device)}; torch {torch.__version__}, threads: {threads}"
         say(f"timing models up to {settings.largest_timed} on {device}")
         limit = count(MODELS[settings.largest_timed])[1]
         latencies = {name: forward_ms(spec, device) for name, spec in MODELS.items() if count(spec)[1] <= limit}

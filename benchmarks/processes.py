@@ -15,7 +15,7 @@ from typing import Any
 
 from efficientdet.errors import EfficientDetError
 
-# However long a round takes, so many are measured.
+# Measured however long they take.
 FEWEST_ROUNDS = 3
 
 
@@ -28,9 +28,9 @@ class Worker:
 
     Attributes:
         label: how reports call the side.
-        facts: what it told of itself.
+        facts: what it reported when it was ready.
         rounds: each a list of iterations, each milliseconds by part.
-        peak_mib: the most memory its process has held, where the system tells.
+        peak_mib: the most memory that its process has held, where the system tells.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Worker:
         return answer
 
     def measure(self, iterations: int) -> float:
-        """Measure so many iterations as a round; gives the median total in ms.
+        """Measure some iterations as a round; returns the median total in ms.
 
         Raises:
             SideError: it fails.
@@ -92,10 +92,6 @@ class Worker:
         self.rounds.append(answer["times"])
         self.peak_mib = answer["peak_mib"]
         return self.round_medians()[-1]
-
-    def times(self, part: str = "total") -> list[float]:
-        """Every iteration's milliseconds in a part."""
-        return [times.get(part, 0.0) for one in self.rounds for times in one]
 
     def round_medians(self, part: str = "total") -> list[float]:
         """Median milliseconds of each round in a part."""
@@ -134,35 +130,22 @@ def settled(start: Callable[[], Worker], cache: Path) -> Worker:
     return start()
 
 
-def take_turns(
-    workers: list[Worker], rounds: int, iterations: int, seconds: float = float("inf"),
-    say: Callable[[str], None] = lambda text: None, failed: Callable[[Worker, SideError], None] | None = None,
-) -> None:  # fmt: skip
+def take_turns(workers: list[Worker], rounds: int, iterations: int, seconds: float, say: Callable[[str], None]) -> None:
     """Let workers measure in turns, round after round.
 
     Args:
-        workers: those that fail are closed and taken out of the list.
-        rounds: how often.
-        iterations: measured at a time.
+        workers: started.
+        rounds: how often each has its turn.
+        iterations: measured at each turn.
         seconds: no round begins later than this, though `FEWEST_ROUNDS` are measured.
         say: takes a line a round.
-        failed: takes a worker that fails, and why; None lets the error through.
 
     Raises:
-        SideError: a worker fails, and `failed` is None.
+        SideError: a worker fails.
     """
     start = time.perf_counter()
     for number in range(1, rounds + 1):
         if number > FEWEST_ROUNDS and time.perf_counter() - start > seconds:
             return
-        found = []
-        for worker in list(workers):
-            try:
-                found.append(f"{worker.label} {worker.measure(iterations):.4g}")
-            except SideError as error:
-                if failed is None:
-                    raise
-                workers.remove(worker)
-                worker.close()
-                failed(worker, error)
+        found = [f"{worker.label} {worker.measure(iterations):.4g}" for worker in workers]
         say(f"  round {number}/{rounds}, ms: " + "; ".join(found))

@@ -1,4 +1,4 @@
-"""Where something was measured: chip, threads, versions, and whether others were at work."""
+"""Where something was measured: processor, cores, versions, and whether other programs were running."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Of a processor's abilities, those that decide how fast a network runs.
+# Instruction sets that decide how fast a network runs.
 FLAGS = (
     "avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm",
 )  # fmt: skip
-LIBRARIES = ("torch", "onnxruntime", "openvino")
-# More runnable processes than this share of the cores, before anything was measured.
-BUSY_SHARE = 0.3
+LIBRARIES = ("efficientdet", "torch", "onnxruntime", "openvino")
+# A machine counts as busy from this many runnable processes per core on.
+BUSY_LOAD = 0.3
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Hardware:
 
     Attributes:
         cpu: name of the processor.
-        flags: those of `FLAGS` that it has.
-        cores: that this process may use.
-        memory_gib: of the machine, where the system tells.
+        flags: its instruction sets, those of `FLAGS`.
+        cores: cores that this process may use.
+        memory_gib: memory of the machine; None where the system does not tell.
         system: operating system, architecture and Python.
-        gpu: name of the GPU that was measured on.
-        versions: of the libraries that run networks, where installed.
+        gpu: name of the GPU; None for a measurement on the CPU.
+        versions: versions of the installed libraries among `LIBRARIES`.
         load: mean number of runnable processes over the last minute.
     """
 
@@ -45,18 +45,18 @@ class Hardware:
 
     @classmethod
     def read(cls, device: str = "cpu") -> Hardware:
-        """Ask the system; a GPU is named where `device` is one."""
+        """Ask the system; the GPU is named where `device` is one, or auto and there is one."""
         cpuinfo = Path("/proc/cpuinfo")
         text = cpuinfo.read_text() if cpuinfo.exists() else ""
         name = re.search(r"^model name\s*:\s*(.+)", text, re.MULTILINE)
         flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)", text, re.MULTILINE)
-        has = flags.group(1).split() if flags else []
+        available = flags.group(1).split() if flags else []
         memory = None
         if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         return cls(
             cpu=name.group(1).strip() if name else platform.processor() or platform.machine(),
-            flags=tuple(flag for flag in FLAGS if flag in has),
+            flags=tuple(flag for flag in FLAGS if flag in available),
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             memory_gib=memory,
             system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -67,19 +67,19 @@ class Hardware:
 
     @property
     def was_busy(self) -> bool:
-        """Whether others were at work when the run began."""
-        return self.load > BUSY_SHARE * self.cores
+        """Whether other programs were running before the measurement."""
+        return self.load > BUSY_LOAD * self.cores
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
         return {**asdict(self), "flags": list(self.flags), "was_busy": self.was_busy}
 
-    def describe(self) -> str:
-        """One line of Markdown, without the versions."""
+    def __str__(self) -> str:
+        """One line: GPU, processor and its instruction sets, cores, memory, system; without the versions."""
         gpu = f"{self.gpu}; " if self.gpu else ""
         memory = f", {self.memory_gib:.0f} GiB" if self.memory_gib else ""
         flags = f" ({', '.join(self.flags)})" if self.flags else ""
-        busy = f"; **the machine was busy, load {self.load:.1f}**" if self.was_busy else ""
+        busy = f"; the machine was busy, load {self.load:.1f}" if self.was_busy else ""
         return f"{gpu}{self.cpu}{flags}, {self.cores} cores{memory}; {self.system}{busy}"
 
 
@@ -94,8 +94,10 @@ def _versions() -> dict[str, str]:
 
 
 def _gpu_name(device: str) -> str | None:
-    if not device.startswith("cuda"):
+    if device != "auto" and not device.startswith("cuda"):
         return None
     import torch
 
-    return str(torch.cuda.get_device_name(device))
+    if not torch.cuda.is_available():
+        return None
+    return str(torch.cuda.get_device_name(None if device == "auto" else device))

@@ -1,0 +1,97 @@
+"""The roofline: the shortest time in which this machine could run a network (Williams et al. 2009)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+
+from efficientdet.family import ModelSpec
+from efficientdet.network.count import count
+
+# Side of the multiplied matrices: so large that only the arithmetic counts.
+MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
+COPIED_BYTES = 2**28
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def stopwatch(spent: list[tuple[str, float]], device: torch.device) -> Callable[[str], AbstractContextManager[None]]:
+    """A `Detector.timer` that notes (part, milliseconds), in any thread; on a GPU it waits for what is queued there."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    @contextmanager
+    def timed(part: str) -> Iterator[None]:
+        wait()
+        start = time.perf_counter()
+        yield
+        wait()
+        spent.append((part, (time.perf_counter() - start) * 1000))
+
+    return timed
+
+
+class MachineSpeed:
+    """How fast the machine multiplies matrices, and copies memory."""
+
+    def __init__(self, device: torch.device, precisions: Sequence[str]) -> None:
+        side = MATRIX_SIDE.get(device.type, MATRIX_SIDE["cpu"])
+        # fp32 always: a narrower type without instructions of its own makes the arithmetic no faster.
+        names = dict.fromkeys(["fp32", *precisions])
+        self.matrices = {name: torch.full((side, side), 0.5, dtype=TYPES[name], device=device) for name in names}
+        self.source = torch.zeros(COPIED_BYTES, dtype=torch.uint8, device=device)
+        self.target = torch.ones_like(self.source)
+        self.spent: list[tuple[str, float]] = []
+        self.measure()  # the first is slower
+        self.spent.clear()
+
+    @torch.inference_mode()
+    def measure(self) -> None:
+        """Multiply and copy once."""
+        timed = stopwatch(self.spent, self.source.device)
+        for name, matrix in self.matrices.items():
+            with timed(name):
+                matrix @ matrix
+        with timed("copy"):
+            self.target.copy_(self.source)
+
+    def best(self) -> dict[str, float]:
+        """The shortest measured: milliseconds for 10**9 multiply-adds by precision, and for a GB as `copy`."""
+        shortest = {name: min(ms for one, ms in self.spent if one == name) for name in (*self.matrices, "copy")}
+        copy = shortest.pop("copy") / (2 * COPIED_BYTES / 1e9)  # read once and written once
+        return {name: ms / (len(self.matrices[name]) ** 3 / 1e9) for name, ms in shortest.items()} | {"copy": copy}
+
+
+def network_floor(
+    spec: ModelSpec, num_classes: int, sizes: Sequence[tuple[int, int]], precision: str, speed: dict[str, float]
+) -> float:
+    """The shortest time in which a machine could run a network on a batch of images.
+
+    Args:
+        spec: the network.
+        num_classes: classes of its head.
+        sizes: (height, width) of the input of each image.
+        precision: one of `TYPES`.
+        speed: milliseconds for 10**9 multiply-adds by precision, and for a GB through memory as `copy`.
+
+    Returns:
+        Milliseconds: the arithmetic's (every multiply-add of the convolutions at the speed of a large matrix product)
+        or the memory's (weights, input and outputs cross it once; all maps between stay in the caches), whichever is
+        longer.
+    """
+    multiply_adds, numbers, parameters = 0.0, 0.0, 0
+    coarsest = spec.strides[-1]
+    for height, width in sizes:
+        # Counts are those of squares: one of about the same area.
+        side = height if height == width else max(round((height * width) ** 0.5 / coarsest), 1) * coarsest
+        parameters, counted = count(dataclasses.replace(spec, image_size=side), num_classes)
+        multiply_adds += counted * height * width / side**2
+        anchors = sum(-(-height // stride) * -(-width // stride) for stride in spec.strides) * spec.anchors_per_cell
+        numbers += 3 * height * width + anchors * (num_classes + 4)
+    arithmetic = min(speed[precision], speed["fp32"]) * multiply_adds / 1e9
+    return max(arithmetic, speed["copy"] * (parameters + numbers) * TYPES[precision].itemsize / 1e9)
