@@ -566,27 +566,15 @@ def run(target: Target, examples: int, is_repeatable: bool) -> None:
     check()
 
 
-# Not mended yet: names of files over 255 bytes; a damaged resume.ckpt.
-OPEN = pytest.mark.xfail(strict=False, reason="foreign errors: names over 255 bytes, damaged resume.ckpt")
-
-
 @pytest.mark.filterwarnings("ignore")  # a library may warn of what it reads
-@pytest.mark.parametrize(
-    "target", [pytest.param(name, marks=[OPEN] * (name in ("voc", "resume"))) for name in TARGETS], indirect=True
-)
+@pytest.mark.parametrize("target", TARGETS, indirect=True)
 def test_a_few_cases(target: Target) -> None:
     run(target, target.examples, is_repeatable=True)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "target",
-    [
-        *(pytest.param(name, marks=OPEN) for name in ("coco", "voc", "yolo")),
-        "graph",
-        pytest.param("checkpoint", marks=pytest.mark.slow),
-    ],
-    indirect=True,
+    "target", ["coco", "voc", "yolo", "graph", pytest.param("checkpoint", marks=pytest.mark.slow)], indirect=True
 )
 def test_every_odd_value_in_every_place(target: Target) -> None:
     failures: dict[str, str] = {}
