@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import pytest
 from PIL import Image
 
 Command = Callable[..., Any]
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and limits of POSIX")
+resource = pytest.importorskip("resource", reason="signals and limits of POSIX")
 
 
 def make_images(folder: Path, count: int) -> Path:

@@ -110,7 +110,7 @@ def nested(depth: int) -> Any:
 ODD_VALUES = [
     None, True, -1, 0, 1, 2**31, 2**63, 10**400, 1e308, -1e308, 5e-324, float("nan"), float("inf"), "", " ", "1", "nan",
     "1e999", "１２", "x" * 300, "x" * 70_000, "../up", "/etc/passwd", "C:\\x", "a\0b", "\ud800", "\x1b[31m", "[bold]",
-    "<b>", "a\nb", [], {}, [None], {"id": []}, nested(500),
+    "<b>", "a\nb", [], {}, [None], {"id": []}, nested(150),
 ]  # fmt: skip
 VALUES = st.one_of(st.sampled_from(ODD_VALUES), st.integers(), st.floats(), st.text(max_size=8))
 # Places in a document, counted through all its values, and what to put there; DELETE takes the value away.
@@ -129,7 +129,7 @@ def edited(document: Any, edits: list[tuple[int, Any]]) -> Any:
         if value == DELETE and parent is not holder:
             del parent[key]
         else:
-            parent[key] = value
+            parent[key] = copy.deepcopy(value)
     return holder[0]
 
 
