@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from efficientdet.exporting.comparison_images import Batch
 from efficientdet.exporting.formats import OpenedFile
 from efficientdet.inference.engines.fold import fold
+from efficientdet.inference.engines.metadata import RAW_OUTPUTS
 from efficientdet.network.efficientdet import EfficientDet
 
 
@@ -44,7 +46,8 @@ def first_difference(file: OpenedFile, model: EfficientDet, batch: Batch, tolera
         if call < len(wanted) and differs(values, wanted[call], tolerance):
             low, high = model.spec.levels
             return f"{file_name} (on P{low + call})" if len(wanted) == high - low + 1 else file_name
-    return _first_level(file, model, batch, tolerance)
+    found = (name for name, values, wanted in by_level(file, model, batch) if differs(values, wanted, tolerance))
+    return next(found, "no single layer: small differences of many add up")
 
 
 def differs(values: Tensor, wanted: Tensor, tolerance: float) -> bool:
@@ -72,13 +75,11 @@ def _outputs(model: nn.Module, names: dict[int, str], images: Tensor) -> dict[st
     return outputs
 
 
-def _first_level(file: OpenedFile, model: EfficientDet, batch: Batch, tolerance: float) -> str:
-    """The first level of an output that differs."""
+def by_level(file: OpenedFile, model: EfficientDet, batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each raw output of each level, finest first: such as `class_logits of P3`, the file's and the network's."""
     with torch.no_grad():
         expected = model(batch.images.to(next(model.parameters()).device))
-    for output, values, levels in zip(("class_logits", "box_deltas"), file.raw(batch), expected, strict=True):
+    for output, values, levels in zip(RAW_OUTPUTS, file.raw(batch), expected, strict=True):
         parts = torch.split(values, [level.shape[1] for level in levels], 1)
         for number, (part, level) in enumerate(zip(parts, levels, strict=True), model.spec.levels[0]):
-            if differs(part, level.cpu(), tolerance):
-                return f"{output} of P{number}"
-    return "no single layer: small differences of many add up"
+            yield f"{output} of P{number}", part, level.cpu()

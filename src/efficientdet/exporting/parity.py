@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +20,11 @@ from efficientdet.exporting.comparison_images import Batch, comparison_images, m
 from efficientdet.exporting.first_difference import first_difference
 from efficientdet.exporting.formats import OpenedFile, open_file
 from efficientdet.images.convert import RgbImage
-from efficientdet.images.letterbox import Preprocessing
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.engine import Engine, Outputs
 from efficientdet.inference.engines.metadata import RAW_OUTPUTS
 from efficientdet.inference.postprocess import postprocess
+from efficientdet.settings import to_dict
 
 
 class Bounds(NamedTuple):
@@ -165,8 +165,7 @@ def check_file(
     ap = reference_ap = None
     if data is not None:
         records = data if isinstance(data, Records) else read_split(data, split)
-        ap = _ap(lambda pixels: file.raw(_as_batch(pixels, detector.info.preprocessing)), detector, records)
-        reference_ap = _ap(lambda pixels: _reference(detector, pixels), detector, records)
+        ap, reference_ap = _ap(file, detector, records)
     report = ParityReport(
         path.name, file.metadata.precision, len(found), tuple(differences), ap, reference_ap, bounds.ap
     )
@@ -199,21 +198,24 @@ def _reference(detector: Detector, images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(class_logits, 1).cpu(), torch.cat(box_deltas, 1).cpu()
 
 
-def _ap(raw: Callable[[Tensor], tuple[Tensor, Tensor]], detector: Detector, records: Records) -> float:
-    """AP in points of the detector with its raw outputs taken from elsewhere, an image at a time."""
+def _ap(file: OpenedFile, detector: Detector, records: Records) -> tuple[float, float]:
+    """AP in points of a file, an image at a time, and of the network in float32: both with the detector's settings."""
+    preprocessing = detector.info.preprocessing
 
     def run(images: Tensor) -> Outputs:
-        logits, deltas = zip(*(raw(image[None]) for image in images), strict=True)
+        found = []
+        for image in images[:, None]:
+            # For an end-to-end file the padding is part of the image.
+            sizes = torch.tensor([image.shape[2:]])
+            found.append(file.raw(Batch(image, to_canvases(image, preprocessing), sizes, torch.ones(1))))
+        logits, deltas = zip(*found, strict=True)
         return [torch.cat(logits)], [torch.cat(deltas)]
 
-    own = Detector(None, detector.info, engine=Engine("file", "fp32", run), image_size=detector.image_size)
-    return 100 * evaluate(own, records).ap
-
-
-def _as_batch(images: Tensor, preprocessing: Preprocessing) -> Batch:
-    """Normalized images for either kind of file; for an end-to-end one the padding is part of the image."""
-    sizes = torch.tensor([images.shape[2:]] * len(images))
-    return Batch(images, to_canvases(images, preprocessing), sizes, torch.ones(len(images)))
+    engines = Engine("file", "fp32", run), Engine("eager", "fp32", detector.model, detector.device)
+    info = dataclasses.replace(detector.info, postprocess=to_dict(detector.postprocess))
+    both = [Detector(None, info, engine=engine, image_size=detector.image_size) for engine in engines]
+    ap, reference_ap = (100 * evaluate(one, records).ap for one in both)
+    return ap, reference_ap
 
 
 class _Tally:

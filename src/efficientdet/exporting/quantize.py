@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from efficientdet.data.dataset import read_split
@@ -22,12 +21,13 @@ from efficientdet.errors import EfficientDetError, SettingError, require
 from efficientdet.exporting import openvino_file
 from efficientdet.exporting.comparison_images import make_batch
 from efficientdet.exporting.export import draft
+from efficientdet.exporting.first_difference import by_level
 from efficientdet.exporting.parity import ParityReport, check_file
 from efficientdet.exporting.settings import QuantizeSettings
 from efficientdet.images.letterbox import letterbox
 from efficientdet.images.read import read
 from efficientdet.inference.detector import Detector, load
-from efficientdet.inference.engines.metadata import RAW_OUTPUTS, FileMetadata
+from efficientdet.inference.engines.metadata import FileMetadata
 from efficientdet.inference.engines.onnx_graph import write_onnx_network
 from efficientdet.settings import changed
 
@@ -230,16 +230,9 @@ def level_differences(detector: Detector, path: Path, records: list[ImageRecord]
     Returns:
         One for each output and level, class logits first, finest level first.
     """
-    file = openvino_file.open_file(path)
     batch = make_batch([read(record.path) for record in records], detector.image_size, detector.info.preprocessing)
-    with torch.no_grad():
-        expected = detector.model(batch.images.to(detector.device))
     differences = []
-    for output, found, levels in zip(RAW_OUTPUTS, file.raw(batch), expected, strict=True):
-        values = torch.split(found, [level.shape[1] for level in levels], 1)
-        for number, (value, level) in enumerate(zip(values, levels, strict=True), detector.model.spec.levels[0]):
-            off = (value - level.cpu()).abs()
-            differences.append(
-                LevelDifference(f"{output} of P{number}", float(off.mean()), float(off.max()), float(level.std()))
-            )
+    for output, values, wanted in by_level(openvino_file.open_file(path), detector.model, batch):
+        off = (values - wanted).abs()
+        differences.append(LevelDifference(output, float(off.mean()), float(off.max()), float(wanted.std())))
     return tuple(differences)
