@@ -21,6 +21,13 @@ def test_writes_and_replaces(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["a.json"]
 
 
+def test_what_was_written_beside_the_file_comes_along(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a.xml") as temporary:
+        temporary.with_suffix(".bin").write_text("weights")
+        temporary.write_text("graph")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.bin": "weights", "a.xml": "graph"}
+
+
 def test_failure_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")

@@ -20,7 +20,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     If the block raises, the temporary file is removed, and what was at `path` stays. The temporary path has the same
     file name, in a folder of its own beside `path`, so no name is too long and no other process or thread uses it. The
-    file gets the permissions of any new file, and is on the disk before it is moved. Missing folders are made.
+    file gets the permissions of any new file, and is on the disk before it is moved. What else was written beside the
+    temporary file is moved before it. Missing folders are made.
 
     Args:
         path: the file to write; an existing one is replaced in one step.
@@ -38,10 +39,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         temporary = folder / path.name
         yield temporary
-        # Some writers give the file to its owner alone; the folder shows what the umask allows.
-        temporary.chmod(folder.stat().st_mode & 0o666)
-        _to_disk(temporary)
-        os.replace(temporary, path)
+        for part in (*(other for other in folder.iterdir() if other != temporary), temporary):
+            # Some writers give the file to its owner alone; the folder shows what the umask allows.
+            part.chmod(folder.stat().st_mode & 0o666)
+            _to_disk(part)
+            os.replace(part, path.with_name(part.name))
         with suppress(OSError):  # not every system can do this for a folder
             _to_disk(path.parent)
     finally:  # after an interrupt too

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -87,7 +89,7 @@ def find_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def require(module: str, extra: str | None) -> Any:
-    """Import an optional library.
+    """Import an optional library, with its collection of usage data switched off for this process.
 
     Args:
         module: dotted name of the module to import.
@@ -99,6 +101,8 @@ def require(module: str, extra: str | None) -> Any:
     Raises:
         MissingExtraError: the library is not installed; gives the pip command.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it as it is imported
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO and NNCF do without it
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -14,6 +14,7 @@ from efficientdet.errors import MissingExtraError, WeightsError
 from efficientdet.exporting.export import export
 from efficientdet.exporting.formats import open_file
 from efficientdet.exporting.parity import check_file
+from efficientdet.images.convert import RgbImage
 from efficientdet.inference.detector import Detector, load
 
 KINDS = [("openvino", ".xml"), pytest.param("torch-export", ".pt2", marks=pytest.mark.slow)]
@@ -93,6 +94,24 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.pt2").write_bytes(b"no archive")
     with pytest.raises(WeightsError, match=r"bad\.pt2: not a torch\.export file"):
         open_file(tmp_path / "bad.pt2", "torch-export")
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_damaged_file_is_never_loaded(people: Detector, tmp_path: Path, portrait: RgbImage, suffix: str) -> None:
+    """One bit is enough, in the weights too: they would give other detections, and no error."""
+    path = tmp_path / f"people{suffix}"
+    export(people, path)
+    assert len(load(path, score_threshold=0.05).predict(portrait))
+    for part in tmp_path.iterdir():
+        content = part.read_bytes()
+        for place in range(0, len(content), len(content) // 7):
+            part.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+            with pytest.raises(WeightsError, match="does not match its checksum"):
+                load(path)
+        part.write_bytes(content[: len(content) // 2])
+        with pytest.raises(WeightsError, match=str(path)):
+            load(path)
+        part.write_bytes(content)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from efficientdet import __version__
+from efficientdet.cache import cache_dir
 from efficientdet.cli.options import app, complain
 from efficientdet.errors import EfficientDetError, Terminated
 
@@ -42,6 +43,7 @@ def main() -> None:
     """Run the command line; turn every error that is for people into one line and an exit code."""
     _open_standard_streams()
     try:
+        _keep_to_the_cache()
         app()
     except EfficientDetError as error:
         complain(f"error: {error}")
@@ -55,6 +57,12 @@ def main() -> None:
     except Terminated:
         complain("terminated")
         sys.exit(143)
+
+
+def _keep_to_the_cache() -> None:
+    """Let libraries that keep files of their own keep them in our cache, not in the home or the temporary folder."""
+    for variable, name in (("MPLCONFIGDIR", "matplotlib"), ("TORCHINDUCTOR_CACHE_DIR", "inductor")):
+        os.environ.setdefault(variable, str(cache_dir() / name))
 
 
 def _open_standard_streams() -> None:

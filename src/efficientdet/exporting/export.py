@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from efficientdet.atomic_write import replacing
 from efficientdet.data.dataset import read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import require
@@ -64,7 +61,7 @@ def export(
     if data is not None:
         require("faster_coco_eval", "train")
         data = data if isinstance(data, Records) else read_split(data, split)
-    with draft(path) as file:
+    with replacing(path) as file:
         write_file(detector, file, to, make_metadata(detector, chosen))
         report = check_file(detector, file, to, images=found, data=data)
         if report.failures:
@@ -83,17 +80,3 @@ def make_metadata(detector: Detector, settings: ExportSettings) -> FileMetadata:
         settings.dynamic_size,
         "fp16" if settings.half else "fp32",
     )
-
-
-@contextmanager
-def draft(path: Path) -> Iterator[Path]:
-    """Give a path in a temporary folder; what was written there takes its place beside `path` if the block ends well.
-
-    Of two files, such as an .xml and its .bin, the one that is called `path` comes last.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        file = Path(folder) / path.name
-        yield file
-        for part in sorted(Path(folder).iterdir(), key=lambda part: part == file):
-            os.replace(part, path.parent / part.name)

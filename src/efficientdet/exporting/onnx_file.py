@@ -20,7 +20,7 @@ from efficientdet.exporting.formats import OpenedFile, layer_name
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.engine import Session
 from efficientdet.inference.engines.exported import open_file as open_exported
-from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, FileMetadata
+from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, FileMetadata, add_checksum
 from efficientdet.inference.engines.onnx_graph import OPSET, onnx_network, quiet_exporter
 from efficientdet.inference.engines.onnxruntime_engine import as_session, open_onnx
 from efficientdet.inference.settings import PostprocessSettings
@@ -35,8 +35,9 @@ MOST_STRIDES = 64
 
 
 def write(detector: Detector, path: Path, metadata: FileMetadata) -> None:
-    """Write `make_onnx` to a file."""
+    """Write `make_onnx` to a file, with its checksum."""
     require("onnx", "export").save(make_onnx(detector, metadata), str(path))
+    add_checksum(path)
 
 
 def make_onnx(detector: Detector, metadata: FileMetadata) -> ModelProto:

@@ -18,7 +18,7 @@ from efficientdet.exporting.formats import OpenedFile
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.engine import Session
 from efficientdet.inference.engines.exported import open_file as open_exported
-from efficientdet.inference.engines.metadata import FileMetadata
+from efficientdet.inference.engines.metadata import FileMetadata, add_checksum
 from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
 from efficientdet.weights.checkpoint import METADATA_KEY
 
@@ -40,10 +40,11 @@ def write(detector: Detector, path: Path, metadata: FileMetadata) -> None:
 
 
 def save(model: Any, path: Path, metadata: FileMetadata) -> None:
-    """Write OpenVINO's own model with its metadata."""
+    """Write OpenVINO's own model with its metadata, checksum included."""
     model.set_rt_info(metadata.to_json(), METADATA_KEY)
     # OpenVINO's own compression would round the anchors too.
     require("openvino", "export").save_model(model, str(path), compress_to_fp16=False)
+    add_checksum(path)
 
 
 def _halve_weights(model: Any) -> None:

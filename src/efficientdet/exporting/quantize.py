@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientdet.atomic_write import replacing
 from efficientdet.data.dataset import read_split
 from efficientdet.data.records import ImageRecord, Records
 from efficientdet.errors import EfficientDetError, SettingError, require
 from efficientdet.exporting import openvino_file
 from efficientdet.exporting.comparison_images import make_batch
-from efficientdet.exporting.export import draft
 from efficientdet.exporting.first_difference import by_level
 from efficientdet.exporting.parity import ParityReport, check_file
 from efficientdet.exporting.settings import QuantizeSettings
@@ -126,7 +126,7 @@ def quantize(
     records = data if isinstance(data, Records) else read_split(data, chosen.split)
     calibration = Calibration(detector, _spread(records, chosen.calibration_images))
     facts = {"data": records.source.name, "split": chosen.split, "images": len(calibration), "preset": chosen.preset}
-    with draft(path) as file:
+    with replacing(path) as file:
         write_quantized(detector, calibration, file, chosen.preset, facts)
         size = sum(part.stat().st_size for part in file.parent.iterdir())
         report = QuantizationReport(path.name, facts, size, None, ())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from efficientdet.errors import SettingError, WeightsError, unknown_name
 from efficientdet.inference.engines.engine import Engine, Session, SessionByShape
-from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, FileMetadata
+from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, FileMetadata, verify_checksum
 from efficientdet.inference.engines.onnxruntime_engine import as_session, open_onnx
 from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
 from efficientdet.network.anchors import make_anchors
@@ -91,6 +91,8 @@ def open_exported(path: Path, backend: str = "auto", precision: str = "fp32", de
         MissingExtraError: the library that runs it is not installed.
     """
     backend = _check_choice(path, backend, precision, device)
+    if path.is_file():
+        verify_checksum(path)
     metadata, open_session = open_file(path, backend, precision)
     if metadata.end_to_end:
         raise WeightsError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from efficientdet.settings import to_dict
 from efficientdet.version import __version__
 from efficientdet.weights.checkpoint import CheckpointInfo
 
+# In the metadata of .onnx and .xml files this stands before the SHA-256 of the file, and of the .bin that goes with it,
+# taken with zeros in its place.
+CHECKSUM = b"file-sha256:"
+NO_CHECKSUM = b"0" * 64
 # Names of the outputs, in order: of raw files, and of end-to-end ones.
 RAW_OUTPUTS = ("class_logits", "box_deltas")
 DETECTION_OUTPUTS = ("boxes_xyxy", "scores", "labels", "counts")
@@ -88,6 +93,7 @@ class FileMetadata:
             "postprocess": to_dict(self.postprocess),
             **(END_TO_END if self.end_to_end else RAW),
             **({} if self.calibration is None else {"calibration": self.calibration}),
+            "checksum": (CHECKSUM + NO_CHECKSUM).decode(),
         }
         return json.dumps(content)
 
@@ -124,3 +130,33 @@ class FileMetadata:
             )
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise WeightsError(f"{path}: damaged metadata ({type(error).__name__}: {error})") from error
+
+
+def add_checksum(path: Path) -> None:
+    """Put the checksum of an .onnx or .xml file into its metadata, in place."""
+    content = path.read_bytes()
+    place = content.rindex(CHECKSUM) + len(CHECKSUM)
+    path.write_bytes(content[:place] + _checksum(path, content, place) + content[place + len(NO_CHECKSUM) :])
+
+
+def verify_checksum(path: Path) -> None:
+    """Compare an .onnx or .xml file with the checksum in its metadata; a file without one is not ours.
+
+    Raises:
+        WeightsError: the two do not fit.
+    """
+    content = path.read_bytes()
+    found = content.rfind(CHECKSUM)
+    place = found + len(CHECKSUM)
+    if found >= 0 and content[place : place + len(NO_CHECKSUM)] != _checksum(path, content, place):
+        raise WeightsError(
+            f"{path}: damaged or changed: it does not match its checksum; copy the file again, or export it anew"
+        )
+
+
+def _checksum(path: Path, content: bytes, place: int) -> bytes:
+    digest = hashlib.sha256(content[:place] + NO_CHECKSUM + content[place + len(NO_CHECKSUM) :])
+    weights = path.with_suffix(".bin")
+    if path.suffix == ".xml" and weights.is_file():
+        digest.update(weights.read_bytes())
+    return digest.hexdigest().encode()
