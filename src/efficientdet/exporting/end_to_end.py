@@ -28,7 +28,8 @@ def suppress_in_loop(boxes: Tensor, scores: Tensor, labels: Tensor, settings: Po
         box = boxes.gather(1, place[..., None].expand(-1, -1, 4))
         overlaps = pairwise_iou(box, boxes)[:, 0] > settings.iou_threshold
         left = left.masked_fill(overlaps & (labels == labels.gather(1, place)), 0.0).scatter(1, place, 0.0)
-        return turn + 1, left, kept.scatter(1, place, score)
+        # Added, not written: an image with nothing left has score 0 at place 0, where its best box may be.
+        return turn + 1, left, kept.scatter_add(1, place, score)
 
     start = (torch.zeros((), dtype=torch.int64), scores, torch.zeros_like(scores))
     kept: Tensor = while_loop(goes_on, take_best, start)[2]  # type: ignore[no-untyped-call]

@@ -108,8 +108,8 @@ def _folded_separable(conv: SeparableConv2d, norm: nn.BatchNorm2d) -> SeparableC
 def _conv_norm_pairs(model: EfficientDet) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Convolutions with the batch norm that reads their output, found by running the network once.
 
-    So any backbone will do, whatever its modules are called. A norm of a kind of its own (with an activation inside,
-    say) is left alone.
+    This works for any backbone, whatever its modules are called. Subclasses of batch norm, such as those with an
+    activation inside, are left alone.
     """
     made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # the tensors too, so that no two live ones share an id
     pairs = []
