@@ -104,7 +104,7 @@ class Bench:
             results = [SideResult(side, worker.rounds, None, worker.facts) for side, worker in sides]
             result = Result(
                 case.task, case.title, case.network, network.num_classes, network.size,
-                case.settings.get("batch", case.count), results, notes,
+                case.settings["batch"] if case.task == "train" else case.count, results, notes,
             )  # fmt: skip
             if self.peer is not None:
                 result = self._compared(result, case)

@@ -62,7 +62,7 @@ def measure(python: str, program: str, case: Mapping[str, Any], environment: Map
     seconds = time.perf_counter() - begin
     if done.returncode:
         raise SideError(f"start: a process ended with code {done.returncode}:\n{done.stderr.strip()[-1500:]}")
-    peak_mib, rows = json.loads(done.stdout)
+    peak_mib, rows = json.loads(done.stdout.splitlines()[-1])  # libraries may print before
     return Process(seconds, math.nan if peak_mib is None else peak_mib, rows)
 
 

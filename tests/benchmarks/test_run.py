@@ -102,6 +102,13 @@ def test_a_section_with_one_case_that_differs_is_refused_as_a_whole(
     assert "old predict" in page.read_text()
 
 
+def test_the_rate_of_a_folder_is_that_of_its_images(started: dict[str, list[Any]], tmp_path: Path) -> None:
+    page = tmp_path / "BENCHMARKS.md"
+    assert run.main(["--only", "folder", "--quick", "--out", str(page)]) == 0
+    # 24 images in 10 ms, the network's part of it 5 ms.
+    assert "| efficientdet auto (fake fp32) | 2400.0 | 4800.0 | 100 |" in page.read_text()
+
+
 def test_a_side_that_fails_leaves_the_other_sections(
     started: dict[str, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
