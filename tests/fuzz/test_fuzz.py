@@ -38,6 +38,7 @@ from efficientdet.data.yolo import read_yolo
 from efficientdet.errors import EfficientDetError
 from efficientdet.images.read import image_size, read, read_reduced
 from efficientdet.inference.detector import Detector, load
+from efficientdet.inference.engines import metadata as metadata_module
 from efficientdet.network.graph_file import read_graph
 from efficientdet.weights import checkpoint
 from efficientdet.weights import download as download_module
@@ -415,6 +416,8 @@ def onnx_target(folder: Path, shapes: ModuleType) -> Target:
                 model.metadata_props.add(key=key, value=json.dumps(value))
             changed = model.SerializeToString()
         (folder / "damaged.onnx").write_bytes(changed)
+        if edits and metadata_module.CHECKSUM in changed:
+            metadata_module.add_checksum(folder / "damaged.onnx")  # as a stranger would; damage is caught by it
         load(folder / "damaged.onnx", backend="onnxruntime").predict(np.zeros((40, 48, 3), np.uint8))
 
     return Target(EITHER, read_case, 25)
