@@ -18,6 +18,7 @@ from efficientdet.inference.settings import DetectorSettings, PostprocessSetting
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from efficientdet.detections import Detections
     from efficientdet.inference.detector import Detector
 
 
@@ -75,13 +76,19 @@ def _predict_all(
         if isinstance(detections, ImageError):
             results.fail(str(source), str(detections))
             continue
-        entry = {**detections.to_json(), "source": str(source)}
-        if target is not None:
-            try:
-                save_annotated(detections, target)
-                entry["annotated"] = str(target)
-            except Exception as error:  # Pillow raises nearly anything where a format cannot hold an image
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                results.fail(str(source), f"{source}: its annotated copy cannot be written to {target} ({error})")
-        results.add(entry)
+        with results.undisturbed():
+            _keep(str(source), detections, target, results)
+
+
+def _keep(source: str, detections: Detections, target: Path | None, results: RunResults) -> None:
+    """Write the annotated copy, if one is wanted, and keep the result."""
+    entry = {**detections.to_json(), "source": source}
+    if target is not None:
+        try:
+            save_annotated(detections, target)
+            entry["annotated"] = str(target)
+        except Exception as error:  # Pillow raises nearly anything where a format cannot hold an image
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            results.fail(source, f"{source}: its annotated copy cannot be written to {target} ({error})")
+    results.add(entry)

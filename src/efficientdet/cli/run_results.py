@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,10 @@ from efficientdet.text import in_json
 
 if TYPE_CHECKING:
     from efficientdet.detections import Detections
+
+
+# Signals that end a run, with its results written.
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class RunResults:
@@ -39,14 +43,32 @@ class RunResults:
         self.total = total
         self.images: list[dict[str, Any]] = []
         self.failures: list[dict[str, str]] = []
+        self._waits, self._pending = False, 0
 
     def __enter__(self) -> RunResults:
-        """Open the journal, and let SIGTERM end the block as Ctrl-C does."""
+        """Open the journal, and let SIGTERM end the block as Ctrl-C does, but never while an image is written."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
         self._journal = self.journal_path.open("w", encoding="utf-8")
-        self._before = signal.signal(signal.SIGTERM, _raise_terminated)
+        self._before = {number: signal.signal(number, self._on_signal) for number in _ENDING}
         return self
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Let a signal wait until the block is done, so that what it writes is whole."""
+        self._waits, self._pending = True, 0
+        try:
+            yield
+        finally:
+            self._waits = False
+            if self._pending:
+                self._on_signal(self._pending, None)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._waits and not self._pending:
+            self._pending = number
+            return
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def add(self, entry: dict[str, Any]) -> None:
         """Keep the result of an image."""
@@ -66,7 +88,8 @@ class RunResults:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Write the file; where the run was cut short, say how far it came."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
         try:
             with contextlib.suppress(OSError):  # what could not be flushed for want of space
                 self._journal.close()
@@ -80,13 +103,10 @@ class RunResults:
             if error is None:
                 raise
         finally:
-            signal.signal(signal.SIGTERM, self._before)
+            for number, before in self._before.items():
+                signal.signal(number, before)
         if error is not None:
             complain(f"stopped after {len(self.images)} of {self.total} images; their results are in {where}")
-
-
-def _raise_terminated(number: int, frame: object) -> None:
-    raise Terminated
 
 
 def spare_originals(sources: Sequence[Path | str], targets: Sequence[Path]) -> None:
