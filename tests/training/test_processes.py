@@ -23,6 +23,9 @@ from efficientdet.training.module import DetectionModule
 from efficientdet.training.run import train
 from efficientdet.training.run_folder import TrainingRun
 
+if (os.cpu_count() or 1) < 2:
+    pytest.skip("two processes need two cores", allow_module_level=True)
+
 SETTINGS = {"devices": 2, "epochs": 2, "save_every": 1}
 # A run that gets SIGTERM as soon as it has saved a state.
 TERMINATED = """

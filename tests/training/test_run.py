@@ -26,7 +26,7 @@ from efficientdet.images.letterbox import IMAGENET
 from efficientdet.inference.detector import load
 from efficientdet.network.efficientdet import build_model
 from efficientdet.training import module as training_module
-from efficientdet.training.callbacks import Ema
+from efficientdet.training.callbacks import Ema, SaveCheckpoints
 from efficientdet.training.config import LossSettings
 from efficientdet.training.losses import Losses, matched_loss
 from efficientdet.training.module import DetectionModule
@@ -574,6 +574,7 @@ def test_unknown_settings_are_listed(run: Callable[..., TrainingRun]) -> None:
     [
         ({"device": "cuda", "devices": 99}, "device cuda with devices 99: this machine has "),
         ({"device": "mps", "devices": 2}, "device mps with devices 2: this machine has "),
+        ({"device": "cpu", "devices": 10**6}, "device cpu with devices 1000000: this machine has "),
     ],
 )
 def test_a_device_that_is_not_there_is_refused(
@@ -735,6 +736,21 @@ def test_a_signal_ends_the_run_with_its_state_saved(
     assert saved["global_step"] == (2 if place == "training_step" else 6)
     resumed, expected = load_file(run(resume=True, **settings).last), load_file(trained.last)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_signal_after_the_last_step_ends_the_run_complete(
+    run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = SaveCheckpoints.finish
+
+    def signaled(self: SaveCheckpoints, module: DetectionModule) -> TrainingRun:
+        signal.raise_signal(signal.SIGTERM)
+        return finish(self, module)
+
+    monkeypatch.setattr(SaveCheckpoints, "finish", signaled)
+    with pytest.raises(Terminated):
+        run(epochs=1)
+    assert (tmp_path / "run" / "report.json").is_file()
 
 
 def test_a_finished_run_is_resumed_to_its_own_end(

@@ -67,7 +67,9 @@ class TrainConfig:
     fusion: str | None = setting(
         None, "Fusion of feature maps: fast, softmax, unbounded or none; by default the model's."
     )
-    image_size: int | None = setting(None, "Side of the square input in pixels; by default the model's.", minimum=32)
+    image_size: int | None = setting(
+        None, "Side of the square input in pixels; by default the model's.", minimum=32, maximum=8192
+    )
     epochs: int = setting(50, "Passes over the training split.", minimum=1)
     batch_size: int = setting(8, "Batch size on each device.", minimum=1)
     accumulate: int = setting(1, "Batches whose gradients are added up before each step of the weights.", minimum=1)
@@ -92,6 +94,7 @@ class TrainConfig:
         None,
         "Range of the random scale of training images; by default 0.5 1.5, and 0.1 2.0 from 150 epochs on.",
         above=0,
+        maximum=100,
     )
     flip: float = setting(0.5, "Probability of a horizontal flip of a training image.", minimum=0, maximum=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
@@ -126,7 +129,7 @@ class TrainConfig:
     )
     devices: int = setting(1, "Number of devices, each with a process of its own.", minimum=1)
     workers: int | None = setting(
-        None, "Processes that load images; by default none on a CPU, up to 8 on a GPU.", minimum=0
+        None, "Processes that load images; by default none on a CPU, up to 8 on a GPU.", minimum=0, maximum=256
     )
     cache: bool | None = setting(None, "Keep decoded images in memory; by default if they fit.")
     skip_missing: bool = setting(False, "Leave out images whose file is missing.")

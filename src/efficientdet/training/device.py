@@ -19,15 +19,19 @@ def choose_device(config: TrainConfig) -> str:
     """`cpu`, `cuda` or `mps`.
 
     Raises:
-        SettingError: this machine has too few such devices, or a CPU would have to compute in fp16.
+        SettingError: this machine has too few such devices (of a CPU, cores), or a CPU would have to compute in fp16.
     """
     device: str = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    there = {"cpu": config.devices, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}
+    there = {
+        "cpu": os.cpu_count() or 1,
+        "mps": int(torch.backends.mps.is_available()),
+        "cuda": torch.cuda.device_count(),
+    }
     if config.devices > there[device]:
         raise SettingError(
-            f"device {device} with devices {config.devices}: this machine has {there[device]}; choose cpu, or fewer"
+            f"device {device} with devices {config.devices}: this machine has {there[device]}; choose fewer, or another"
         )
     if config.precision == "fp16" and device == "cpu":
         raise SettingError("precision fp16 needs a GPU, and there is none here; use bf16 or fp32")

@@ -230,7 +230,7 @@ class DetectionModule(LightningModule):
         """The optimizer, with warm-up and cosine by the step."""
         optimizer = build_optimizer(self.model, self.config)
         total = self._total_steps()
-        warmup = min(round(total * self.config.warmup_epochs / self.config.epochs), total // 2)
+        warmup = min(round(total * min(1.0, self.config.warmup_epochs / self.config.epochs)), total // 2)
         schedule = LambdaLR(optimizer, lambda step: rate_factor(step, warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from efficientdet.data.augment import Augmentation, count_too_small
-from efficientdet.data.dataset import DetectionDataset, read_split
+from efficientdet.data.dataset import DetectionDataset, EpochBatches, read_split
 from efficientdet.data.records import BOXES_TOO_SMALL, Records
 from efficientdet.errors import DataError, MissingSplitError, SettingError
 from efficientdet.family import ModelSpec
@@ -63,6 +63,7 @@ def prepare(job: Job, console: Console) -> tuple[DetectionModule, RunSettings]:
     size = (info.spec.image_size, info.spec.image_size)
     augmentation = Augmentation(config.scale_range(), config.flip)
     report_too_small(train_records, size, augmentation, config.allow_no_boxes, console)
+    EpochBatches(train_records, config.batch_size, config.seed, 0, config.devices)  # are there images for each device?
     train_set = DetectionDataset(train_records, size, info.preprocessing, augmentation, config.seed, config.cache)
     val_set = None
     if val_records is not None:

@@ -163,7 +163,10 @@ def _fit(job: Job, module: DetectionModule, info: CheckpointInfo, stop: StopRequ
         if explained is None:
             raise
         raise explained from error
-    return saver.finish(module)
+    run = saver.finish(module)
+    if stop:  # after the last step
+        raise Stopped
+    return run
 
 
 def _explain(error: Exception, job: Job, has_started: bool) -> EfficientDetError | None:
