@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from efficientdet.data.dataset import read_split
+from efficientdet.data.read_split import read_split
 from efficientdet.data.records import ImageRecord, Records
 from efficientdet.exporting.quantize import quantize
 from efficientdet.family import MODELS

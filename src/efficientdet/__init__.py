@@ -15,7 +15,7 @@ from efficientdet.version import __version__
 
 if TYPE_CHECKING:
     from efficientdet import boxes, errors, family, weights
-    from efficientdet.data.dataset import read_split
+    from efficientdet.data.read_split import read_split
     from efficientdet.data.records import Records
     from efficientdet.detections import Detections
     from efficientdet.evaluation.coco_ap import Metrics
@@ -53,7 +53,7 @@ _HOMES = {
     "export": "efficientdet.exporting.export",
     "load": "efficientdet.inference.detector",
     "quantize": "efficientdet.exporting.quantize",
-    "read_split": "efficientdet.data.dataset",
+    "read_split": "efficientdet.data.read_split",
     "train": "efficientdet.training.run",
 }
 

@@ -40,6 +40,12 @@ def _iou(first: Tensor, second: Tensor, first_areas: Tensor, second_areas: Tenso
     return torch.where(union > 0, shared / union.clamp(min=torch.finfo(union.dtype).tiny), 0.0)
 
 
+def intersection(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
+    """Boxes that boxes share, (..., 4) twice to (..., 4); where they share nothing, right < left or bottom < top."""
+    corners = torch.maximum(first_xyxy[..., :2], second_xyxy[..., :2]), torch.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])
+    return torch.cat(corners, -1)
+
+
 def clip_boxes(boxes_xyxy: Tensor, sizes: Tensor) -> Tensor:
     """Clip boxes to their images.
 

@@ -124,7 +124,7 @@ def test_boxes_counted_as_too_small_are_those_that_are_always_dropped(
                       np.arange(20) % 5 == 0, np.ones(20, dtype=np.float32), list(range(20)))  # fmt: skip
     counted = count_too_small(Records([one], ("x",), (1,), Path("set")), size, Augmentation(jitter, 0.5))
     largest = (jitter[1], jitter[1])
-    trained, kept = one.boxes_xyxy[~one.is_crowd], np.zeros(16, dtype=np.bool_)
+    trained, kept = one.boxes_xyxy[~one.is_ignored], np.zeros(16, dtype=np.bool_)
     for try_number in range(20):  # at the largest scale, in whatever crop, nothing else is ever left
         kept |= run(noise(height, width), trained, size, try_number, largest, 0.5)[2]
     assert counted <= 16 - kept.sum()

@@ -17,8 +17,9 @@ from efficientdet.data.records import (
     BOXES_DEGENERATE,
     BOXES_OF_SKIPPED,
     BOXES_OUTSIDE,
-    CROWD_BOXES,
-    IMAGES_OF_CROWDS,
+    EVERY_CLASS,
+    IGNORED_REGIONS,
+    IMAGES_OF_IGNORED,
     IMAGES_SKIPPED,
     IMAGES_WITHOUT_BOXES,
 )
@@ -51,7 +52,7 @@ ACCEPTED = {
     "zero_area.json": {BOXES_DEGENERATE: 1, IMAGES_WITHOUT_BOXES: 1},
     "id_gaps.json": {},
     "zero_based_ids.json": {},
-    "crowd_only.json": {CROWD_BOXES: 1, IMAGES_WITHOUT_BOXES: 1, IMAGES_OF_CROWDS: 1},
+    "crowd_only.json": {IGNORED_REGIONS: 1, IMAGES_WITHOUT_BOXES: 1, IMAGES_OF_IGNORED: 1},
     "no_annotations.json": {IMAGES_WITHOUT_BOXES: 2},
     "missing_area.json": {IMAGES_WITHOUT_BOXES: 1},
 }
@@ -112,7 +113,7 @@ def test_coco_tiny_is_read_whole(shared_data: Path) -> None:
     assert len(records.class_names) == 80
     assert records.category_ids[-1] == 90
     crowds = sum(item["iscrowd"] for item in content["annotations"])
-    assert records.counts[CROWD_BOXES] == crowds > 0
+    assert records.counts[IGNORED_REGIONS] == crowds > 0
     assert records.training_boxes == len(content["annotations"]) - crowds
     order = [annotation_id for record in records.images for annotation_id in record.annotation_ids]
     by_id = {item["id"]: item for item in content["annotations"]}
@@ -158,6 +159,9 @@ def write(folder: Path, content: Any, name: str = "set.json") -> Path:
         (annotation(area=float("nan")), ["annotation id 1", "'area'"]),
         (annotation(iscrowd=2), ["annotation id 1", "'iscrowd'"]),
         (annotation(iscrowd="0"), ["annotation id 1", "'iscrowd'"]),
+        (annotation(ignore=2), ["annotation id 1", "'ignore'", "2"]),
+        (annotation(iscrowd=1, category_id=9), ["annotation id 1", "'category_id'", "9"]),
+        (annotation(category_id=None), ["annotation id 1", "'category_id'", "None"]),
         (annotation(id=None), ["index 0", "'id'"]),
         (annotation(id=True), ["index 0", "'id'"]),
         (annotation(image_id="1"), ["annotation id 1", "'image_id'", "'1'"]),
@@ -265,3 +269,30 @@ def test_labels_are_contiguous_and_lead_back(tmp_path: Path, ids: list[int], dat
     assert [records.category_ids[label] for label in labels] == used
     assert [item["category_id"] for item in records.to_coco()["annotations"]] == used
     assert labels.dtype == np.int64
+
+
+def test_ignored_regions_may_belong_to_a_class_or_to_every_class(tmp_path: Path) -> None:
+    regions = [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "iscrowd": 1},
+        {"id": 2, "image_id": 1, "category_id": 2, "bbox": [5, 2, 3, 4], "ignore": 1},
+        {"id": 3, "image_id": 1, "bbox": [9, 2, 3, 4], "ignore": 1},
+        {"id": 4, "image_id": 1, "category_id": 2, "bbox": [9, 9, 3, 4], "ignore": 0},
+    ]
+    categories = [{"id": 1, "name": "x"}, {"id": 2, "name": "y"}]
+    records = read_coco(write(tmp_path, coco(annotations=regions, categories=categories)))
+    assert records.images[0].labels.tolist() == [0, 1, EVERY_CLASS, 1]
+    assert records.images[0].is_ignored.tolist() == [True, True, True, False]
+    assert records.counts[IGNORED_REGIONS] == 3 and records.training_boxes == 1
+    # The evaluators know regions of one class alone.
+    back = records.to_coco()["annotations"]
+    assert [(a["category_id"], a["iscrowd"], a["bbox"][0]) for a in back] == [
+        (1, 1, 1), (2, 1, 5), (1, 1, 9), (2, 1, 9), (2, 0, 9),
+    ]  # fmt: skip
+    assert [a["id"] for a in back] == [1, 2, 3, 4, 5]
+
+
+def test_a_mask_leaves_an_image_a_negative(tmp_path: Path) -> None:
+    mask = {"id": 1, "image_id": 1, "category_id": None, "bbox": [1, 2, 3, 4], "ignore": 1}
+    records = read_coco(write(tmp_path, coco(annotations=[mask])))
+    assert records.images[0].is_negative
+    assert records.counts[IMAGES_WITHOUT_BOXES] == 1 and records.counts[IMAGES_OF_IGNORED] == 0

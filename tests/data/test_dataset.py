@@ -86,14 +86,35 @@ def test_letterboxed_boxes_are_the_originals_times_the_scale(tmp_path: Path) -> 
         assert sample.labels.tolist() == record.labels.tolist()
 
 
-def test_crowds_are_not_in_samples(tmp_path: Path) -> None:
+def test_ignored_regions_are_apart_from_the_boxes_of_a_sample(tmp_path: Path) -> None:
     records = make_records(tmp_path, 1)
     record = records.images[0]
     record.boxes_xyxy = np.array([[0, 0, 9, 9], [4, 6, 24, 16]], dtype=np.float32)
-    record.labels, record.is_crowd = np.array([1, 0]), np.array([True, False])
+    record.labels, record.is_ignored = np.array([1, 0]), np.array([True, False])
     dataset = DetectionDataset(records, (32, 32), IMAGENET, Augmentation((1.0, 1.0), 0.0), cache=False)
     for sample in (dataset[0], dataset[0, 3]):
         assert sample.boxes_xyxy.shape == (1, 4) and sample.labels.tolist() == [0]
+        torch.testing.assert_close(sample.ignored_xyxy, torch.tensor([[0.0, 0.0, 9.0, 9.0]]) * (32 / 40))
+    batch = collate([dataset[0], dataset[0, 3]])
+    assert [tuple(regions.shape) for regions in batch.ignored_xyxy] == [(1, 4), (1, 4)]
+
+
+def test_augmentation_moves_ignored_regions_with_the_pixels(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        image.paste((255, 255, 255), (20, 6, 36, 24))
+        image.save(tmp_path / "a.png")
+    box = np.array([[20, 6, 36, 24]], dtype=np.float32)
+    record = ImageRecord(1, tmp_path / "a.png", 40, 30, box, np.array([-1]), np.array([True]), np.array([1.0]), [1])
+    dataset = DetectionDataset(
+        Records([record], ("cat",), (1,), tmp_path), (60, 80), RAW, Augmentation((0.5, 2.0), 0.5), cache=False
+    )
+    for epoch in range(10):
+        sample = dataset[0, epoch]
+        rows, columns = np.nonzero(sample.image[0].numpy() >= 127.5)
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(sample.ignored_xyxy[0], found, atol=1.5)
+        assert sample.boxes_xyxy.shape == (0, 4) and sample.labels.shape == (0,)
 
 
 def test_boxes_of_an_image_with_orientation_lie_where_it_is_seen(tmp_path: Path) -> None:
@@ -137,7 +158,7 @@ def test_labels_of_boxes_that_the_crop_drops_go_with_them(tmp_path: Path) -> Non
     records = make_records(tmp_path, 1)
     records.images[0].boxes_xyxy = np.array([[0, 0, 4, 4], [10, 10, 30, 20], [36, 26, 40, 30]], dtype=np.float32)
     records.images[0].labels = np.array([0, 1, 0])
-    records.images[0].is_crowd = np.zeros(3, dtype=np.bool_)
+    records.images[0].is_ignored = np.zeros(3, dtype=np.bool_)
     dataset = DetectionDataset(records, (30, 40), IMAGENET, Augmentation((2.0, 2.0), 0.0), cache=False)
     counts = set()
     for epoch in range(20):
@@ -322,7 +343,7 @@ def test_ranks_share_an_epoch_without_overlap(images: int, batch_size: int, worl
 
 
 def test_nothing_but_crowds_is_an_error() -> None:
-    with pytest.raises(DataError, match="nowhere: no image to train on; all 2 hold crowd boxes only"):
+    with pytest.raises(DataError, match="nowhere: no image to train on; all 2 hold ignored regions only"):
         EpochBatches(make_records(None, 2, crowds=(0, 1)), 1, seed=0)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientdet.data.dataset import read_split
+from efficientdet.data.read_split import read_split
 from efficientdet.errors import DataError
 
 

@@ -14,8 +14,8 @@ from efficientdet.data.records import (
     BOXES_OF_SKIPPED,
     BOXES_OUTSIDE,
     COUNTED,
-    CROWD_BOXES,
-    IMAGES_OF_CROWDS,
+    IGNORED_REGIONS,
+    IMAGES_OF_IGNORED,
     IMAGES_SKIPPED,
     IMAGES_WITHOUT_BOXES,
     RawBox,
@@ -114,7 +114,7 @@ def test_builder_counts_what_it_changes(tmp_path: Path) -> None:
         RawBox((140, 100, 180, 140), 0, 12, area=1600.0),
         RawBox((400, 400, 420, 420), 0, 13),
         RawBox((50, 50, 50, 60), 0, 14),
-        RawBox((0, 0, 160, 120), 0, 15, is_crowd=True, area=500.0),
+        RawBox((0, 0, 160, 120), 0, 15, is_ignored=True, area=500.0),
     ]
     builder.add("p", tmp_path / "images" / "a.jpg", SIZE, found)
     builder.add("q", tmp_path / "images" / "b.jpg", SIZE, [])
@@ -124,7 +124,7 @@ def test_builder_counts_what_it_changes(tmp_path: Path) -> None:
         BOXES_CLIPPED: 1,
         BOXES_OUTSIDE: 1,
         BOXES_DEGENERATE: 1,
-        CROWD_BOXES: 1,
+        IGNORED_REGIONS: 1,
         IMAGES_WITHOUT_BOXES: 1,
     }
     assert records.counts == dict.fromkeys(COUNTED, 0) | expected
@@ -134,7 +134,7 @@ def test_builder_counts_what_it_changes(tmp_path: Path) -> None:
     assert first.annotation_ids == [11, 12, 15]
     assert first.labels.tolist() == [1, 0, 0]
     assert first.labels.dtype == np.int64
-    assert first.is_crowd.tolist() == [False, False, True]
+    assert first.is_ignored.tolist() == [False, False, True]
     # computed, cut down to the clipped box, and as given
     assert_allclose(first.areas, [1200, 400, 500])
     assert first.areas.dtype == np.float32
@@ -159,14 +159,14 @@ def test_absurd_areas_stay_finite(tmp_path: Path) -> None:
 
 def test_an_image_of_crowds_only_is_no_negative(tmp_path: Path) -> None:
     builder = build(tmp_path)
-    builder.add(1, tmp_path / "a.jpg", SIZE, [RawBox((10, 10, 50, 40), 0, 1, is_crowd=True)])
+    builder.add(1, tmp_path / "a.jpg", SIZE, [RawBox((10, 10, 50, 40), 0, 1, is_ignored=True)])
     assert not builder.images[0].is_negative
     assert builder.counts[IMAGES_WITHOUT_BOXES] == 0
-    assert builder.counts[IMAGES_OF_CROWDS] == 1
+    assert builder.counts[IMAGES_OF_IGNORED] == 1
     builder.add(
-        2, tmp_path / "a.jpg", SIZE, [RawBox((10, 10, 50, 40), 0, 1, is_crowd=crowd) for crowd in (True, False)]
+        2, tmp_path / "a.jpg", SIZE, [RawBox((10, 10, 50, 40), 0, 1, is_ignored=crowd) for crowd in (True, False)]
     )
-    assert builder.counts[IMAGES_OF_CROWDS] == 1
+    assert builder.counts[IMAGES_OF_IGNORED] == 1
 
 
 def test_missing_images_are_refused_or_skipped_and_counted(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_missing_images_are_refused_or_skipped_and_counted(tmp_path: Path) -> No
 
 def test_to_coco_gives_own_ids_and_crowds(tmp_path: Path) -> None:
     builder = build(tmp_path)
-    found = [RawBox((10, 12, 50, 40), 1, 0), RawBox((0, 0, 160, 120), 0, 1, is_crowd=True, area=500.0)]
+    found = [RawBox((10, 12, 50, 40), 1, 0), RawBox((0, 0, 160, 120), 0, 1, is_ignored=True, area=500.0)]
     builder.add(7, tmp_path / "a.jpg", SIZE, found)
     builder.add(9, tmp_path / "b.jpg", SIZE, [])
     content = builder.finish(["x", "y"], [3, 90]).to_coco()

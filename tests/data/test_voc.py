@@ -8,7 +8,14 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from efficientdet.data.coco import read_coco
-from efficientdet.data.records import BOXES_CLIPPED, BOXES_DEGENERATE, IMAGES_SKIPPED, IMAGES_WITHOUT_BOXES
+from efficientdet.data.records import (
+    BOXES_CLIPPED,
+    BOXES_DEGENERATE,
+    EVERY_CLASS,
+    IGNORED_REGIONS,
+    IMAGES_SKIPPED,
+    IMAGES_WITHOUT_BOXES,
+)
 from efficientdet.data.voc import DIFFICULT_BOXES, read_voc
 from efficientdet.errors import DataError
 
@@ -109,8 +116,26 @@ def test_degenerate_and_difficult_objects_are_counted(tmp_path: Path) -> None:
     difficult = thing(more="<difficult>1</difficult>")
     records = read_voc(write(tmp_path, voc(thing(box=(5, 5, 5, 20)), thing(box=(9, 5, 4, 20)), difficult)))
     assert records.counts[BOXES_DEGENERATE] == 2
-    assert records.counts[DIFFICULT_BOXES] == 1
-    assert records.training_boxes == 1
+    assert records.counts[DIFFICULT_BOXES] == records.counts[IGNORED_REGIONS] == 1
+    assert records.training_boxes == 0 and records.images[0].is_ignored.tolist() == [True]
+    assert not records.images[0].is_negative
+
+
+def test_masks_need_no_name_and_make_no_class(tmp_path: Path) -> None:
+    mask = thing(more="<ignore>1</ignore>").replace("<name>x</name>", "")
+    named = thing("y", more="<ignore>1</ignore>")
+    records = read_voc(write(tmp_path, voc(mask), voc(thing(), named, file_name="b.png")))
+    assert records.class_names == ("x", "y")
+    assert [record.labels.tolist() for record in records.images] == [[EVERY_CLASS], [0, 1]]
+    assert [record.is_ignored.tolist() for record in records.images] == [[True], [False, True]]
+    assert records.images[0].is_negative and records.counts[DIFFICULT_BOXES] == 0
+
+
+@pytest.mark.parametrize("field", ["difficult", "ignore"])
+def test_flags_are_0_or_1(tmp_path: Path, field: str) -> None:
+    read_voc(write(tmp_path, voc(thing(more=f"<{field}> </{field}>"))))
+    with pytest.raises(DataError, match=f"0.xml: object 1, field '{field}': 'yes' is neither 0 nor 1"):
+        read_voc(write(tmp_path, voc(thing(more=f"<{field}>yes</{field}>"))))
 
 
 def test_parts_are_no_objects(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from efficientdet.data.records import (
     BOXES_CLIPPED,
     BOXES_DEGENERATE,
     BOXES_OF_SKIPPED,
+    EVERY_CLASS,
+    IGNORED_REGIONS,
     IMAGES_SKIPPED,
     IMAGES_WITHOUT_BOXES,
 )
@@ -300,3 +302,19 @@ def test_any_text_is_read_or_refused(texts: list[Any]) -> None:
         assert str(error).startswith("place")
     else:
         assert YoloBox(label, xywh, 1).label in range(3)
+
+
+def test_ignored_regions_stand_beside_the_labels(tmp_path: Path) -> None:
+    root = write(tmp_path, a="1 0.5 0.5 0.5 0.2\n")
+    (root / "ignored" / "train").mkdir(parents=True)
+    (root / "ignored" / "train" / "a.txt").write_text("-1 0.25 0.5 0.5 1\n0 0.75 0.5 0.1 0.2\n")
+    (root / "ignored" / "train" / "b.txt").write_text("-1 0.25 0.5 0.5 1\n")
+    records = read_yolo(root, class_names=["x", "y"])
+    first, second = records.images
+    assert first.labels.tolist() == [1, EVERY_CLASS, 0]
+    assert first.is_ignored.tolist() == [False, True, True]
+    assert_allclose(first.boxes_xyxy[1:], [[0, 0, 20, 30], [28, 12, 32, 18]], rtol=1e-6)
+    assert second.is_negative and second.is_ignored.tolist() == [True]
+    assert records.counts[IGNORED_REGIONS] == 3 and records.training_boxes == 1
+    with pytest.raises(DataError, match="field 1 .class.: '-1' is not a class number"):
+        read_yolo(write(tmp_path / "other", a="-1 0.5 0.5 0.5 0.2\n"), class_names=["x", "y"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientdet.data.dataset import read_split
+from efficientdet.data.read_split import read_split
 from efficientdet.detections import Detections
 from efficientdet.errors import DataError, ImageError, SettingError
 from efficientdet.evaluation.evaluate import evaluate

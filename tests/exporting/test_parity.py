@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efficientdet.data.dataset import read_split
+from efficientdet.data.read_split import read_split
 from efficientdet.errors import SettingError, WeightsError
 from efficientdet.evaluation.evaluate import evaluate
 from efficientdet.exporting import parity

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from efficientdet.cli import app
 from efficientdet.cli import quantize as _command  # noqa: F401  (adds the command)
-from efficientdet.data.dataset import read_split
+from efficientdet.data.read_split import read_split
 from efficientdet.errors import MissingExtraError, SettingError, UnknownNameError
 from efficientdet.exporting import parity
 from efficientdet.exporting.formats import open_file

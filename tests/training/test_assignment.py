@@ -12,7 +12,7 @@ from torch import Tensor
 from efficientdet.boxes import decode_deltas, pairwise_iou
 from efficientdet.family import MODELS
 from efficientdet.network.anchors import make_anchors
-from efficientdet.training.assignment import BACKGROUND, Matches, match_anchors
+from efficientdet.training.assignment import BACKGROUND, IGNORED, Matches, leave_out_ignored, match_anchors, match_batch
 
 ANCHORS = make_anchors(MODELS["d0"], (128, 128))
 EMPTY = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
@@ -135,3 +135,51 @@ def test_equals_the_literal_version(anchor_rows: list[tuple[int, ...]], box_rows
             assume(bool((found.deltas[anchor, 2:] < 4).all()))  # beyond, decoding clamps
             decoded = decode_deltas(found.deltas[anchor : anchor + 1], torch.from_numpy(anchors[anchor : anchor + 1]))
             assert torch.allclose(decoded[0], sides, atol=1e-3)
+
+
+# ---- ignored regions
+def test_anchors_half_in_an_ignored_region_are_left_out() -> None:
+    anchors = torch.tensor([[0.0, 0, 10, 10], [4.9, 0, 14.9, 10], [5.1, 0, 15.1, 10], [40, 40, 50, 50], [0, 0, 10, 10]])
+    labels = torch.tensor([[BACKGROUND, BACKGROUND, BACKGROUND, BACKGROUND, 3]])
+    found = leave_out_ignored(labels, anchors, [torch.tensor([[0.0, 0, 10, 10]])])
+    # The last is assigned to a box, which goes before.
+    assert found.tolist() == [[IGNORED, IGNORED, BACKGROUND, BACKGROUND, 3]]
+    assert labels.tolist() == [[-1, -1, -1, -1, 3]]
+
+
+def test_without_regions_nothing_is_left_out() -> None:
+    boxes, labels = [torch.tensor([[20.0, 30.0, 75.0, 70.0]])] * 2, [torch.tensor([1])] * 2
+    plain = match_batch(ANCHORS, boxes, labels)
+    with_none = match_batch(ANCHORS, boxes, labels, [EMPTY[0], EMPTY[0]])
+    assert torch.equal(plain.labels, with_none.labels) and torch.equal(plain.deltas, with_none.deltas)
+
+
+def test_regions_belong_to_their_image_and_count_as_no_box() -> None:
+    region = torch.tensor([[0.0, 0.0, 128.0, 128.0]])
+    boxes, labels = [torch.tensor([[20.0, 30.0, 75.0, 70.0]])] * 2, [torch.tensor([1])] * 2
+    plain = match_batch(ANCHORS, boxes, labels)
+    found = match_batch(ANCHORS, boxes, labels, [region, EMPTY[0]])
+    assert torch.equal(found.labels[1], plain.labels[1])
+    assert torch.equal(found.labels[0] >= 0, plain.labels[0] >= 0)
+    assert (found.labels[0] == IGNORED).any() and torch.equal(found.deltas, plain.deltas)
+    assert found.normalizer() == plain.normalizer()
+
+
+@given(
+    st.lists(st.tuples(*[st.floats(-40, 160, width=32)] * 4), min_size=1, max_size=4),
+    st.lists(st.tuples(*[st.floats(-40, 160, width=32)] * 4), min_size=1, max_size=6),
+)
+def test_what_is_left_out_lies_in_a_region_by_half(
+    regions: list[tuple[float, ...]], anchors: list[tuple[float, ...]]
+) -> None:
+    def boxes(rows: list[tuple[float, ...]]) -> np.ndarray:
+        x1, y1, x2, y2 = np.array(rows, dtype=np.float64).T
+        return np.stack([np.minimum(x1, x2), np.minimum(y1, y2), np.maximum(x1, x2) + 1, np.maximum(y1, y2) + 1], 1)
+
+    first, second = boxes(anchors), boxes(regions)
+    labels = torch.full((1, len(first)), BACKGROUND)
+    found = leave_out_ignored(labels, torch.from_numpy(first).float(), [torch.from_numpy(second).float()])
+    low, high = np.maximum(first[:, None, :2], second[None, :, :2]), np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shares = np.clip(high - low, 0, None).prod(-1).max(1) / (first[:, 2:] - first[:, :2]).prod(1)
+    clear = np.abs(shares - 0.5) > 1e-4
+    assert ((found[0].numpy() == IGNORED) == (shares > 0.5))[clear].all()

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from efficientdet.data.dataset import read_split
+from efficientdet.data.read_split import read_split
 from efficientdet.errors import SettingError, WeightsError
 from efficientdet.images.letterbox import IMAGENET
 from efficientdet.network.efficientdet import EfficientDet, build_model

@@ -14,7 +14,7 @@ from torch import Tensor
 from efficientdet.family import MODELS
 from efficientdet.network.anchors import level_sizes, make_anchors
 from efficientdet.training import losses as losses_module
-from efficientdet.training.assignment import match_anchors
+from efficientdet.training.assignment import IGNORED, match_anchors, match_batch
 from efficientdet.training.losses import Losses, LossSettings, detection_loss, focal_loss
 
 SIZE = (64, 96)
@@ -220,3 +220,22 @@ def test_autocast_changes_nothing() -> None:
 def test_lists_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         _loss(_outputs(), BOXES, LABELS[:1])
+
+
+# ---- ignored regions
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_anchors_in_ignored_regions_have_no_class_loss_and_no_gradient(dtype: torch.dtype) -> None:
+    regions = [torch.tensor([[0.0, 0.0, 48.0, 64.0]]), torch.zeros(0, 4)]
+    outputs = _outputs(dtype=dtype)
+    plain, found = _loss(outputs), detection_loss(*outputs, ANCHORS, BOXES, LABELS, ignored_xyxy=regions)
+    targets = match_batch(ANCHORS, BOXES, LABELS, regions)
+    left_out = targets.labels == IGNORED
+    assert left_out[0].any() and not left_out[1].any()
+    logits = torch.cat(outputs[0], 1)
+    in_regions = focal_loss(logits.detach().double()[left_out], False, 0.25, 1.5, 0.0)[0].sum() / targets.normalizer()
+    assert found.classes.item() == pytest.approx(plain.classes.item() - in_regions.item(), rel=1e-3)
+    assert found.boxes.item() == plain.boxes.item()
+    gradients = torch.cat(torch.autograd.grad(found.total, outputs[0], retain_graph=True), 1)
+    expected = torch.cat(torch.autograd.grad(plain.total, outputs[0]), 1)
+    assert (gradients[left_out] == 0).all() and (expected[left_out] != 0).all()
+    assert torch.equal(gradients[~left_out], expected[~left_out])

@@ -516,8 +516,8 @@ def test_images_with_nothing_but_crowds_are_counted(
         annotation["iscrowd"] = int(annotation["image_id"] == 2)
     (folder / "train.json").write_text(json.dumps(content))
     done = run(data=folder, epochs=1, quiet=False)
-    assert done.report["train"]["images with crowd boxes only, not trained on"] == 1
-    assert "1 images with crowd boxes only, not trained on" in capsys.readouterr().err
+    assert done.report["train"]["images with ignored regions only, not trained on"] == 1
+    assert "1 images with ignored regions only, not trained on" in capsys.readouterr().err
 
 
 # Where a run starts from

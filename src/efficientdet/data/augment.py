@@ -29,11 +29,11 @@ class Augmentation(NamedTuple):
 
 
 def count_too_small(records: Records, size: tuple[int, int], settings: Augmentation) -> int:
-    """Number of boxes, crowd boxes aside, that `augment` drops even at the largest scale."""
+    """Number of boxes, ignored regions aside, that `augment` drops even at the largest scale."""
     count = 0
     for image in records.images:
         scaled = _scaled(image.image_size, size, settings.scale_jitter[1])
-        sides = (image.boxes_xyxy[:, 2:] - image.boxes_xyxy[:, :2])[~image.is_crowd]
+        sides = (image.boxes_xyxy[:, 2:] - image.boxes_xyxy[:, :2])[~image.is_ignored]
         shown = sides * (scaled[1] / image.width, scaled[0] / image.height)
         count += int((shown.min(1) < SMALLEST_SIDE).sum()) if len(shown) else 0
     return count

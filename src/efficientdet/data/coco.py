@@ -17,7 +17,7 @@ from efficientdet.data.check import (
     read_text,
     shown,
 )
-from efficientdet.data.records import RawBox, Records, RecordsBuilder
+from efficientdet.data.records import EVERY_CLASS, RawBox, Records, RecordsBuilder
 from efficientdet.errors import DataError
 from efficientdet.text import printable
 
@@ -164,7 +164,11 @@ def _boxes(
                 f"{place}, field 'image_id': {shown(image_id)} is not in 'images'; "
                 "add the image there or remove the annotation"
             )
+        is_ignored = _is_ignored(item, place)
         category_id = item.get("category_id")
+        if is_ignored and category_id is None:
+            by_image[image_id].append(RawBox(_xyxy(item, place), EVERY_CLASS, annotation_id, True, _area(item, place)))
+            continue
         if not _is_integer(category_id) or category_id not in labels:
             raise DataError(
                 f"{place}, field 'category_id': {shown(category_id)} is not in 'categories' "
@@ -175,7 +179,7 @@ def _boxes(
                 _xyxy(item, place),
                 labels[category_id],
                 annotation_id,
-                _is_crowd(item, place),
+                is_ignored,
                 _area(item, place),
             )
         )
@@ -191,11 +195,11 @@ def _xyxy(item: dict[str, Any], place: str) -> tuple[float, float, float, float]
     return x, y, x + width, y + height
 
 
-def _is_crowd(item: dict[str, Any], place: str) -> bool:
-    value = item.get("iscrowd", 0)
-    if value not in (0, 1):
-        raise DataError(f"{place}, field 'iscrowd': {_short(value)} is neither 0 nor 1; write one of them")
-    return bool(value)
+def _is_ignored(item: dict[str, Any], place: str) -> bool:
+    for field in ("iscrowd", "ignore"):
+        if item.get(field, 0) not in (0, 1):
+            raise DataError(f"{place}, field '{field}': {_short(item[field])} is neither 0 nor 1; write one of them")
+    return bool(item.get("iscrowd", 0) or item.get("ignore", 0))
 
 
 def _area(item: dict[str, Any], place: str) -> float | None:

@@ -16,78 +16,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from efficientdet.data.augment import Augmentation, augment
-from efficientdet.data.check import is_file, is_folder
-from efficientdet.data.coco import read_coco
 from efficientdet.data.records import ImageRecord, Records
-from efficientdet.data.voc import read_voc
-from efficientdet.data.yolo import CONFIG_NAMES, read_yolo
-from efficientdet.errors import DataError, ImageError, MissingSplitError
+from efficientdet.errors import DataError, ImageError
 from efficientdet.images.convert import RgbImage
 from efficientdet.images.letterbox import Preprocessing, letterbox
 from efficientdet.images.read import read
-from efficientdet.text import printable
 
-# COCO annotations of a split, below the dataset's folder; {s} is the split.
-COCO_FILES = (
-    "{s}.json",
-    "annotations/{s}.json",
-    "annotations/instances_{s}.json",
-    "annotations/instances_{s}2017.json",
-    "{s}/_annotations.coco.json",
-    "{s}/annotations.json",
-)
-OTHER_NAMES = {"val": ("valid", "validation"), "valid": ("val",)}
 # Decoded images are kept in memory if they take less than this share of what is free.
 CACHE_SHARE = 0.3
 # Where Linux tells the cgroups of this process, and their limits.
 CGROUPS, CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-
-
-def read_split(data: str | Path, split: str, skip_missing: bool = False) -> Records:
-    """Read one split of a dataset: COCO JSON, Pascal VOC or YOLO.
-
-    Args:
-        data: the dataset's folder, a COCO JSON file (which then is the split), or a YOLO data.yaml.
-        split: `train`, `val`, `test` or another name that the folder uses.
-        skip_missing: leave out images whose file is missing, and count them.
-
-    Returns:
-        The records.
-
-    Raises:
-        MissingSplitError: there are no annotations of the split; says where they were sought.
-        DataError: a file is at fault; names file, place and field.
-    """
-    root = Path(data)
-    if is_file(root):
-        if root.suffix in (".yaml", ".yml"):
-            return read_yolo(root, split, skip_missing=skip_missing)
-        return read_coco(root, skip_missing=skip_missing)
-    if not is_folder(root):
-        raise DataError(f"{printable(root)}: no such dataset; give its folder or its annotation file")
-    for name in (split, *OTHER_NAMES.get(split, ())):
-        for pattern in COCO_FILES:
-            file = root / pattern.format(s=name)
-            if is_file(file):
-                return read_coco(file, skip_missing=skip_missing)
-        if is_file(root / "ImageSets" / "Main" / f"{name}.txt"):
-            return _read_voc(root, name, skip_missing)
-        if any(is_folder(root / first / second) for first, second in (("images", name), (name, "images"))):
-            return read_yolo(root, name, skip_missing=skip_missing)
-    if any(is_file(root / name) for name in CONFIG_NAMES):
-        return read_yolo(root, split, skip_missing=skip_missing)
-    sought = ", ".join(pattern.format(s=split) for pattern in COCO_FILES)
-    also = "".join(f"; and the same for '{name}'" for name in OTHER_NAMES.get(split, ()))
-    raise MissingSplitError(
-        f"{root}: no annotations of the split '{printable(split)}'. Sought as COCO JSON: {sought}; as Pascal VOC: "
-        f"ImageSets/Main/{split}.txt; as YOLO: data.yaml, images/{split}, {split}/images{also}"
-    )
-
-
-def _read_voc(root: Path, split: str, skip_missing: bool) -> Records:
-    """One split, with the classes of all splits: one without boxes of a class must not shift its labels."""
-    class_names = read_voc(root, skip_missing=True).class_names
-    return read_voc(root, class_names, split=split, skip_missing=skip_missing)
 
 
 class Sample(NamedTuple):
@@ -95,8 +33,9 @@ class Sample(NamedTuple):
 
     Attributes:
         image: (3, H, W) float32, normalized and padded.
-        boxes_xyxy: (N, 4) float32, pixels of the network's input; without crowd boxes.
+        boxes_xyxy: (N, 4) float32, pixels of the network's input; without the ignored regions.
         labels: (N,) int64.
+        ignored_xyxy: (M, 4) float32, ignored regions in the same pixels.
         scale: network pixels per original pixel; without meaning after augmentation.
         image_index: of the image in the records.
     """
@@ -104,6 +43,7 @@ class Sample(NamedTuple):
     image: Tensor
     boxes_xyxy: Tensor
     labels: Tensor
+    ignored_xyxy: Tensor
     scale: float
     image_index: int
 
@@ -115,6 +55,7 @@ class Batch(NamedTuple):
         images: (B, 3, H, W) float32.
         boxes_xyxy: B tensors (N_i, 4) float32, pixels of the network's input.
         labels: B tensors (N_i,) int64.
+        ignored_xyxy: B tensors (M_i, 4) float32, ignored regions in the same pixels.
         scales: (B,) float32, network pixels per original pixel.
         indices: (B,) int64, of the images in the records.
     """
@@ -122,6 +63,7 @@ class Batch(NamedTuple):
     images: Tensor
     boxes_xyxy: list[Tensor]
     labels: list[Tensor]
+    ignored_xyxy: list[Tensor]
     scales: Tensor
     indices: Tensor
 
@@ -132,6 +74,7 @@ def collate(samples: list[Sample]) -> Batch:
         torch.stack([sample.image for sample in samples]),
         [sample.boxes_xyxy for sample in samples],
         [sample.labels for sample in samples],
+        [sample.ignored_xyxy for sample in samples],
         torch.tensor([sample.scale for sample in samples]),
         torch.tensor([sample.image_index for sample in samples]),
     )
@@ -251,7 +194,7 @@ class DetectionDataset(Dataset[Sample]):
         index, epoch = key if isinstance(key, tuple) else (key, None)
         record = self.records.images[index]
         image = self.cache.read(index, self.records) if self.cache else decode(record)
-        boxes, labels = record.boxes_xyxy[~record.is_crowd], record.labels[~record.is_crowd]
+        boxes, labels, is_ignored = record.boxes_xyxy, record.labels, record.is_ignored
         scale = 1.0
         pixels: NDArray[np.float32]
         if epoch is None or self.augmentation is None:
@@ -260,15 +203,17 @@ class DetectionDataset(Dataset[Sample]):
         else:
             random = np.random.default_rng((self.seed, epoch, index))
             pixels, boxes, kept = augment(image, boxes, self.size, self.preprocessing, self.augmentation, random)
-            labels = labels[kept]
-        return Sample(torch.from_numpy(pixels), torch.from_numpy(boxes), torch.from_numpy(labels), scale, index)
+            labels, is_ignored = labels[kept], is_ignored[kept]
+        objects, regions = torch.from_numpy(boxes[~is_ignored]), torch.from_numpy(boxes[is_ignored])
+        return Sample(
+            torch.from_numpy(pixels), objects, torch.from_numpy(labels[~is_ignored]), regions, scale, index
+        )  # fmt: skip
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (index, epoch), shuffled each epoch by the seed alone; can start in the middle of an epoch.
 
-    Images with crowd boxes only are left out: they hold objects, so they are no negatives, but none to train on. The
-    last batch of an epoch is dropped if it is not full, unless it is the only one.
+    Images whose objects are all ignored are left out: they are no negatives, and hold nothing to train on. The last batch of an epoch is dropped if it is not full, unless it is the only one.
 
     Args:
         records: the split.
@@ -279,9 +224,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, records: Records, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.usable = [i for i, record in enumerate(records.images) if record.is_negative or not record.is_crowd.all()]
+        self.usable = [i for i, record in enumerate(records.images) if record.is_negative or not record.is_ignored.all()]
         if not self.usable:
-            raise DataError(f"{records.source}: no image to train on; all {len(records)} hold crowd boxes only")
+            raise DataError(f"{records.source}: no image to train on; all {len(records)} hold ignored regions only")
         if len(self.usable) < world_size:
             raise DataError(
                 f"{records.source}: {len(self.usable)} images to train on are too few for {world_size} devices"

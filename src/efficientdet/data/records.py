@@ -23,9 +23,9 @@ BOXES_OUTSIDE = "boxes dropped: outside"
 BOXES_DEGENERATE = "boxes dropped: degenerate"
 BOXES_OF_SKIPPED = "boxes skipped: image file missing"
 IMAGES_SKIPPED = "images skipped: file missing"
-CROWD_BOXES = "crowd boxes"
+IGNORED_REGIONS = "ignored regions"
 IMAGES_WITHOUT_BOXES = "images without boxes"
-IMAGES_OF_CROWDS = "images with crowd boxes only, not trained on"
+IMAGES_OF_IGNORED = "images with ignored regions only, not trained on"
 # Counted by the training, which knows the size of its input.
 BOXES_TOO_SMALL = "boxes too small for this image size"
 COUNTED = (
@@ -34,11 +34,13 @@ COUNTED = (
     BOXES_DEGENERATE,
     BOXES_OF_SKIPPED,
     IMAGES_SKIPPED,
-    CROWD_BOXES,
+    IGNORED_REGIONS,
     IMAGES_WITHOUT_BOXES,
-    IMAGES_OF_CROWDS,
+    IMAGES_OF_IGNORED,
 )
 
+# Label of an ignored region that belongs to no class.
+EVERY_CLASS = -1
 # Annotation files round to two decimals; only boxes that stick out further count as clipped.
 ROUNDING_PX = 0.05
 # Larger stated areas are nonsense, and might not fit float32.
@@ -55,8 +57,9 @@ class ImageRecord:
         width: pixels, after EXIF orientation.
         height: pixels, after EXIF orientation.
         boxes_xyxy: (N, 4) float32, pixels of the image, 0-based, right and bottom edges exclusive.
-        labels: (N,) int64, 0-based, contiguous over the classes of the dataset.
-        is_crowd: (N,) bool; crowd boxes are not trained on, and evaluation ignores detections within them.
+        labels: (N,) int64, 0-based, contiguous over the classes of the dataset; -1 for an ignored region of every class.
+        is_ignored: (N,) bool: ignored regions (a crowd, a difficult object, a mask), in which nothing is learned and
+            evaluation counts neither hits nor errors.
         areas: (N,) float32, square pixels: the annotation's, else the box's.
         annotation_ids: N ids, as in the file.
     """
@@ -67,7 +70,7 @@ class ImageRecord:
     height: int
     boxes_xyxy: NDArray[np.float32]
     labels: NDArray[np.int64]
-    is_crowd: NDArray[np.bool_]
+    is_ignored: NDArray[np.bool_]
     areas: NDArray[np.float32]
     annotation_ids: list[int | str]
 
@@ -78,8 +81,8 @@ class ImageRecord:
 
     @property
     def is_negative(self) -> bool:
-        """Whether the image has no box at all; one with crowd boxes only is not a negative."""
-        return len(self.boxes_xyxy) == 0
+        """Whether the image has no object; one whose objects are all ignored, such as a crowd, is not a negative."""
+        return not (self.labels != EVERY_CLASS).any()
 
 
 @dataclass(eq=False)
@@ -106,15 +109,15 @@ class Records:
 
     @property
     def training_boxes(self) -> int:
-        """Number of boxes to train on: all but the crowd boxes."""
-        return sum(int(np.count_nonzero(~record.is_crowd)) for record in self.images)
+        """Number of boxes to train on: all but the ignored regions."""
+        return sum(int(np.count_nonzero(~record.is_ignored)) for record in self.images)
 
     def to_coco(self) -> dict[str, Any]:
         """The annotations as a COCO dict of plain Python types.
 
         Returns:
-            `images`, `annotations` (bbox xywh in pixels, crowd boxes included) and `categories`, with the dataset's
-            image and category ids. Annotations are numbered from 1: the COCO evaluators take id 0 for "no match" and
+            `images`, `annotations` (bbox xywh in pixels, ignored regions included, as crowds) and `categories`, with the dataset's
+            image and category ids. A region that is ignored for every class is repeated for each. Annotations are numbered from 1: the COCO evaluators take id 0 for "no match" and
             count such an annotation as missed.
         """
         annotations: list[dict[str, Any]] = []
@@ -122,16 +125,21 @@ class Records:
             x1, y1, x2, y2 = record.boxes_xyxy.astype(np.float64).T
             boxes_xywh = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1)
             for index, bbox in enumerate(boxes_xywh.tolist()):
-                annotations.append(
+                label = int(record.labels[index])
+                annotations += [
                     {
-                        "id": len(annotations) + 1,
+                        "id": number,
                         "image_id": record.image_id,
-                        "category_id": self.category_ids[int(record.labels[index])],
+                        "category_id": category_id,
                         "bbox": bbox,
                         "area": float(record.areas[index]),
-                        "iscrowd": int(record.is_crowd[index]),
+                        "iscrowd": int(record.is_ignored[index]),
                     }
-                )
+                    for number, category_id in enumerate(
+                        self.category_ids if label == EVERY_CLASS else (self.category_ids[label],),
+                        start=len(annotations) + 1,
+                    )
+                ]
         return {
             "info": {"description": str(self.source)},
             "images": [
@@ -146,12 +154,12 @@ class Records:
 
 
 class RawBox(NamedTuple):
-    """A box as the file has it: corners in pixels (finite, not clipped), label, and what else is known."""
+    """A box as the file has it: corners in pixels (finite, not clipped), label (EVERY_CLASS only if ignored), and more."""
 
     xyxy: tuple[float, float, float, float]
     label: int
     annotation_id: int | str
-    is_crowd: bool = False
+    is_ignored: bool = False
     area: float | None = None
 
 
@@ -261,7 +269,7 @@ class RecordsBuilder:
         self.counts[BOXES_OUTSIDE] += int(clean.outside.sum())
         self.counts[BOXES_DEGENERATE] += int(clean.degenerate.sum())
         kept = [box for box, is_kept in zip(boxes, clean.kept.tolist(), strict=True) if is_kept]
-        is_crowd = np.array([box.is_crowd for box in kept], dtype=np.bool_)
+        is_ignored = np.array([box.is_ignored for box in kept], dtype=np.bool_)
         boxes_xyxy = clean.boxes_xyxy[clean.kept]
         height, width = image_size
         self.images.append(
@@ -272,14 +280,14 @@ class RecordsBuilder:
                 height=height,
                 boxes_xyxy=boxes_xyxy,
                 labels=np.array([box.label for box in kept], dtype=np.int64),
-                is_crowd=is_crowd,
+                is_ignored=is_ignored,
                 areas=_areas(boxes_xyxy, kept, clean.clipped[clean.kept]),
                 annotation_ids=[box.annotation_id for box in kept],
             )
         )
-        self.counts[CROWD_BOXES] += int(is_crowd.sum())
-        self.counts[IMAGES_WITHOUT_BOXES] += len(kept) == 0
-        self.counts[IMAGES_OF_CROWDS] += len(kept) > 0 and bool(is_crowd.all())
+        self.counts[IGNORED_REGIONS] += int(is_ignored.sum())
+        self.counts[IMAGES_WITHOUT_BOXES] += self.images[-1].is_negative
+        self.counts[IMAGES_OF_IGNORED] += bool(is_ignored.all()) and not self.images[-1].is_negative
 
     def finish(self, class_names: Sequence[str], category_ids: Sequence[int]) -> Records:
         """The records of all images added.

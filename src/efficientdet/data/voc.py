@@ -22,7 +22,7 @@ from efficientdet.data.check import (
     read_text,
     shown,
 )
-from efficientdet.data.records import RawBox, Records, RecordsBuilder
+from efficientdet.data.records import EVERY_CLASS, RawBox, Records, RecordsBuilder
 from efficientdet.errors import DataError, unknown_name
 from efficientdet.text import printable
 
@@ -33,9 +33,10 @@ SMALLEST_SIDE = 1.0
 
 
 class _Object(NamedTuple):
-    name: str
+    name: str | None
     xyxy: tuple[float, float, float, float]
     is_difficult: bool
+    is_ignored: bool
     place: str
 
 
@@ -56,7 +57,8 @@ def read_voc(
     """Read Pascal VOC annotations and check them against their images (headers only).
 
     VOC's coordinates are 1-based and inclusive; the records have (xmin - 1, ymin - 1, xmax, ymax). Boxes whose corners
-    coincide in x or y are dropped as degenerate. Objects marked difficult are kept, and counted.
+    coincide in x or y are dropped as degenerate. Objects marked difficult are ignored regions, as are those with
+    `<ignore>1</ignore>`, which need no name: without one they hold for every class.
 
     Args:
         source: a folder (with `Annotations/`, or with the XML files themselves), one XML file, or a list of them.
@@ -75,7 +77,7 @@ def read_voc(
     root, files = _files(source, split)
     annotations = [_read(file) for file in files]
     _refuse_shared_images(annotations)
-    found = sorted({thing.name for annotation in annotations for thing in annotation.objects})
+    found = sorted({thing.name for annotation in annotations for thing in annotation.objects if thing.name})
     names = check_class_names(found if class_names is None else class_names, f"{root}: class names")
     if image_folder is None:
         folder = find_image_folder(_folders(files[0].parent), [a.file_name for a in annotations])
@@ -91,7 +93,7 @@ def read_voc(
 
 def _add(builder: RecordsBuilder, image_id: int, annotation: _Annotation, labels: dict[str, int]) -> None:
     boxes = [
-        RawBox(thing.xyxy, _label(thing, labels), f"{image_id}/{index}")
+        RawBox(thing.xyxy, _label(thing, labels), f"{image_id}/{index}", thing.is_difficult or thing.is_ignored)
         for index, thing in enumerate(annotation.objects, start=1)
     ]
     path = builder.locate(annotation.file_name, annotation.place, len(boxes))
@@ -151,6 +153,8 @@ def _refuse_shared_images(annotations: Iterable[_Annotation]) -> None:
 
 
 def _label(thing: _Object, labels: dict[str, int]) -> int:
+    if thing.name is None:
+        return EVERY_CLASS
     if thing.name not in labels:
         fault = unknown_name("class", thing.name, labels)
         raise DataError(f"{thing.place}, field 'name': {fault} Correct the file or add the class.")
@@ -206,7 +210,8 @@ def _stated_size(root: Element, place: str) -> tuple[int, int] | None:
 
 def _object(element: Element, place: str) -> _Object:
     name = (element.findtext("name") or "").strip()
-    if not name:
+    is_ignored = _is_set(element, "ignore", place)
+    if not name and not is_ignored:
         raise DataError(f"{place}, field 'name': missing or empty; write the class")
     corners = []
     for field in CORNERS:
@@ -217,5 +222,12 @@ def _object(element: Element, place: str) -> _Object:
             raise DataError(f"{place}, field 'bndbox/{field}': {fault}; write a pixel coordinate")
         corners.append(number)
     x1, y1, x2, y2 = corners
-    is_difficult = (element.findtext("difficult") or "").strip() == "1"
-    return _Object(name, (x1 - 1, y1 - 1, x2, y2), is_difficult, place)
+    is_difficult = _is_set(element, "difficult", place)
+    return _Object(name or None, (x1 - 1, y1 - 1, x2, y2), is_difficult, is_ignored, place)
+
+
+def _is_set(element: Element, field: str, place: str) -> bool:
+    text = (element.findtext(field) or "").strip() or "0"
+    if text not in ("0", "1"):
+        raise DataError(f"{place}, field '{field}': {shown(text)} is neither 0 nor 1; write one of them")
+    return text == "1"

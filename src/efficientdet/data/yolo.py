@@ -15,7 +15,7 @@ from efficientdet.data.check import (
     read_text,
     shown,
 )
-from efficientdet.data.records import RawBox, Records, RecordsBuilder
+from efficientdet.data.records import EVERY_CLASS, RawBox, Records, RecordsBuilder
 from efficientdet.errors import DataError, ImageError, MissingSplitError, require
 from efficientdet.images.find import find_images
 from efficientdet.text import printable
@@ -46,7 +46,8 @@ def read_yolo(
 
     Images are sought in the folder that `data.yaml` gives for the split, in `images/<split>` or in `<split>/images`;
     label files in the same folder with `labels` for `images`. `val` is also found as `valid` and `validation`. An image
-    without a label file, or with an empty one, is a negative.
+    without a label file, or with an empty one, is a negative. Ignored regions stand in files of the same form in the
+    same folder with `ignored` for `images`; class -1 there means every class.
 
     Args:
         root: folder of the dataset, or its data.yaml.
@@ -71,32 +72,41 @@ def read_yolo(
     label_folder = _label_folder(image_folder, folder)
     builder = RecordsBuilder(folder, image_folder, skip_missing)
     builder.counts[IMAGES_WITHOUT_LABEL_FILE] = 0
+    ignored_folder = _beside(image_folder, folder, "ignored")
     unused = set(_label_files(label_folder))
     for image_id, path in enumerate(_images(image_folder, skip_missing), start=1):
-        labels = label_folder / path.relative_to(image_folder).with_suffix(".txt")
-        unused.discard(labels)
-        _add(builder, image_id, path, labels, len(names))
+        name = path.relative_to(image_folder).with_suffix(".txt")
+        unused.discard(label_folder / name)
+        _add(builder, image_id, path, label_folder / name, ignored_folder and ignored_folder / name, len(names))
     for labels in sorted(unused):
         stem = labels.relative_to(label_folder).with_suffix("").as_posix()
         builder.locate(f"{stem}.jpg", str(labels), len(read_labels(labels, len(names))))
     return builder.finish(names, range(len(names)))
 
 
-def _add(builder: RecordsBuilder, image_id: int, path: Path, labels: Path, class_count: int) -> None:
+def _add(
+    builder: RecordsBuilder, image_id: int, path: Path, labels: Path, ignored: Path | None, class_count: int
+) -> None:
     has_labels = is_file(labels)
     builder.counts[IMAGES_WITHOUT_LABEL_FILE] += not has_labels
     lines = read_labels(labels, class_count) if has_labels else []
     image_size = measure(path, str(labels))
     boxes = [RawBox(_xyxy(box.xywh, image_size), box.label, f"{image_id}/{box.line}") for box in lines]
+    if ignored is not None and is_file(ignored):
+        boxes += [
+            RawBox(_xyxy(box.xywh, image_size), box.label, f"{image_id}/ignored/{box.line}", is_ignored=True)
+            for box in read_labels(ignored, class_count, every_class=True)
+        ]
     builder.add(image_id, path, image_size, boxes)
 
 
-def read_labels(path: Path, class_count: int) -> list[YoloBox]:
+def read_labels(path: Path, class_count: int, every_class: bool = False) -> list[YoloBox]:
     """Read one label file, which has a line `class x_center y_center width height` for each box.
 
     Args:
         path: the text file; an empty one stands for an image without objects.
         class_count: number of classes; class numbers start from 0.
+        every_class: whether -1 may stand for every class, as in files of ignored regions.
 
     Returns:
         The boxes, in fractions of the image, neither clipped nor dropped.
@@ -106,13 +116,15 @@ def read_labels(path: Path, class_count: int) -> list[YoloBox]:
     """
     lines = enumerate(read_text(path).splitlines(), start=1)
     return [
-        YoloBox(*_parse(line.split(), f"{path}: line {number}", class_count), number)
+        YoloBox(*_parse(line.split(), f"{path}: line {number}", class_count, every_class), number)
         for number, line in lines
         if line.strip()
     ]
 
 
-def _parse(texts: list[str], place: str, class_count: int) -> tuple[int, tuple[float, float, float, float]]:
+def _parse(
+    texts: list[str], place: str, class_count: int, every_class: bool = False
+) -> tuple[int, tuple[float, float, float, float]]:
     if len(texts) != len(FIELDS):
         hint = "write those"
         if len(texts) == 6:
@@ -120,7 +132,7 @@ def _parse(texts: list[str], place: str, class_count: int) -> tuple[int, tuple[f
         elif len(texts) > 6:
             hint = "is it a polygon, for segmentation? Convert polygons to boxes"
         raise DataError(f"{place}: {len(texts)} fields, but five are expected ({', '.join(FIELDS)}); {hint}")
-    label = _class_number(texts[0], place, class_count)
+    label = EVERY_CLASS if every_class and texts[0] == "-1" else _class_number(texts[0], place, class_count)
     x, y, width, height = (
         _fraction(text, f"{place}, field {index} ({FIELDS[index - 1]})", is_side=index > 3)
         for index, text in enumerate(texts[1:], start=2)
@@ -248,15 +260,21 @@ def _named_folder(root: Path, entry: Any, place: str) -> Path:
 
 
 def _label_folder(image_folder: Path, root: Path) -> Path:
-    parts = list(image_folder.relative_to(root).parts)
-    if "images" not in parts:
+    folder = _beside(image_folder, root, "labels")
+    if folder is None:
         return image_folder
-    last = len(parts) - 1 - parts[::-1].index("images")
-    parts[last] = "labels"
-    folder = root.joinpath(*parts)
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder for the labels of {image_folder}; put them there")
     return folder
+
+
+def _beside(image_folder: Path, root: Path, name: str) -> Path | None:
+    """The image folder with another name for its last `images`; None if it has none."""
+    parts = list(image_folder.relative_to(root).parts)
+    if "images" not in parts:
+        return None
+    parts[len(parts) - 1 - parts[::-1].index("images")] = name
+    return root.joinpath(*parts)
 
 
 def _images(folder: Path, skip_missing: bool) -> list[Path]:

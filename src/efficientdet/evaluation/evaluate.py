@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficientdet.data.dataset import read_split
+from efficientdet.data.read_split import read_split
 from efficientdet.data.records import Records
 from efficientdet.detections import Detections
 from efficientdet.errors import DataError, require

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efficientdet.atomic_write import replacing
-from efficientdet.data.dataset import read_split
+from efficientdet.data.read_split import read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import require
 from efficientdet.exporting.comparison_images import comparison_images

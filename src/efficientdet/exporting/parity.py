@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from efficientdet.data.dataset import read_split
+from efficientdet.data.read_split import read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import EfficientDetError, SettingError, WeightsError
 from efficientdet.evaluation.evaluate import evaluate

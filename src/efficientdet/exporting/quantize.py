@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficientdet.atomic_write import replacing
-from efficientdet.data.dataset import read_split
+from efficientdet.data.read_split import read_split
 from efficientdet.data.records import ImageRecord, Records
 from efficientdet.errors import EfficientDetError, SettingError, require
 from efficientdet.exporting import openvino_file

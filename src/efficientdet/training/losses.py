@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from efficientdet.training.assignment import BACKGROUND, Matches, match_batch
+from efficientdet.training.assignment import IGNORED, Matches, match_batch
 from efficientdet.training.config import LossSettings
 
 # Logits that a CPU works on at a time: they and what is computed from them stay in its cache.
@@ -63,8 +63,9 @@ class FocalSum(torch.autograd.Function):
     def forward(
         ctx: Any, labels: Tensor, alpha: float, gamma: float, smoothing: float, *class_logits: Tensor
     ) -> Tensor:
-        """Sum of the losses; labels (B, A): each anchor's class or BACKGROUND; class_logits: see `detection_loss`."""
+        """Sum of the losses; labels (B, A): each anchor's class, BACKGROUND or IGNORED; class_logits: see `detection_loss`."""
         shape = (alpha, gamma, smoothing)
+        has_ignored = bool((labels == IGNORED).any())
         sums, gradients = [], []
         labels_by_level = torch.split(labels, [x.shape[1] for x in class_logits], 1)
         for logits, labels_here in zip(class_logits, labels_by_level, strict=True):
@@ -78,11 +79,15 @@ class FocalSum(torch.autograd.Function):
                 sums.append(losses.sum())
                 out.copy_(slopes)
             # All were treated as background, as nearly all are; the few objects are corrected here.
-            is_object, labels_or_0 = (labels_here != BACKGROUND)[..., None], labels_here.clamp(min=0)[..., None]
+            is_object, labels_or_0 = (labels_here >= 0)[..., None], labels_here.clamp(min=0)[..., None]
             values = _at_least_float32(logits.gather(2, labels_or_0))  # (B, A_l, 1)
             of_object, of_background = (focal_loss(values, target, *shape) for target in (True, False))
             sums.append(((of_object[0] - of_background[0]) * is_object).sum())
             gradient.scatter_(2, labels_or_0, torch.where(is_object, of_object[1], of_background[1]).to(kept))
+            if has_ignored:
+                left_out = labels_here == IGNORED
+                sums.append(-focal_loss(_at_least_float32(logits[left_out]), False, *shape)[0].sum())
+                gradient[left_out] = 0
             gradients.append(gradient)
         ctx.gradients, ctx.dtypes = gradients, [x.dtype for x in class_logits]
         return torch.stack(sums).sum()
@@ -108,6 +113,7 @@ def detection_loss(
     boxes_xyxy: list[Tensor],
     labels: list[Tensor],
     settings: LossSettings | None = None,
+    ignored_xyxy: list[Tensor] | None = None,
 ) -> Losses:
     """Loss of a batch.
 
@@ -121,11 +127,12 @@ def detection_loss(
         boxes_xyxy: B tensors (N_i, 4) float32 in the same pixels; N_i may be 0.
         labels: B tensors (N_i,) int64, 0-based.
         settings: weights and shapes; the reference's when None.
+        ignored_xyxy: B tensors (M_i, 4) float32 in the same pixels: regions whose anchors train no class.
 
     Returns:
         Three scalars, float32 (float64 if the logits are).
     """
-    return matched_loss(class_logits, box_deltas, match_batch(anchors_xyxy, boxes_xyxy, labels), settings)
+    return matched_loss(class_logits, box_deltas, match_batch(anchors_xyxy, boxes_xyxy, labels, ignored_xyxy), settings)
 
 
 def matched_loss(
@@ -142,7 +149,7 @@ def matched_loss(
         focal: Tensor = FocalSum.apply(targets.labels, *shape, *class_logits)  # type: ignore[no-untyped-call]
         classes = focal / normalizer
 
-        counted = target_deltas != 0 if settings.skips_zero_targets else (targets.labels != BACKGROUND)[..., None]
+        counted = target_deltas != 0 if settings.skips_zero_targets else (targets.labels >= 0)[..., None]
         huber = functional.huber_loss(deltas, target_deltas, reduction="none", delta=settings.delta)
         boxes = (huber * counted).sum() / (4.0 * normalizer)
         return Losses(classes + settings.box_weight * boxes, classes, boxes)

@@ -175,7 +175,7 @@ class DetectionModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Loss of a batch; None, which skips the step, where it is not finite."""
         class_logits, box_deltas, anchors = self._predict(batch)
-        targets = match_batch(anchors, batch.boxes_xyxy, batch.labels)
+        targets = match_batch(anchors, batch.boxes_xyxy, batch.labels, batch.ignored_xyxy)
         losses = matched_loss(class_logits, box_deltas, targets, self.config.loss)
         if not bool(losses.total.isfinite()):
             self._skip("the loss is not finite", [batch.indices])

@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 
 from efficientdet.data.augment import Augmentation, count_too_small
-from efficientdet.data.dataset import DetectionDataset, EpochBatches, read_split
+from efficientdet.data.dataset import DetectionDataset, EpochBatches
+from efficientdet.data.read_split import read_split
 from efficientdet.data.records import BOXES_TOO_SMALL, Records
 from efficientdet.errors import DataError, MissingSplitError, SettingError
 from efficientdet.family import ModelSpec

@@ -127,7 +127,7 @@ def fingerprint(train: Records, val: Records | None) -> dict[str, list[Any]]:
         for image in records.images if records else ():
             facts = (image.image_id, image.path.name, image.image_size, image.path.stat().st_size)
             images.update(json.dumps(facts).encode())
-            for array in (image.boxes_xyxy, image.labels, image.is_crowd):
+            for array in (image.boxes_xyxy, image.labels, image.is_ignored):
                 boxes.update(json.dumps(array.tolist()).encode())
         all_boxes = sum(len(image.labels) for image in records.images) if records else 0
         found[f"{split} images"] = [len(records) if records else 0, images.hexdigest()]
