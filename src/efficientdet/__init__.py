@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from efficientdet.version import __version__
 
 if TYPE_CHECKING:
-    from efficientdet import boxes, errors, family, weights
+    from efficientdet import boxes, data, errors, family, weights
     from efficientdet.data.read_split import read_split
     from efficientdet.data.records import Records
     from efficientdet.detections import Detections
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from efficientdet.training.run_folder import TrainingRun
     from efficientdet.weights.create import create_model
 
-_SUBMODULES = ("boxes", "errors", "family", "weights")
+_SUBMODULES = ("boxes", "data", "errors", "family", "weights")
 
 # The module that defines each public name; the block above says the same to type checkers.
 _HOMES = {
@@ -73,6 +73,7 @@ __all__ = [
     "ablate",
     "boxes",
     "create_model",
+    "data",
     "errors",
     "evaluate",
     "export",

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from efficientdet.errors import SettingError
 from efficientdet.text import in_json
 
 
@@ -48,6 +49,45 @@ def replacing(path: str | Path) -> Iterator[Path]:
             _to_disk(path.parent)
     finally:  # after an interrupt too
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def replacing_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give a new temporary folder to fill, which takes the name `path` when the block ends well.
+
+    If the block raises, the temporary folder is removed, and what was at `path` stays.
+
+    Args:
+        path: the folder to make.
+        overwrite: replace what is there; it is removed once the new folder has its name.
+
+    Raises:
+        SettingError: there is something at `path`, and it is not to be replaced.
+        OSError: a folder cannot be made or moved.
+    """
+    path = Path(path)
+    _refuse_existing(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{uuid.uuid4().hex[:12]}.part"
+    temporary.mkdir()
+    try:
+        yield temporary
+        _refuse_existing(path, overwrite)
+        old = path.parent / f".{uuid.uuid4().hex[:12]}.old"
+        if os.path.lexists(path):
+            os.replace(path, old)
+        os.replace(temporary, path)
+        if old.is_symlink() or old.is_file():
+            old.unlink()
+        elif old.exists():
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if not overwrite and os.path.lexists(path):
+        raise SettingError(f"{path} exists; choose another folder, or set overwrite (--overwrite) to replace it")
 
 
 def _to_disk(path: Path) -> None:

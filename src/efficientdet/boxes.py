@@ -42,8 +42,8 @@ def _iou(first: Tensor, second: Tensor, first_areas: Tensor, second_areas: Tenso
 
 def intersection(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
     """Boxes that boxes share, (..., 4) twice to (..., 4); where they share nothing, right < left or bottom < top."""
-    corners = torch.maximum(first_xyxy[..., :2], second_xyxy[..., :2]), torch.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])
-    return torch.cat(corners, -1)
+    low, high = torch.maximum(first_xyxy, second_xyxy), torch.minimum(first_xyxy, second_xyxy)
+    return torch.cat([low[..., :2], high[..., 2:]], -1)
 
 
 def clip_boxes(boxes_xyxy: Tensor, sizes: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from efficientdet.errors import EfficientDetError, Terminated
 
 # A file for each command (`models` holds several small ones), in the order of the help.
 COMMAND_FILES = (
-    "demo", "predict", "evaluate", "train", "data", "models", "export", "quantize", "benchmark", "explain", "show", "scale",
-    "ablate", "report",
+    "demo", "predict", "evaluate", "train", "data", "models", "export", "quantize", "benchmark", "explain", "show",
+    "scale", "ablate", "report",
 )  # fmt: skip
 for _name in COMMAND_FILES:
     importlib.import_module(f"{__name__}.{_name}")  # adds its command to the application

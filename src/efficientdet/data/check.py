@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -15,6 +16,8 @@ from efficientdet.text import printable
 
 # How many file names are looked for in a folder to tell whether it is the image folder.
 NAMES_TO_LOOK_FOR = 20
+# File names that lead nowhere but into the folder; others are looked at closely.
+PLAIN_NAME = re.compile(r"(?:[\w-][\w. -]*/)*[\w-][\w. -]*")
 
 
 def shown(value: Any, write: Callable[[Any], str] = repr) -> str:

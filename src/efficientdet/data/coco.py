@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from efficientdet.data.builder import RawBox, RawBoxes, RawImages, RecordsBuilder, boxes_in_columns
 from efficientdet.data.check import (
+    PLAIN_NAME,
     check_class_names,
     check_file_name,
     check_size,
@@ -17,22 +25,29 @@ from efficientdet.data.check import (
     read_text,
     shown,
 )
-from efficientdet.data.records import EVERY_CLASS, RawBox, Records, RecordsBuilder
+from efficientdet.data.coco_columns import CocoColumns, read_columns
+from efficientdet.data.records import EVERY_CLASS, Records
 from efficientdet.errors import DataError
 from efficientdet.text import printable
 
 KEYS = ("images", "annotations", "categories")
+SIZES_NOT_CHECKED = "image sizes taken from the annotations"
+# The headers of all images are read of datasets up to this size; of larger ones those of a sample of this size.
+MEASURED, SAMPLE = 20_000, 1_000
+# With more images, the files of their folders are listed.
+LOOKED_UP_ONE_BY_ONE = 1_000
 
 
 class _Entry(NamedTuple):
     image_id: int | str
     file_name: str
     stated_size: tuple[int, int] | None
-    place: str
 
 
 def read_coco(annotations: str | Path, image_folder: str | Path | None = None, skip_missing: bool = False) -> Records:
-    """Read a COCO annotation file and check it against its images (headers only).
+    """Read a COCO annotation file and check it against its images (headers only; of over 20,000 images, of a sample).
+
+    An annotation with `iscrowd` or `ignore` set to 1 is an ignored region; without a category, for every class.
 
     Args:
         annotations: the JSON file.
@@ -49,22 +64,69 @@ def read_coco(annotations: str | Path, image_folder: str | Path | None = None, s
         DataError: the file or an entry is at fault; names file, entry (id and index) and field, and says what to do.
     """
     path = Path(annotations)
-    content = _load(path)
-    category_ids, class_names = _categories(content["categories"], path)
-    entries = list(_entries(content["images"], path))
-    boxes = _boxes(content["annotations"], entries, category_ids, path)
-    names = [entry.file_name for entry in entries]
+    columns = read_columns(path) or _read_carefully(path)
+    category_ids, class_names = _categories(columns.categories, path)
+    names = columns.images.file_names
+    for index, name in enumerate(names):
+        if not PLAIN_NAME.fullmatch(name):
+            check_file_name(name, _place_of_image(path, columns.images, index))
     folder = Path(image_folder) if image_folder is not None else find_image_folder(_folders(path), names)
     builder = RecordsBuilder(path, folder, skip_missing)
-    for entry in entries:
-        of_image = boxes[entry.image_id]
-        image = builder.locate(entry.file_name, entry.place, len(of_image))
-        if image is None:
-            continue
-        image_size = measure(image, entry.place)
-        check_size(image, entry.stated_size or image_size, image_size, entry.place)
-        builder.add(entry.image_id, image, image_size, of_image)
-    return builder.finish(class_names, category_ids)
+    has_file = np.fromiter(_have_files(builder, columns.images, path), dtype=np.bool_)
+    _measure(builder, columns.images, np.flatnonzero(has_file), path)
+    images, boxes = _only(columns, has_file)
+    return builder.finish_columns(images, boxes, class_names, category_ids)
+
+
+def _have_files(builder: RecordsBuilder, images: RawImages, path: Path) -> Iterator[bool]:
+    """Whether each image has a file; those without are an error, or counted."""
+    listed = _listed(builder.image_folder, images.file_names) if len(images.sizes) > LOOKED_UP_ONE_BY_ONE else set()
+    for index, (name, boxes) in enumerate(zip(images.file_names, images.box_counts.tolist(), strict=True)):
+        yield name in listed or builder.locate(name, _place_of_image(path, images, index), boxes) is not None
+
+
+def _listed(folder: Path, names: Sequence[str]) -> set[str]:
+    """The files below a folder, of the folders that some names are in: much faster than looking for each."""
+    found = set()
+    for parent in {name.rpartition("/")[0] for name in names}:
+        with suppress(OSError), os.scandir(folder / parent) as entries:
+            start = f"{parent}/" if parent else ""
+            found |= {start + entry.name for entry in entries if entry.is_file()}
+    return found
+
+
+def _measure(builder: RecordsBuilder, images: RawImages, indices: NDArray[np.int64], path: Path) -> None:
+    """Compare the sizes stated with those of the files, and add those not stated; of many images of a sample."""
+    if len(indices) > MEASURED:
+        is_sampled = np.arange(len(indices)) % (len(indices) // SAMPLE) == 0
+        checked = indices[is_sampled | (images.sizes[indices, 0] == 0)]
+        builder.counts[SIZES_NOT_CHECKED] = len(indices) - len(checked)
+        indices = checked
+    for index in indices.tolist():
+        place, image = _place_of_image(path, images, index), builder.image_folder / images.file_names[index]
+        image_size = measure(image, place)
+        stated = images.sizes[index].tolist()
+        check_size(image, (stated[0], stated[1]) if stated[0] else image_size, image_size, place)
+        images.sizes[index] = image_size
+
+
+def _only(columns: CocoColumns, kept: NDArray[np.bool_]) -> tuple[RawImages, RawBoxes]:
+    """The images to keep, with their boxes."""
+    images, boxes = columns.images, columns.boxes
+    if kept.all():
+        return images, boxes
+    of_kept = np.repeat(kept, images.box_counts)
+    return RawImages(
+        list(itertools.compress(images.file_names, kept)), list(itertools.compress(images.image_ids, kept)),
+        images.sizes[kept], images.box_counts[kept],
+    ), RawBoxes(
+        boxes.xyxy[of_kept], boxes.labels[of_kept], list(itertools.compress(boxes.annotation_ids, of_kept)),
+        boxes.is_ignored[of_kept], boxes.areas[of_kept],
+    )  # fmt: skip
+
+
+def _place_of_image(path: Path, images: RawImages, index: int) -> str:
+    return f"{path}: image id {_short(images.image_ids[index])} (index {index})"
 
 
 def _folders(path: Path) -> list[Path]:
@@ -108,6 +170,24 @@ def _load(path: Path) -> dict[str, list[Any]]:
     return content
 
 
+def _read_carefully(path: Path) -> CocoColumns:
+    """The columns of a file, each entry checked.
+
+    Raises:
+        DataError: an entry is at fault; names it.
+    """
+    content = _load(path)
+    category_ids, _ = _categories(content["categories"], path)
+    entries = list(_entries(content["images"], path))
+    by_image = _boxes(content["annotations"], entries, category_ids, path)
+    images = RawImages(
+        [entry.file_name for entry in entries], [entry.image_id for entry in entries],
+        np.array([entry.stated_size or (0, 0) for entry in entries], dtype=np.int64),
+        np.array([len(boxes) for boxes in by_image.values()], dtype=np.int64),
+    )  # fmt: skip
+    return CocoColumns(content["categories"], images, boxes_in_columns(itertools.chain(*by_image.values())))
+
+
 def _categories(items: list[Any], path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
     by_id: dict[int, Any] = {}
     for index, item in enumerate(items):
@@ -134,8 +214,7 @@ def _entries(items: list[Any], path: Path) -> Iterator[_Entry]:
             raise DataError(
                 f"{place}, field 'file_name': {shown(file_name)} is not a file name; write that of the image"
             )
-        check_file_name(file_name, place)
-        yield _Entry(image_id, file_name, _stated_size(item, place), place)
+        yield _Entry(image_id, file_name, _stated_size(item, place))
 
 
 def _stated_size(item: dict[str, Any], place: str) -> tuple[int, int] | None:

@@ -84,7 +84,7 @@ def decode(record: ImageRecord) -> RgbImage:
     """(H, W, 3) uint8 RGB of a record's image.
 
     Raises:
-        ImageError: it cannot be read, or has another size than when the dataset was read.
+        ImageError: it cannot be read, or has another size than the dataset says.
     """
     image = read(record.path)
     if image.shape[:2] != record.image_size:
@@ -213,7 +213,8 @@ class DetectionDataset(Dataset[Sample]):
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (index, epoch), shuffled each epoch by the seed alone; can start in the middle of an epoch.
 
-    Images whose objects are all ignored are left out: they are no negatives, and hold nothing to train on. The last batch of an epoch is dropped if it is not full, unless it is the only one.
+    Images whose objects are all ignored are left out: they are no negatives, and hold nothing to train on. The last
+    batch of an epoch is dropped if it is not full, unless it is the only one.
 
     Args:
         records: the split.
@@ -224,7 +225,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, records: Records, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.usable = [i for i, record in enumerate(records.images) if record.is_negative or not record.is_ignored.all()]
+        self.usable = [
+            index for index, record in enumerate(records.images) if record.is_negative or not record.is_ignored.all()
+        ]
         if not self.usable:
             raise DataError(f"{records.source}: no image to train on; all {len(records)} hold ignored regions only")
         if len(self.usable) < world_size:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from efficientdet.data.check import is_file, is_folder
 from efficientdet.data.coco import read_coco
+from efficientdet.data.csv_file import listed_class_names, read_class_names, read_csv, splits_of
+from efficientdet.data.parquet import (
+    SAVED_STATE,
+    BoxFormat,
+    class_names_of,
+    read_parquet,
+    split_files,
+)
 from efficientdet.data.records import Records
+from efficientdet.data.settings import Format
 from efficientdet.data.voc import read_voc
 from efficientdet.data.yolo import CONFIG_NAMES, read_yolo
 from efficientdet.errors import DataError, MissingSplitError
@@ -21,16 +34,28 @@ COCO_FILES = (
     "{s}/_annotations.coco.json",
     "{s}/annotations.json",
 )
+CSV_FILES = ("{s}.csv", "annotations/{s}.csv", "{s}/_annotations.csv")
+# One file for all splits, with a column `split`.
+CSV_OF_ALL = "annotations.csv"
+SPLITS = ("train", "val", "test")
 OTHER_NAMES = {"val": ("valid", "validation"), "valid": ("val",)}
 
 
-def read_split(data: str | Path, split: str, skip_missing: bool = False) -> Records:
-    """Read one split of a dataset: COCO JSON, Pascal VOC or YOLO.
+class Found(NamedTuple):
+    """The annotations of a split: their format, and a function that reads them."""
+
+    format: Format
+    read: Callable[[], Records]
+
+
+def read_split(data: str | Path, split: str, skip_missing: bool = False, *, box_format: BoxFormat = "xywh") -> Records:
+    """Read one split of a dataset: COCO JSON, Pascal VOC, YOLO, CSV, parquet or what `datasets` saved.
 
     Args:
-        data: the dataset's folder, a COCO JSON file (which then is the split), or a YOLO data.yaml.
+        data: the dataset's folder, or a file: COCO JSON or parquet (which then is the split), CSV, or a YOLO data.yaml.
         split: `train`, `val`, `test` or another name that the folder uses.
         skip_missing: leave out images whose file is missing, and count them.
+        box_format: see `read_parquet`; of no meaning for other formats.
 
     Returns:
         The records.
@@ -39,33 +64,114 @@ def read_split(data: str | Path, split: str, skip_missing: bool = False) -> Reco
         MissingSplitError: there are no annotations of the split; says where they were sought.
         DataError: a file is at fault; names file, place and field.
     """
+    return find_split(data, split, skip_missing, box_format).read()
+
+
+def read_splits(data: str | Path, skip_missing: bool = False, *, box_format: BoxFormat = "xywh") -> dict[str, Records]:
+    """Every split of a dataset, `train`, `val` and `test`, that it has; a single file is one split, named after it.
+
+    Raises:
+        MissingSplitError: there is none; says where they were sought.
+        DataError: a file is at fault; names file, place and field.
+    """
+    if not has_several_splits(data):
+        name = Path(data).stem.rpartition("_")[2]
+        return {name if name in SPLITS else "train": read_split(data, "train", skip_missing, box_format=box_format)}
+    found = {}
+    for split in SPLITS:
+        with suppress(MissingSplitError):
+            found[split] = read_split(data, split, skip_missing, box_format=box_format)
+    return found or {"train": read_split(data, "train", skip_missing, box_format=box_format)}
+
+
+def has_several_splits(data: str | Path) -> bool:
+    """Whether a dataset can have splits: a folder, data.yaml, or a CSV file with such a column."""
+    root = Path(data)
+    if not is_file(root):
+        return not is_file(root / SAVED_STATE)
+    return root.suffix in (".yaml", ".yml") or (root.suffix.lower() == ".csv" and bool(splits_of(root)))
+
+
+def find_split(data: str | Path, split: str, skip_missing: bool = False, box_format: BoxFormat = "xywh") -> Found:
+    """The annotations of a split, found and not yet read; see `read_split`."""
     root = Path(data)
     if is_file(root):
-        if root.suffix in (".yaml", ".yml"):
-            return read_yolo(root, split, skip_missing=skip_missing)
-        return read_coco(root, skip_missing=skip_missing)
+        return _of_file(root, split, skip_missing, box_format)
     if not is_folder(root):
         raise DataError(f"{printable(root)}: no such dataset; give its folder or its annotation file")
+    if is_file(root / SAVED_STATE):
+        return Found("parquet", lambda: read_parquet(root, box_format, skip_missing=skip_missing))
     for name in (split, *OTHER_NAMES.get(split, ())):
-        for pattern in COCO_FILES:
-            file = root / pattern.format(s=name)
-            if is_file(file):
-                return read_coco(file, skip_missing=skip_missing)
-        if is_file(root / "ImageSets" / "Main" / f"{name}.txt"):
-            return _read_voc(root, name, skip_missing)
-        if any(is_folder(root / first / second) for first, second in (("images", name), (name, "images"))):
-            return read_yolo(root, name, skip_missing=skip_missing)
+        found = next(_below(root, name, skip_missing, box_format), None)
+        if found is not None:
+            return found
     if any(is_file(root / name) for name in CONFIG_NAMES):
-        return read_yolo(root, split, skip_missing=skip_missing)
+        return Found("yolo", lambda: read_yolo(root, split, skip_missing=skip_missing))
     sought = ", ".join(pattern.format(s=split) for pattern in COCO_FILES)
     also = "".join(f"; and the same for '{name}'" for name in OTHER_NAMES.get(split, ()))
     raise MissingSplitError(
         f"{root}: no annotations of the split '{printable(split)}'. Sought as COCO JSON: {sought}; as Pascal VOC: "
-        f"ImageSets/Main/{split}.txt; as YOLO: data.yaml, images/{split}, {split}/images{also}"
+        f"ImageSets/Main/{split}.txt; as YOLO: data.yaml, images/{split}, {split}/images; as CSV: {split}.csv, "
+        f"{CSV_OF_ALL}; as parquet: data/{split}-*.parquet, {split}*.parquet; as saved by datasets: "
+        f"{split}/{SAVED_STATE}{also}"
     )
+
+
+def _of_file(file: Path, split: str, skip_missing: bool, box_format: BoxFormat) -> Found:
+    suffix = file.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return Found("yolo", lambda: read_yolo(file, split, skip_missing=skip_missing))
+    if suffix == ".csv":
+        named = splits_of(file)
+        name = next((name for name in (split, *OTHER_NAMES.get(split, ())) if name in named), split)
+        return Found("csv", lambda: read_csv(file, name, skip_missing=skip_missing))
+    if suffix == ".parquet":
+        return Found("parquet", lambda: read_parquet(file, box_format, skip_missing=skip_missing))
+    return Found("coco", lambda: read_coco(file, skip_missing=skip_missing))
+
+
+def _below(root: Path, split: str, skip_missing: bool, box_format: BoxFormat) -> Iterator[Found]:
+    """The ways to read a split of a folder, the first first."""
+    for pattern in COCO_FILES:
+        file = root / pattern.format(s=split)
+        if is_file(file):
+            yield Found("coco", functools.partial(read_coco, file, skip_missing=skip_missing))
+    for pattern in CSV_FILES:
+        table = root / pattern.format(s=split)
+        if is_file(table):
+            names = _csv_class_names(root)
+            yield Found("csv", functools.partial(read_csv, table, None, names, skip_missing=skip_missing))
+    table_of_all = root / CSV_OF_ALL
+    if is_file(table_of_all) and split in (splits_of(table_of_all) or {"train"}):
+        yield Found("csv", lambda: read_csv(table_of_all, split, skip_missing=skip_missing))
+    if is_file(root / "ImageSets" / "Main" / f"{split}.txt"):
+        yield Found("voc", lambda: _read_voc(root, split, skip_missing))
+    if any(is_folder(root / first / second) for first, second in (("images", split), (split, "images"))):
+        yield Found("yolo", lambda: read_yolo(root, split, skip_missing=skip_missing))
+    files = split_files(root, split)
+    if files:
+        yield Found("parquet", lambda: read_parquet(files, box_format, _parquet_class_names(root), skip_missing))
 
 
 def _read_voc(root: Path, split: str, skip_missing: bool) -> Records:
     """One split, with the classes of all splits: one without boxes of a class must not shift its labels."""
-    class_names = read_voc(root, skip_missing=True).class_names
+    class_names = listed_class_names(root) or read_voc(root, skip_missing=True).class_names
     return read_voc(root, class_names, split=split, skip_missing=skip_missing)
+
+
+def _csv_class_names(root: Path) -> list[str]:
+    """Likewise: the classes of all the files of a folder."""
+    listed = listed_class_names(root)
+    if listed is not None:
+        return listed
+    patterns = [pattern.format(s=split) for split in _every_split_name() for pattern in CSV_FILES]
+    files = [root / name for name in dict.fromkeys([*patterns, CSV_OF_ALL]) if is_file(root / name)]
+    return sorted({name for file in files for name in read_class_names(file)})
+
+
+def _parquet_class_names(root: Path) -> list[str]:
+    return class_names_of([file for split in _every_split_name() for file in split_files(root, split)], root)
+
+
+def _every_split_name() -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*SPLITS, *(name for names in OTHER_NAMES.values() for name in names)]))

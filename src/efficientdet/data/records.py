@@ -1,22 +1,16 @@
-"""Records: what every reader returns.
-
-A reader parses its format and passes images and boxes to `RecordsBuilder`, which finds the images, clips the boxes,
-drops those that lie outside or have no area, and counts all of it.
-"""
+"""Records: what every reader returns. `builder.py` makes them; here is what they hold, and how processes share them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-
-from efficientdet.data.check import is_file
-from efficientdet.errors import DataError
-from efficientdet.text import printable
 
 BOXES_CLIPPED = "boxes clipped"
 BOXES_OUTSIDE = "boxes dropped: outside"
@@ -41,10 +35,6 @@ COUNTED = (
 
 # Label of an ignored region that belongs to no class.
 EVERY_CLASS = -1
-# Annotation files round to two decimals; only boxes that stick out further count as clipped.
-ROUNDING_PX = 0.05
-# Larger stated areas are nonsense, and might not fit float32.
-LARGEST_AREA = 1e12
 
 
 @dataclass(eq=False)
@@ -57,11 +47,12 @@ class ImageRecord:
         width: pixels, after EXIF orientation.
         height: pixels, after EXIF orientation.
         boxes_xyxy: (N, 4) float32, pixels of the image, 0-based, right and bottom edges exclusive.
-        labels: (N,) int64, 0-based, contiguous over the classes of the dataset; -1 for an ignored region of every class.
+        labels: (N,) int64, 0-based, contiguous over the classes of the dataset; -1 for an ignored region of no class.
         is_ignored: (N,) bool: ignored regions (a crowd, a difficult object, a mask), in which nothing is learned and
             evaluation counts neither hits nor errors.
         areas: (N,) float32, square pixels: the annotation's, else the box's.
         annotation_ids: N ids, as in the file.
+        file_name: the image's name as the dataset has it, relative to its image folder; "" for that of `path`.
     """
 
     image_id: int | str
@@ -73,6 +64,11 @@ class ImageRecord:
     is_ignored: NDArray[np.bool_]
     areas: NDArray[np.float32]
     annotation_ids: list[int | str]
+    file_name: str = ""
+
+    def __post_init__(self) -> None:
+        """Name the image after its file."""
+        self.file_name = self.file_name or self.path.name
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -83,6 +79,125 @@ class ImageRecord:
     def is_negative(self) -> bool:
         """Whether the image has no object; one whose objects are all ignored, such as a crowd, is not a negative."""
         return not (self.labels != EVERY_CLASS).any()
+
+
+class SharedArrays:
+    """An object whose arrays a process that it is sent to shares: they travel in shared memory, as torch's tensors do.
+
+    Otherwise each loader process that is spawned would get a copy. One that is forked shares arrays as they are.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes; arrays as tensors in shared memory where a process is being started."""
+        state = {name: value for name, value in self.__dict__.items() if name != "_tensors"}
+        if context.get_spawning_popen() is None:
+            return state
+        import torch
+
+        tensors = self.__dict__.setdefault("_tensors", {})
+        for name, value in state.items():
+            if isinstance(value, np.ndarray):
+                if name not in tensors:
+                    tensors[name] = torch.from_numpy(value.copy()).share_memory_()  # type: ignore[no-untyped-call]
+                    setattr(self, name, tensors[name].numpy())
+                state[name] = tensors[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes, and tensors as arrays over the same memory."""
+        for name, value in state.items():
+            is_tensor = hasattr(value, "share_memory_")
+            if is_tensor:
+                self.__dict__.setdefault("_tensors", {})[name] = value
+            self.__dict__[name] = value.numpy() if is_tensor else value
+
+
+class Texts(SharedArrays):
+    """Many texts as one array of bytes: processes share it, and no text is touched until it is read."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        self.ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+        self.bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def __getitem__(self, index: int) -> str:
+        """The text at an index from 0."""
+        start = self.ends[index - 1] if index else 0
+        return self.bytes[start : self.ends[index]].tobytes().decode("utf-8", "surrogatepass")
+
+
+class Ids(SharedArrays):
+    """Ids, which are whole numbers or texts."""
+
+    def __init__(self, ids: Sequence[int | str]) -> None:
+        self.numbers: NDArray[np.int64] | None = None
+        self.texts: Texts | None = None
+        if all(type(one) is int and -(2**63) <= one < 2**63 for one in ids):
+            self.numbers = np.array(ids, dtype=np.int64)
+        else:
+            self.texts = Texts(json.dumps(one) for one in ids)
+
+    def slice(self, start: int, end: int) -> list[int | str]:
+        """The ids from start to end."""
+        if self.numbers is not None:
+            return list(self.numbers[start:end].tolist())
+        assert self.texts is not None
+        return [json.loads(self.texts[index]) for index in range(start, end)]
+
+
+class ImageTable(SharedArrays, Sequence[ImageRecord]):
+    """Images as columns of numbers, made into an `ImageRecord` when one is asked for.
+
+    A dataset of COCO's size takes 50 MB, which loader processes share: those that are forked because nothing writes
+    to it, those that are spawned because it is passed in shared memory.
+
+    Args:
+        folder: of the images; absolute file names may lie elsewhere.
+        file_names: of the N images.
+        image_ids: N ids.
+        sizes: (N, 2) int, (height, width) in pixels.
+        box_counts: (N,) int, boxes of each image.
+        boxes_xyxy: (M, 4) float32, of all images in order.
+        labels: (M,) int64.
+        is_ignored: (M,) bool.
+        areas: (M,) float32.
+        annotation_ids: M ids.
+    """
+
+    def __init__(
+        self, folder: Path, file_names: Iterable[str], image_ids: Sequence[int | str], sizes: NDArray[np.int64],
+        box_counts: NDArray[np.int64], boxes_xyxy: NDArray[np.float32], labels: NDArray[np.int64],
+        is_ignored: NDArray[np.bool_], areas: NDArray[np.float32], annotation_ids: Sequence[int | str],
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        self.file_names, self.image_ids, self.annotation_ids = Texts(file_names), Ids(image_ids), Ids(annotation_ids)
+        self.sizes = sizes
+        self.starts = np.concatenate([[0], np.cumsum(box_counts, dtype=np.int64)])
+        self.boxes_xyxy, self.labels, self.is_ignored, self.areas = boxes_xyxy, labels, is_ignored, areas
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.sizes)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageRecord]: ...
+    def __getitem__(self, index: int | slice) -> ImageRecord | list[ImageRecord]:
+        """One image, or a list of several."""
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        index = int(index) % len(self)
+        start, end = self.starts[index : index + 2].tolist()
+        height, width = self.sizes[index].tolist()
+        path = self.folder / (name := self.file_names[index])
+        return ImageRecord(
+            self.image_ids.slice(index, index + 1)[0], path, width, height, self.boxes_xyxy[start:end],
+            self.labels[start:end], self.is_ignored[start:end], self.areas[start:end],
+            self.annotation_ids.slice(start, end), "" if Path(name).is_absolute() else name,
+        )  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -97,7 +212,7 @@ class Records:
         counts: numbers of boxes and images that were clipped, dropped or skipped; every key is present.
     """
 
-    images: list[ImageRecord]
+    images: Sequence[ImageRecord]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     source: Path
@@ -110,15 +225,17 @@ class Records:
     @property
     def training_boxes(self) -> int:
         """Number of boxes to train on: all but the ignored regions."""
+        if isinstance(self.images, ImageTable):
+            return int(np.count_nonzero(~self.images.is_ignored))
         return sum(int(np.count_nonzero(~record.is_ignored)) for record in self.images)
 
     def to_coco(self) -> dict[str, Any]:
         """The annotations as a COCO dict of plain Python types.
 
         Returns:
-            `images`, `annotations` (bbox xywh in pixels, ignored regions included, as crowds) and `categories`, with the dataset's
-            image and category ids. A region that is ignored for every class is repeated for each. Annotations are numbered from 1: the COCO evaluators take id 0 for "no match" and
-            count such an annotation as missed.
+            `images`, `annotations` (bbox xywh in pixels; ignored regions as crowds, those of no class once for each)
+            and `categories`, with the dataset's image and category ids. Annotations are numbered from 1: the COCO
+            evaluators take id 0 for "no match" and count such an annotation as missed.
         """
         annotations: list[dict[str, Any]] = []
         for record in self.images:
@@ -143,7 +260,7 @@ class Records:
         return {
             "info": {"description": str(self.source)},
             "images": [
-                {"id": r.image_id, "file_name": r.path.name, "width": r.width, "height": r.height} for r in self.images
+                {"id": r.image_id, "file_name": r.file_name, "width": r.width, "height": r.height} for r in self.images
             ],
             "annotations": annotations,
             "categories": [
@@ -151,163 +268,3 @@ class Records:
                 for category_id, name in zip(self.category_ids, self.class_names, strict=True)
             ],
         }
-
-
-class RawBox(NamedTuple):
-    """A box as the file has it: corners in pixels (finite, not clipped), label (EVERY_CLASS only if ignored), and more."""
-
-    xyxy: tuple[float, float, float, float]
-    label: int
-    annotation_id: int | str
-    is_ignored: bool = False
-    area: float | None = None
-
-
-class CleanBoxes(NamedTuple):
-    """Result of `clean_boxes`.
-
-    Attributes:
-        boxes_xyxy: (N, 4) float32, clipped; a row for every given box.
-        clipped: (N,) bool; not set for boxes to drop.
-        outside: (N,) bool, boxes to drop.
-        degenerate: (N,) bool, boxes to drop; none of them is `outside` too.
-    """
-
-    boxes_xyxy: NDArray[np.float32]
-    clipped: NDArray[np.bool_]
-    outside: NDArray[np.bool_]
-    degenerate: NDArray[np.bool_]
-
-    @property
-    def kept(self) -> NDArray[np.bool_]:
-        """(N,) bool: the boxes to keep."""
-        return ~(self.outside | self.degenerate)
-
-
-def clean_boxes(boxes_xyxy: NDArray[np.float64], image_size: tuple[int, int], smallest_side: float = 0.0) -> CleanBoxes:
-    """Clip boxes to an image, and find those that lie outside it or have no area.
-
-    Args:
-        boxes_xyxy: (N, 4) float64, pixels, finite.
-        image_size: (height, width) of the image in pixels.
-        smallest_side: a box is degenerate if its width or height, before clipping, is not above this.
-
-    Returns:
-        The boxes and what was found.
-    """
-    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
-    height, width = image_size
-    limits = np.array([width, height, width, height], dtype=np.float64)
-    with np.errstate(over="ignore"):
-        sides = boxes[:, 2:] - boxes[:, :2]
-    degenerate = _any_in_row(sides <= smallest_side)
-    inside = np.clip(boxes, 0.0, limits)
-    outside = _any_in_row(inside[:, 2:] <= inside[:, :2]) & ~degenerate
-    result = inside.astype(np.float32)
-    # A sliver may be too thin for the resolution of float32.
-    degenerate |= _any_in_row(result[:, 2:] <= result[:, :2]) & ~outside
-    moved = _any_in_row(np.abs(inside - boxes) > ROUNDING_PX)
-    return CleanBoxes(result, moved & ~outside & ~degenerate, outside, degenerate)
-
-
-def _any_in_row(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    result: NDArray[np.bool_] = np.logical_or.reduce(flags, axis=1)
-    return result
-
-
-class RecordsBuilder:
-    """Collects images and boxes of one dataset, with the checks that hold for every format."""
-
-    def __init__(
-        self, source: Path, image_folder: Path, skip_missing: bool = False, smallest_side: float = 0.0
-    ) -> None:
-        """Start an empty collection.
-
-        Args:
-            source: the file or folder being read, for messages.
-            image_folder: folder of the images.
-            skip_missing: leave out images whose file is missing, and count them.
-            smallest_side: see `clean_boxes`.
-        """
-        self.source = source
-        self.image_folder = image_folder
-        self.skip_missing = skip_missing
-        self.smallest_side = smallest_side
-        self.counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
-        self.images: list[ImageRecord] = []
-
-    def locate(self, file_name: str, place: str, boxes: int) -> Path | None:
-        """Path of an image; None if it is missing and may be skipped, which is counted together with its boxes.
-
-        Raises:
-            DataError: the file is missing.
-        """
-        path = self.image_folder / file_name
-        if is_file(path):
-            return path
-        if not self.skip_missing:
-            raise DataError(
-                f"{place}: the image '{printable(file_name)}' is not in {self.image_folder}; put it there, or leave "
-                "such images out with skip_missing (--skip-missing)"
-            )
-        self.counts[IMAGES_SKIPPED] += 1
-        self.counts[BOXES_OF_SKIPPED] += boxes
-        return None
-
-    def add(self, image_id: int | str, path: Path, image_size: tuple[int, int], boxes: Sequence[RawBox]) -> None:
-        """Add an image with its boxes, cleaned and counted.
-
-        Args:
-            image_id: the dataset's id of the image.
-            path: its file.
-            image_size: (height, width) in pixels, after EXIF orientation.
-            boxes: those of the annotations.
-        """
-        given = np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4)
-        clean = clean_boxes(given, image_size, self.smallest_side)
-        self.counts[BOXES_CLIPPED] += int(clean.clipped.sum())
-        self.counts[BOXES_OUTSIDE] += int(clean.outside.sum())
-        self.counts[BOXES_DEGENERATE] += int(clean.degenerate.sum())
-        kept = [box for box, is_kept in zip(boxes, clean.kept.tolist(), strict=True) if is_kept]
-        is_ignored = np.array([box.is_ignored for box in kept], dtype=np.bool_)
-        boxes_xyxy = clean.boxes_xyxy[clean.kept]
-        height, width = image_size
-        self.images.append(
-            ImageRecord(
-                image_id=image_id,
-                path=path,
-                width=width,
-                height=height,
-                boxes_xyxy=boxes_xyxy,
-                labels=np.array([box.label for box in kept], dtype=np.int64),
-                is_ignored=is_ignored,
-                areas=_areas(boxes_xyxy, kept, clean.clipped[clean.kept]),
-                annotation_ids=[box.annotation_id for box in kept],
-            )
-        )
-        self.counts[IGNORED_REGIONS] += int(is_ignored.sum())
-        self.counts[IMAGES_WITHOUT_BOXES] += self.images[-1].is_negative
-        self.counts[IMAGES_OF_IGNORED] += bool(is_ignored.all()) and not self.images[-1].is_negative
-
-    def finish(self, class_names: Sequence[str], category_ids: Sequence[int]) -> Records:
-        """The records of all images added.
-
-        Raises:
-            DataError: there are none.
-        """
-        if not self.images:
-            raise DataError(
-                f"{self.source}: none of its images is in {self.image_folder} "
-                f"({self.counts[IMAGES_SKIPPED]} missing); give the folder that holds the images"
-            )
-        return Records(self.images, tuple(class_names), tuple(category_ids), self.source, self.counts)
-
-
-def _areas(boxes_xyxy: NDArray[np.float32], boxes: Sequence[RawBox], clipped: NDArray[np.bool_]) -> NDArray[np.float32]:
-    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-    box_areas = sides[:, 0] * sides[:, 1]
-    given = np.array([box.area or 0.0 for box in boxes], dtype=np.float64)
-    # An object cannot cover more than its box, so clipping limits the area too.
-    areas = np.minimum(given, np.where(clipped, box_areas, LARGEST_AREA))
-    result: NDArray[np.float32] = np.where(given > 0, areas, box_areas).astype(np.float32)
-    return result

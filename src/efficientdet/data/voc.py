@@ -10,6 +10,7 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
+from efficientdet.data.builder import RawBox, RecordsBuilder
 from efficientdet.data.check import (
     check_class_names,
     check_file_name,
@@ -22,7 +23,7 @@ from efficientdet.data.check import (
     read_text,
     shown,
 )
-from efficientdet.data.records import EVERY_CLASS, RawBox, Records, RecordsBuilder
+from efficientdet.data.records import EVERY_CLASS, Records
 from efficientdet.errors import DataError, unknown_name
 from efficientdet.text import printable
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from efficientdet.data.builder import RawBox, RecordsBuilder
 from efficientdet.data.check import (
     check_class_names,
     is_file,
@@ -15,7 +16,7 @@ from efficientdet.data.check import (
     read_text,
     shown,
 )
-from efficientdet.data.records import EVERY_CLASS, RawBox, Records, RecordsBuilder
+from efficientdet.data.records import EVERY_CLASS, Records
 from efficientdet.errors import DataError, ImageError, MissingSplitError, require
 from efficientdet.images.find import find_images
 from efficientdet.text import printable

@@ -50,8 +50,10 @@ def match_batch(
     """
     matches = [match_anchors(anchors_xyxy, b, c) for b, c in zip(boxes_xyxy, labels, strict=True)]
     found = Matches(torch.stack([match.labels for match in matches]), torch.stack([match.deltas for match in matches]))
-    return found if ignored_xyxy is None else found._replace(
-        labels=leave_out_ignored(found.labels, anchors_xyxy, ignored_xyxy)
+    return (
+        found
+        if ignored_xyxy is None
+        else found._replace(labels=leave_out_ignored(found.labels, anchors_xyxy, ignored_xyxy))
     )
 
 

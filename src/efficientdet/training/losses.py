@@ -63,7 +63,7 @@ class FocalSum(torch.autograd.Function):
     def forward(
         ctx: Any, labels: Tensor, alpha: float, gamma: float, smoothing: float, *class_logits: Tensor
     ) -> Tensor:
-        """Sum of the losses; labels (B, A): each anchor's class, BACKGROUND or IGNORED; class_logits: see `detection_loss`."""
+        """Sum of the losses; labels (B, A): class, BACKGROUND or IGNORED; class_logits: see `detection_loss`."""
         shape = (alpha, gamma, smoothing)
         has_ignored = bool((labels == IGNORED).any())
         sums, gradients = [], []

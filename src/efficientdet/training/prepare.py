@@ -12,7 +12,7 @@ from rich.console import Console
 
 from efficientdet.data.augment import Augmentation, count_too_small
 from efficientdet.data.dataset import DetectionDataset, EpochBatches
-from efficientdet.data.read_split import read_split
+from efficientdet.data.read_split import has_several_splits, read_split
 from efficientdet.data.records import BOXES_TOO_SMALL, Records
 from efficientdet.errors import DataError, MissingSplitError, SettingError
 from efficientdet.family import ModelSpec
@@ -78,7 +78,7 @@ def read_splits(data: Path, config: TrainConfig, console: Console) -> tuple[Reco
     """The training split, and the validation split where there is one; prints a line for each."""
     train_records = read_split(data, "train", config.skip_missing)
     val_records = None
-    if data.is_dir() or data.suffix in (".yaml", ".yml"):  # else the file is the training split
+    if has_several_splits(data):  # else it is the training split
         with suppress(MissingSplitError):
             val_records = read_split(data, "val", config.skip_missing)
     for name, records in (("train", train_records), ("val", val_records)):

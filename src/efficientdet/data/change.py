@@ -1,0 +1,284 @@
+"""Datasets changed as a whole: converted, divided, merged, made smaller. Each result is a new folder."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from efficientdet.data.read_split import SPLITS, find_split, read_splits
+from efficientdet.data.records import EVERY_CLASS, ImageRecord, Records
+from efficientdet.data.settings import Format, SplitSettings, SubsetSettings, WriteSettings
+from efficientdet.data.stratify import choose, divide
+from efficientdet.data.write import DatasetReport, lost_by_reading, write_dataset
+from efficientdet.errors import DataError, MissingSplitError, SettingError, find_name
+from efficientdet.settings import divided
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from efficientdet.data.settings import ConvertOptions, SplitOptions, SubsetOptions, WriteOptions
+
+BOXES_OF_OTHER_CLASSES = "boxes of other classes"
+IMAGES_NOT_CHOSEN = "images not chosen"
+IMAGES_OF_OTHER_CLASSES = "images without the classes"
+
+
+def convert(source: str | Path, out: str | Path, to: Format, **settings: Unpack[ConvertOptions]) -> DatasetReport:
+    """Write a dataset in another format, with its images.
+
+    Args:
+        source: the dataset, as `read_split` takes it; all of `train`, `val` and `test` that it has.
+        out: folder to write; it appears when it is whole.
+        to: coco, voc, yolo, csv or parquet.
+        **settings: fields of `WriteSettings`.
+
+    Returns:
+        What was written, and what was lost.
+
+    Raises:
+        DataError: the dataset is at fault; names file, place and field.
+        SettingError: `out` exists, or a setting is unknown or out of range.
+        MissingExtraError: the format needs a library that is not installed.
+    """
+    writing = WriteSettings(to=to, **settings)
+    splits = read(source, writing)
+    return write_dataset(splits, out, to, writing, lost=lost_by_reading(splits))
+
+
+def split(source: str | Path, out: str | Path, **settings: Unpack[SplitOptions]) -> DatasetReport:
+    """Divide a dataset into `train`, `val` and `test`: every class in each by its share, the same for the same seed.
+
+    Splits that it has are put together before.
+
+    Args:
+        source: as for `convert`.
+        out: folder to write.
+        **settings: fields of `SplitSettings` and `WriteSettings`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        DataError, SettingError, MissingExtraError: see `convert`; also if a class or a group is in one image alone.
+    """
+    own, writing = _settings(settings, SplitSettings)
+    found = read(source, writing)
+    records = pool(list(found.values()))
+    shares = {"train": 1 - own.val - own.test, "val": own.val, "test": own.test}
+    shares = {name: share for name, share in shares.items() if share}
+    groups = _groups(records.images, own.group_by)
+    parts = divide(records, groups, list(shares.values()), own.seed)
+    splits = {
+        name: _only(records, np.flatnonzero(parts == number).tolist()) for number, name in enumerate(shares)
+    }  # fmt: skip
+    empty = [name for name, part in splits.items() if not len(part)]
+    if empty:
+        raise DataError(
+            f"{source}: {len(set(groups))} images or groups are too few for {', '.join(shares)}; nothing is left for "
+            f"{', '.join(empty)}"
+        )
+    notes = [f"put together before: {', '.join(found)}"] if len(found) > 1 else []
+    notes += [
+        f"class '{name}' is not in {', '.join(missing)}"
+        for label, name in enumerate(records.class_names)
+        if (missing := [s for s, part in splits.items() if not any((one.labels == label).any() for one in part.images)])
+    ]
+    to = writing.to or format_of(source)
+    return write_dataset(splits, out, to, writing, lost=lost_by_reading(found), notes=notes)
+
+
+def merge(sources: Sequence[str | Path], out: str | Path, **settings: Unpack[WriteOptions]) -> DatasetReport:
+    """Put datasets together, split by split; classes are the same if their names are.
+
+    Args:
+        sources: two datasets or more, each as for `convert`.
+        out: folder to write.
+        **settings: fields of `WriteSettings`; `to` is by default the first dataset's format.
+
+    Returns:
+        What was written; notes say which category ids changed.
+
+    Raises:
+        DataError, SettingError, MissingExtraError: see `convert`; also if names of classes differ in upper and lower
+            case or spaces alone.
+    """
+    if len(sources) < 2:
+        raise SettingError("merge takes two datasets or more")
+    writing = WriteSettings(**settings)
+    found = [read(source, writing) for source in sources]
+    names = _merged_names({
+        str(source): next(iter(splits.values())) for source, splits in zip(sources, found, strict=True)
+    })  # fmt: skip
+    ids, notes = _merged_ids(found, names)
+    splits = {
+        name: pool([_relabeled(splits[name], names, ids) for splits in found if name in splits])
+        for name in dict.fromkeys(name for name in (*SPLITS, *(one for splits in found for one in splits)))
+        if any(name in splits for splits in found)
+    }  # fmt: skip
+    lost: Counter[str] = Counter()
+    for part in found:
+        lost.update(lost_by_reading(part))
+    return write_dataset(splits, out, writing.to or format_of(sources[0]), writing, lost=lost, notes=notes)
+
+
+def subset(source: str | Path, out: str | Path, **settings: Unpack[SubsetOptions]) -> DatasetReport:
+    """Keep a part of a dataset: some classes, a number of images or a share of them, every class by its share.
+
+    Args:
+        source: as for `convert`.
+        out: folder to write.
+        **settings: fields of `SubsetSettings` and `WriteSettings`.
+
+    Returns:
+        What was written, and how many images and boxes were left out.
+
+    Raises:
+        DataError, SettingError, MissingExtraError: see `convert`; also if a class is not known.
+    """
+    own, writing = _settings(settings, SubsetSettings)
+    if not own.classes and own.images is None and own.fraction is None:
+        raise SettingError("nothing says which part to keep; give classes, images or fraction")
+    found = read(source, writing)
+    lost: Counter[str] = Counter(lost_by_reading(found))
+    splits = {}
+    for name, records in found.items():
+        images_before = len(records)
+        if own.classes:
+            records = _of_classes(records, own, lost)
+        wanted = own.images if own.images is not None else round((own.fraction or 1) * images_before)
+        if len(records) and wanted < len(records):
+            lost[IMAGES_NOT_CHOSEN] += len(records) - max(1, wanted)
+            records = _only(records, choose(records, max(1, wanted), own.seed))
+        if len(records):
+            splits[name] = records
+    if not splits:
+        wanted_classes = ", ".join(own.classes)
+        raise DataError(f"{source}: no image has a box of {wanted_classes}; keep_negatives would keep the others")
+    return write_dataset(splits, out, writing.to or format_of(source), writing, lost=lost)
+
+
+def read(source: str | Path, settings: WriteSettings) -> dict[str, Records]:
+    """Every split of a dataset, as the settings say."""
+    return read_splits(source, settings.skip_missing, box_format=settings.box_format)
+
+
+def format_of(source: str | Path) -> Format:
+    """The format of a dataset's first split."""
+    for name in SPLITS:
+        try:
+            return find_split(source, name).format
+        except MissingSplitError:
+            continue
+    return find_split(source, "train").format
+
+
+def pool(parts: Sequence[Records]) -> Records:
+    """Records of the same classes, put together; ids that are there twice become numbers from 1."""
+    images = [image for part in parts for image in part.images]
+    ids = [image.image_id for image in images]
+    if len(set(ids)) < len(ids):
+        for number, image in enumerate(images, start=1):
+            image.image_id = number
+    first = parts[0]
+    for part in parts:
+        if part.class_names != first.class_names:
+            raise DataError(
+                f"{part.source}: its classes {part.class_names} are not those of {first.source}: {first.class_names}"
+            )
+    return Records(images, first.class_names, first.category_ids, first.source)
+
+
+def _settings(given: Mapping[str, Any], cls: type) -> tuple[Any, WriteSettings]:
+    own, writing = divided(given, cls, WriteSettings)
+    return cls(**own), WriteSettings(**writing)
+
+
+def _only(records: Records, indices: Sequence[int]) -> Records:
+    images = [records.images[index] for index in indices]
+    return Records(images, records.class_names, records.category_ids, records.source)
+
+
+def _groups(images: Sequence[ImageRecord], pattern: str | None) -> list[str]:
+    """The group of each image: what the pattern finds in its name, else the name itself."""
+    if pattern is None:
+        return [str(index) for index in range(len(images))]
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise SettingError(f"group_by '{pattern}' is no regular expression: {error}") from error
+    groups = []
+    for image in images:
+        found = expression.search(image.file_name)
+        if found is None:
+            raise SettingError(f"group_by '{pattern}' finds nothing in the image name '{image.file_name}'")
+        groups.append(found.group(min(1, expression.groups)) or "")
+    return groups
+
+
+def _merged_names(datasets: Mapping[str, Records]) -> tuple[str, ...]:
+    names: dict[str, str] = {}
+    by_plain: dict[str, tuple[str, str]] = {}
+    for source, records in datasets.items():
+        for name in records.class_names:
+            other, where = by_plain.setdefault(" ".join(name.lower().split()), (name, source))
+            if other != name:
+                raise DataError(
+                    f"classes '{other}' of {where} and '{name}' of {source} differ in case or spaces alone; give them "
+                    "one name in both, or names that differ"
+                )
+            names[name] = source
+    return tuple(names)
+
+
+def _merged_ids(found: Sequence[Mapping[str, Records]], names: tuple[str, ...]) -> tuple[tuple[int, ...], list[str]]:
+    """Category ids by label: the datasets' own if they agree, else from 1; and a note for each that changes."""
+    own: dict[str, set[int]] = {name: set() for name in names}
+    for splits in found:
+        records = next(iter(splits.values()))
+        for name, category_id in zip(records.class_names, records.category_ids, strict=True):
+            own[name].add(category_id)
+    firsts = [min(ids) for ids in own.values()]
+    if all(len(ids) == 1 for ids in own.values()) and len(set(firsts)) == len(names):
+        return tuple(firsts), []
+    notes = [
+        f"category id of '{name}': {' and '.join(map(str, sorted(ids)))} before, now {number}"
+        for number, (name, ids) in enumerate(own.items(), start=1)
+        if ids != {number}
+    ]
+    return tuple(range(1, len(names) + 1)), notes
+
+
+def _relabeled(records: Records, names: tuple[str, ...], ids: tuple[int, ...]) -> Records:
+    """The records with labels of other class names, by name; boxes of classes that are not among them are left out."""
+    labels = {name: label for label, name in enumerate(names)}
+    to_new = np.array([labels.get(name, -2) for name in records.class_names] + [EVERY_CLASS])
+    images = []
+    for image in records.images:
+        new = to_new[image.labels]  # EVERY_CLASS is -1, the last
+        kept = new != -2
+        images.append(ImageRecord(
+            image.image_id, image.path, image.width, image.height, image.boxes_xyxy[kept], new[kept],
+            image.is_ignored[kept], image.areas[kept],
+            [one for one, is_kept in zip(image.annotation_ids, kept.tolist(), strict=True) if is_kept], image.file_name,
+        ))  # fmt: skip
+    return Records(images, names, ids, records.source)
+
+
+def _of_classes(records: Records, own: SubsetSettings, lost: Counter[str]) -> Records:
+    wanted = {find_name("class", name, records.class_names) for name in own.classes}
+    kept = [label for label, name in enumerate(records.class_names) if name in wanted]
+    names = tuple(records.class_names[label] for label in kept)
+    part = _relabeled(records, names, tuple(records.category_ids[label] for label in kept))
+    lost[BOXES_OF_OTHER_CLASSES] += sum(len(image.labels) for image in records.images) - sum(
+        len(image.labels) for image in part.images
+    )
+    if own.keep_negatives:
+        return part
+    has_class = [index for index, image in enumerate(part.images) if not image.is_negative]
+    lost[IMAGES_OF_OTHER_CLASSES] += len(part) - len(has_class)
+    return _only(part, has_class)
