@@ -113,6 +113,8 @@ def write_dataset(
     _spare_images(splits, out)
     lost = {name: count for name, count in (lost or {}).items() if count}
     no_place = {name: sum(COUNT[name](records) for records in splits.values()) for name in NO_PLACE[to]}
+    if CATEGORY_IDS in no_place:  # the same in every split
+        no_place[CATEGORY_IDS] = _count_category_ids(next(iter(splits.values())))
     lost |= {name: count for name, count in no_place.items() if count}
     with replacing_folder(out, settings.overwrite) as temporary:
         names, renamed = _names(splits, to)
