@@ -127,7 +127,7 @@ def test_each_stage_of_a_resnet_has_its_rate(network: EfficientDet) -> None:
 
 
 def test_each_stage_of_an_efficientnet_has_its_rate(shapes: ModuleType) -> None:
-    config = TrainConfig(learning_rate=1.0, layer_decay=0.5)
+    config = TrainConfig(learning_rate=1.0, backbone_rate=1.0, layer_decay=0.5)
     model = build_model(shapes.TINY, 2)
     rates = {id(p): group["lr"] for group in parameter_groups(model, config) for p in group["params"]}
     named = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}

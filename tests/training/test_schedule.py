@@ -72,12 +72,12 @@ def test_what_is_frozen_gets_no_optimizer() -> None:
 
 
 def test_the_optimizer_is_the_one_asked_for(model: nn.Module) -> None:
-    sgd = build_optimizer(model, TrainConfig())
+    sgd = build_optimizer(model, TrainConfig(optimizer="sgd"))
     assert isinstance(sgd, SGD)
     assert all(group["momentum"] == 0.9 for group in sgd.param_groups)
-    adamw = build_optimizer(model, TrainConfig(optimizer="adamw", batch_size=16))
+    adamw = build_optimizer(model, TrainConfig(batch_size=32))
     assert isinstance(adamw, AdamW)
-    assert {group["lr"] for group in adamw.param_groups} == {1e-3}
+    assert {group["lr"] for group in adamw.param_groups} == {4e-3, 1e-3}
     assert {group["weight_decay"] for group in adamw.param_groups} == {0.0, 1e-2}
 
 

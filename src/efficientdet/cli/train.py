@@ -21,6 +21,9 @@ def train(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the run; by default the next free runs/N.")
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Settings that go together: modern, which are the defaults, or paper.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out, with its settings, from its last saved step.")
     ] = False,
@@ -35,7 +38,7 @@ def train(
     from efficientdet.training.run import train as run_training
 
     try:
-        run = run_training(model, data, out=out, resume=resume, quiet=as_json, **settings)
+        run = run_training(model, data, out=out, resume=resume, quiet=as_json, recipe=recipe, **settings)
     except (KeyboardInterrupt, Terminated) as stop:
         if str(stop):
             complain(str(stop))

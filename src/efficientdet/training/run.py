@@ -25,6 +25,7 @@ from efficientdet.training.device import LIGHTNING_PRECISIONS, choose_device, ch
 from efficientdet.training.memory import KEEP_VARIABLE, kept_memory
 from efficientdet.training.prepare import Job, prepare
 from efficientdet.training.processes import joining, other_processes
+from efficientdet.training.recipes import recipe_settings
 from efficientdet.training.run_folder import (
     TrainingRun,
     check_same,
@@ -54,6 +55,7 @@ def train(
     out: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    recipe: str | None = None,
     config: TrainConfig | None = None,
     **settings: Unpack[TrainOptions],
 ) -> TrainingRun:
@@ -68,8 +70,10 @@ def train(
         resume: continue the run in `out` from its last saved step, to the weights that it would have had. Its settings
             are kept: they need not be given again, and cannot be changed if they would change the weights.
         quiet: print nothing.
+        recipe: `modern`, which is what the defaults of `TrainConfig` are, or `paper`; None for the defaults.
         config: the settings; None for the defaults, or those of the run that is resumed.
-        **settings: fields of `TrainConfig`, such as `epochs=20`, which go before those of `config`.
+        **settings: fields of `TrainConfig`, such as `epochs=20`, which go before those of the recipe, which go before
+            those of `config`.
 
     Returns:
         The run.
@@ -79,6 +83,7 @@ def train(
         ImageError: an image cannot be read.
         SettingError: a setting is unknown, out of range or impossible on this machine, the run cannot be resumed, or
             one of its processes died.
+        UnknownNameError: the model or the recipe is not known.
         WeightsError: the starting weights do not fit.
         MissingExtraError: Lightning or the evaluator is not installed.
         KeyboardInterrupt: SIGINT arrived; says how to resume.
@@ -89,7 +94,8 @@ def train(
     console = Console(quiet=quiet, stderr=True, markup=False, highlight=False, soft_wrap=True)
     with stop_signals() as stop, claim_folder(out, resume) as folder:
         started = read_settings(folder) if resume else None
-        config = changed(config or (started.config if started else TrainConfig()), settings)
+        given = {**(recipe_settings(recipe) if recipe else {}), **settings}
+        config = changed(config or (started.config if started else TrainConfig()), given)
         choose_device(config)
         state = find_state(folder, console.print) if started else None
         job = Job(model, Path(data), config, folder, started, state)
