@@ -16,7 +16,8 @@ from efficientdet.family import find_spec
 TINY = dataclasses.replace(find_spec("lite0"), width=16, depth=1, head_depth=1, image_size=64)
 # Of every run: three steps an epoch on six pictures, in the arithmetic that is the same everywhere.
 SETTINGS: dict[str, Any] = {
-    "recipe": "paper", "epochs": 3, "batch_size": 2, "precision": "fp32", "device": "cpu", "save_every": 2, "workers": 0, "quiet": True,
+    "recipe": "paper", "epochs": 3, "batch_size": 2, "precision": "fp32", "device": "cpu", "save_every": 2,
+    "workers": 0, "quiet": True,
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from efficientdet.boxes import (
     clip_boxes,
     decode_deltas,
     encode_boxes,
+    generalized_iou,
     pairwise_iou,
 )
 
@@ -70,6 +71,24 @@ def test_iou_of_touching_empty_inverted_and_batched_boxes() -> None:
     assert pairwise_iou(others[1:2], others[1:2]).tolist() == [[0.0]]
     batch = pairwise_iou(torch.stack([a, a + 1]), torch.stack([others, others + 1]))
     assert torch.equal(batch[0], batch[1]) and batch.shape == (2, 1, 5)
+
+
+@given(boxes(1, 0.5), boxes(1, 0.5))
+def test_generalized_iou_is_the_papers(first: np.ndarray, second: np.ndarray) -> None:
+    count = min(len(first), len(second))
+    a, b = torch.from_numpy(first[:count]).double(), torch.from_numpy(second[:count]).double()
+    for one, other, value in zip(a, b, generalized_iou(a, b), strict=True):
+        around = torch.cat([torch.minimum(one[:2], other[:2]), torch.maximum(one[2:], other[2:])])
+        iou, areas = aligned_iou(one, other), box_areas(torch.stack([one, other])).sum()
+        union, whole = areas / (1 + iou), box_areas(around)  # shared = iou * union, areas = union + shared
+        assert value.item() == pytest.approx((iou - (whole - union) / whole).item(), abs=1e-9)
+        assert -1 <= value <= iou + 1e-12
+
+
+def test_generalized_iou_tells_how_far_apart_boxes_are() -> None:
+    box = torch.tensor([0.0, 0.0, 10.0, 10.0]).expand(3, 4)
+    others = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [90.0, 0.0, 100.0, 10.0]])
+    assert generalized_iou(box, others).tolist() == pytest.approx([1.0, -1 / 3, -0.8])
 
 
 def test_areas() -> None:

@@ -46,6 +46,26 @@ def intersection(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
     return torch.cat([low[..., :2], high[..., 2:]], -1)
 
 
+def generalized_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
+    """IoU minus the share of the smallest box around both that neither covers (Rezatofighi et al. 2019).
+
+    Args:
+        first_xyxy: (..., 4) float.
+        second_xyxy: (..., 4) float, boxes with a side above 0.
+
+    Returns:
+        (...) from -1 (far apart) to 1 (equal).
+    """
+    around = (
+        torch.minimum(first_xyxy[..., :2], second_xyxy[..., :2]),
+        torch.maximum(first_xyxy[..., 2:], second_xyxy[..., 2:]),
+    )
+    shared = box_areas(intersection(first_xyxy, second_xyxy))
+    union = box_areas(first_xyxy) + box_areas(second_xyxy) - shared
+    whole = box_areas(torch.cat(around, -1))
+    return shared / union - (whole - union) / whole
+
+
 def clip_boxes(boxes_xyxy: Tensor, sizes: Tensor) -> Tensor:
     """Clip boxes to their images.
 

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from efficientdet.boxes import decode_deltas, generalized_iou
 from efficientdet.family import MODELS
 from efficientdet.network.anchors import level_sizes, make_anchors
 from efficientdet.training import losses as losses_module
 from efficientdet.training.assignment import IGNORED, match_anchors, match_batch
-from efficientdet.training.losses import Losses, LossSettings, detection_loss, focal_loss
+from efficientdet.training.losses import Losses, LossSettings, detection_loss, focal_loss, matched_loss
 
 SIZE = (64, 96)
 ANCHORS = make_anchors(MODELS["d0"], SIZE)
@@ -239,3 +240,57 @@ def test_anchors_in_ignored_regions_have_no_class_loss_and_no_gradient(dtype: to
     expected = torch.cat(torch.autograd.grad(plain.total, outputs[0]), 1)
     assert (gradients[left_out] == 0).all() and (expected[left_out] != 0).all()
     assert torch.equal(gradients[~left_out], expected[~left_out])
+
+
+# The GIoU box loss
+
+
+def _giou_losses(outputs: tuple[list[Tensor], list[Tensor]], settings: LossSettings | None = None) -> Losses:
+    return matched_loss(*outputs, match_batch(ANCHORS, BOXES, LABELS), settings, ANCHORS)
+
+
+def test_giou_is_taken_of_the_predicted_boxes() -> None:
+    outputs = _outputs(dtype=torch.float64)
+    found = _giou_losses(outputs, LossSettings(giou_weight=3.0))
+    expected, positives = 0.0, 0
+    for i, (boxes, labels) in enumerate(zip(BOXES, LABELS, strict=True)):
+        match = match_anchors(ANCHORS, boxes, labels)
+        for anchor in (match.labels >= 0).nonzero()[:, 0].tolist():
+            predicted = decode_deltas(torch.cat(outputs[1], 1)[i, anchor], ANCHORS[anchor].double())
+            # The box of an anchor is the one that its target decodes to.
+            target = decode_deltas(match.deltas[anchor].double(), ANCHORS[anchor].double())
+            assert (boxes - target).abs().sum(1).min() < 1e-3
+            expected += 1 - generalized_iou(predicted, target).item()
+            positives += 1
+    assert found.boxes.item() == pytest.approx(expected / (positives + 1), rel=1e-6)
+    assert found.classes.item() == _loss(outputs).classes.item()
+    assert found.total.item() == pytest.approx(found.classes.item() + 3 * found.boxes.item())
+
+
+def test_giou_of_perfect_boxes_is_nothing_and_of_negatives_too() -> None:
+    logits, deltas = _outputs()
+    targets = match_batch(ANCHORS, BOXES, LABELS)
+    perfect = list(torch.split(targets.deltas, COUNTS, 1))
+    assert matched_loss(logits, perfect, targets, None, ANCHORS).boxes.item() == pytest.approx(0.0, abs=1e-5)
+    nothing = match_batch(ANCHORS, [NOTHING[0]] * 2, [NOTHING[1]] * 2)
+    found = matched_loss(logits, deltas, nothing, None, ANCHORS)
+    assert found.boxes.item() == 0
+    gradients = torch.autograd.grad(found.total, deltas)
+    assert all((g == 0).all() for g in gradients)
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e30])
+def test_giou_of_huge_outputs_gives_no_nan(scale: float) -> None:
+    outputs = _outputs(scale=scale)
+    found = _giou_losses(outputs)
+    assert all(x.isfinite() for x in found)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(found.total, [*outputs[0], *outputs[1]]))
+
+
+def test_giou_pulls_a_box_towards_its_own() -> None:
+    """A step against the gradient lowers the loss."""
+    logits, deltas = _outputs()
+    before = _giou_losses((logits, deltas)).boxes
+    gradients = torch.autograd.grad(before, deltas)
+    moved = [x.detach() - 0.1 * g for x, g in zip(deltas, gradients, strict=True)]
+    assert _giou_losses((logits, moved)).boxes < before

@@ -17,7 +17,7 @@ def test_a_recipe_is_made_of_settings(name: str) -> None:
 def test_the_paper_has_its_own_optimizer_losses_and_augmentation() -> None:
     paper = changed(TrainConfig(), recipe_settings("paper"))
     assert paper.optimizer == "sgd" and paper.peak_learning_rate() == pytest.approx(0.01)
-    assert paper.loss == LossSettings()
+    assert paper.box_loss == "huber" and paper.loss == LossSettings()
     assert paper.scale_range() == (0.5, 1.5)
 
 

@@ -26,7 +26,8 @@ class LossSettings:
     gamma: float = setting(1.5, "How strongly the focal loss discounts well-classified anchors.", minimum=0)
     label_smoothing: float = setting(0.0, "How far class targets move towards 0.5.", minimum=0, below=1)
     delta: float = setting(0.1, "Error at which the Huber loss turns from square to linear.", above=0)
-    box_weight: float = setting(50.0, "Weight of the box loss in the total.", minimum=0)
+    box_weight: float = setting(50.0, "Weight of the Huber box loss in the total.", minimum=0)
+    giou_weight: float = setting(2.0, "Weight of the GIoU box loss in the total.", minimum=0)
     skips_zero_targets: bool = setting(
         True, "Leave out of the box loss what should be exactly 0, as the reference does."
     )
@@ -97,6 +98,9 @@ class TrainConfig:
         maximum=100,
     )
     flip: float = setting(0.5, "Probability of a horizontal flip of a training image.", minimum=0, maximum=1)
+    box_loss: Literal["giou", "huber"] = setting(
+        "giou", "Box loss: giou, of the box that is predicted, or huber, of its coordinates one by one as in the paper."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "Precision of the arithmetic: fp32, bf16 or, on a GPU, fp16; auto takes the fastest that is safe."
     )
@@ -199,6 +203,7 @@ class TrainOptions(TypedDict, total=False):
     ema_decay: float
     scale_jitter: tuple[float, float] | None
     flip: float
+    box_loss: Literal["giou", "huber"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     batch_norm: Literal["auto", "train", "frozen"]
     backbone_rate: float

@@ -1,4 +1,4 @@
-"""Focal loss for the classes, Huber loss for the boxes (section 5.1; google/automl tf2/train_lib.py). In float32."""
+"""Focal loss for classes, Huber or GIoU loss for boxes (section 5.1; google/automl tf2/train_lib.py), in float32."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from efficientdet.boxes import decode_deltas, generalized_iou
 from efficientdet.training.assignment import IGNORED, Matches, match_batch
 from efficientdet.training.config import LossSettings
 
 # Logits that a CPU works on at a time: they and what is computed from them stay in its cache.
 CPU_CHUNK = 2**16
+# Anchor sides by which a box may be predicted away from its anchor, for the GIoU loss.
+LARGEST_DELTA = 1000.0
 
 
 class Losses(NamedTuple):
-    """Scalars: total = classes + box_weight * boxes."""
+    """Scalars: total = classes + weight * boxes, with the weight of the kind of box loss."""
 
     total: Tensor
     classes: Tensor
@@ -136,9 +139,10 @@ def detection_loss(
 
 
 def matched_loss(
-    class_logits: list[Tensor], box_deltas: list[Tensor], targets: Matches, settings: LossSettings | None = None
-) -> Losses:
-    """`detection_loss` for targets that `match_batch` found."""
+    class_logits: list[Tensor], box_deltas: list[Tensor], targets: Matches, settings: LossSettings | None = None,
+    giou_anchors_xyxy: Tensor | None = None,
+) -> Losses:  # fmt: skip
+    """`detection_loss` for targets that `match_batch` found; with the GIoU box loss where the anchors are given."""
     settings = settings or LossSettings()
     with torch.autocast(class_logits[0].device.type, enabled=False):
         deltas = torch.cat(box_deltas, 1)
@@ -149,7 +153,29 @@ def matched_loss(
         focal: Tensor = FocalSum.apply(targets.labels, *shape, *class_logits)  # type: ignore[no-untyped-call]
         classes = focal / normalizer
 
+        if giou_anchors_xyxy is not None:
+            boxes = giou_sum(deltas, targets, giou_anchors_xyxy) / normalizer
+            return Losses(classes + settings.giou_weight * boxes, classes, boxes)
         counted = target_deltas != 0 if settings.skips_zero_targets else (targets.labels >= 0)[..., None]
         huber = functional.huber_loss(deltas, target_deltas, reduction="none", delta=settings.delta)
         boxes = (huber * counted).sum() / (4.0 * normalizer)
         return Losses(classes + settings.box_weight * boxes, classes, boxes)
+
+
+def giou_sum(deltas: Tensor, targets: Matches, anchors_xyxy: Tensor) -> Tensor:
+    """Sum of 1 - GIoU of the predicted and the annotated box over the anchors with a box (Rezatofighi et al. 2019).
+
+    Args:
+        deltas: (B, A, 4) float.
+        targets: of the batch.
+        anchors_xyxy: (A, 4) float32, pixels of the network's input.
+
+    Returns:
+        A scalar.
+    """
+    image, anchor = (targets.labels >= 0).nonzero(as_tuple=True)
+    anchors = anchors_xyxy[anchor].to(deltas.dtype)
+    # Beyond, areas would overflow; such boxes overlap with none in any case.
+    predicted = decode_deltas(deltas[image, anchor].clamp(min=-LARGEST_DELTA, max=LARGEST_DELTA), anchors)
+    annotated = decode_deltas(targets.deltas[image, anchor].to(deltas.dtype), anchors)
+    return (1 - generalized_iou(predicted, annotated)).sum()

@@ -176,7 +176,8 @@ class DetectionModule(LightningModule):
         """Loss of a batch; None, which skips the step, where it is not finite."""
         class_logits, box_deltas, anchors = self._predict(batch)
         targets = match_batch(anchors, batch.boxes_xyxy, batch.labels, batch.ignored_xyxy)
-        losses = matched_loss(class_logits, box_deltas, targets, self.config.loss)
+        giou_anchors = anchors if self.config.box_loss == "giou" else None
+        losses = matched_loss(class_logits, box_deltas, targets, self.config.loss, giou_anchors)
         if not bool(losses.total.isfinite()):
             self._skip("the loss is not finite", [batch.indices])
             self._restore_statistics()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from efficientdet.errors import find_name
-from efficientdet.training.config import LossSettings, TrainOptions
+from efficientdet.training.config import TrainOptions
 
 # What a recipe sets differently from the defaults of `TrainConfig`, which are the recipe `modern`.
 RECIPES: dict[str, TrainOptions] = {
@@ -14,7 +14,7 @@ RECIPES: dict[str, TrainOptions] = {
         "warmup_epochs": 1.0,
         "batch_norm": "auto",
         "backbone_rate": 1.0,
-        "loss": LossSettings(),
+        "box_loss": "huber",
     },
 }
 
