@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from efficientdet.atomic_write import write_json
-from efficientdet.errors import DataError, require
+from efficientdet.errors import require
+from efficientdet.evaluation.matching import Boxes, EvaluationTable, read_table
 
 
 @dataclass(frozen=True)
@@ -98,46 +98,28 @@ def coco_metrics(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]
         DataError: an annotation or a result is of an image or category that the ground truth does not list.
         MissingExtraError: faster-coco-eval is not installed.
     """
-    library = require("faster_coco_eval", "train")
-    categories = sorted(ground_truth["categories"], key=lambda category: _sort_key(category["id"]))
-    image_numbers = _number(image["id"] for image in ground_truth["images"])
-    category_numbers = _number(category["id"] for category in categories)
-    annotations = [
-        _located(source, f"annotation {index}", image_numbers, category_numbers)
-        | {"id": index, "area": _area(source), "iscrowd": int(source.get("iscrowd") or 0)}
-        # From 1: an annotation with id 0 is never matched, since the evaluation marks "no match" with 0.
-        for index, source in enumerate(ground_truth["annotations"], start=1)
-    ]
-    detections = [
-        _located(source, f"result {index}", image_numbers, category_numbers) | {"score": float(source["score"])}
-        for index, source in enumerate(results, start=1)
-    ]
-    precision, recall = _accumulate(library, image_numbers, category_numbers, annotations, detections)
-    names = _distinct_names(categories)
+    table = read_table(ground_truth, results)
+    precision, recall = _accumulate(table)
     return Metrics(
         **_twelve_numbers(precision, recall),
-        per_class={name: _mean_or_none(precision[:, :, k, 0, -1]) for k, name in enumerate(names)},
-        per_class_ap50={name: _mean_or_none(precision[0, :, k, 0, -1]) for k, name in enumerate(names)},
-        images=len(image_numbers),
-        boxes=sum(not annotation["iscrowd"] for annotation in annotations),
+        per_class={name: _mean_or_none(precision[:, :, k, 0, -1]) for k, name in enumerate(table.class_names)},
+        per_class_ap50={name: _mean_or_none(precision[0, :, k, 0, -1]) for k, name in enumerate(table.class_names)},
+        images=len(table.image_ids),
+        boxes=int((~table.objects.is_ignored).sum()),
     )
 
 
-def _accumulate(
-    library: Any,
-    image_numbers: dict[Any, int],
-    category_numbers: dict[Any, int],
-    annotations: list[dict[str, Any]],
-    detections: list[dict[str, Any]],
-) -> tuple[np.ndarray, np.ndarray]:
+def _accumulate(table: EvaluationTable) -> tuple[np.ndarray, np.ndarray]:
     """Precision (T, R, K, areas, max detections) and recall (T, K, areas, max detections); -1 is undefined.
 
     T is 10 IoU thresholds, R 101 recalls, areas all, small, medium, large, and max detections 1, 10, 100.
     """
-    images = [{"id": number} for number in image_numbers.values()]
-    categories = [{"id": number} for number in category_numbers.values()]
+    library = require("faster_coco_eval", "train")
+    images = [{"id": number} for number in range(len(table.image_ids))]
+    categories = [{"id": number} for number in range(len(table.class_names))]
     if not images or not categories:
         return np.full((10, 101, len(categories), 4, 3), -1.0), np.full((10, len(categories), 4, 3), -1.0)
+    annotations, detections = _rows(table.objects), _rows(table.detections)
     truth = library.COCO(
         {"images": images, "annotations": annotations, "categories": categories}, print_function=_silent
     )
@@ -145,6 +127,17 @@ def _accumulate(
     evaluation.evaluate()
     evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+
+def _rows(boxes: Boxes) -> list[dict[str, Any]]:
+    """Boxes as COCO's dictionaries, images and categories by number.
+
+    Numbered from 1: an annotation with id 0 is never matched, since the evaluation marks "no match" with 0.
+    """
+    columns = (boxes.images, boxes.labels, boxes.boxes_xywh, boxes.areas, boxes.scores, boxes.is_ignored)
+    names = ("image_id", "category_id", "bbox", "area", "score", "iscrowd")
+    values = zip(*(column.tolist() for column in columns), strict=True)
+    return [dict(zip(names, row, strict=True)) | {"id": number} for number, row in enumerate(values, start=1)]
 
 
 def _twelve_numbers(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
@@ -158,49 +151,6 @@ def _twelve_numbers(precision: np.ndarray, recall: np.ndarray) -> dict[str, floa
         **{f"ar{limit}": _mean(recall[:, :, 0, index]) for index, limit in enumerate((1, 10, 100))},
         **{f"ar_{size}": _mean(recall[:, :, area, -1]) for area, size in enumerate(sizes, start=1)},
     }
-
-
-def _located(
-    source: dict[str, Any], place: str, image_numbers: dict[Any, int], category_numbers: dict[Any, int]
-) -> dict[str, Any]:
-    """Image, category and place of a box, the former two by number."""
-    for field, numbers, listed in (
-        ("image_id", image_numbers, "images"),
-        ("category_id", category_numbers, "categories"),
-    ):
-        if source[field] not in numbers:
-            raise DataError(f"{place}: {field} {source[field]!r} is not among the ground truth's {listed}")
-    return {
-        "image_id": image_numbers[source["image_id"]],
-        "category_id": category_numbers[source["category_id"]],
-        "bbox": [float(value) for value in source["bbox"]],
-    }
-
-
-def _area(annotation: dict[str, Any]) -> float:
-    """The annotation's own area, or its box's."""
-    _, _, width, height = annotation["bbox"]
-    area = annotation.get("area")
-    return float(width * height if area is None else area)
-
-
-def _number(ids: Any) -> dict[Any, int]:
-    """Ids -> 1, 2, ... in sorted order, which is the order in which COCO breaks ties between equal scores."""
-    return {identity: number for number, identity in enumerate(sorted(set(ids), key=_sort_key), start=1)}
-
-
-def _sort_key(identity: Any) -> tuple[str, Any]:
-    """Sorts ids of one type by value, and lets numbers and strings stand in one list."""
-    return (type(identity).__name__, identity)
-
-
-def _distinct_names(categories: list[dict[str, Any]]) -> list[str]:
-    """Class names, with the category id behind those that several categories share."""
-    counts = Counter(category["name"] for category in categories)
-    return [
-        category["name"] if counts[category["name"]] == 1 else f"{category['name']} ({category['id']})"
-        for category in categories
-    ]
 
 
 def _mean(values: np.ndarray) -> float:
