@@ -42,11 +42,11 @@ from efficientdet.inference.engines import metadata as metadata_module
 from efficientdet.network.graph_file import read_graph
 from efficientdet.weights import checkpoint
 from efficientdet.weights import download as download_module
+from efficientdet.weights.convert import convert_file
 from efficientdet.weights.create import create_model
 from efficientdet.weights.download import download
 from efficientdet.weights.imagenet_backbone import load_folded_backbone
 from efficientdet.weights.names import find_weights
-from efficientdet.weights.read_file import read_state
 
 SECONDS = float(os.environ.get("EFFICIENTDET_FUZZ_SECONDS", "600"))
 LONGEST_CASE = 5.0  # seconds of computing
@@ -134,11 +134,15 @@ def edited(document: Any, edits: list[tuple[int, Any]]) -> Any:
     return holder[0]
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in list(items):
-        yield value, key
-        yield from _places(item)
+def _places(document: Any) -> Iterator[tuple[Any, Any]]:
+    """The holder and the key of every value in a document, however deep it is."""
+    waiting = [document]
+    while waiting:
+        holder = waiting.pop()
+        items = holder.items() if isinstance(holder, dict) else enumerate(holder) if isinstance(holder, list) else ()
+        for key, item in items:
+            yield holder, key
+            waiting.append(item)
 
 
 # Either kind of damage, for formats that have a structure.
@@ -374,7 +378,7 @@ def pickle_target(folder: Path, shapes: ModuleType) -> Target:
 
     def read_case(case: tuple[bytes, list[Damage]]) -> None:
         (folder / "damaged.pth").write_bytes(damaged(*case))
-        read_state(folder / "damaged.pth")
+        convert_file(folder / "damaged.pth")
 
     return Target(st.tuples(st.sampled_from(seeds), DAMAGES), read_case, 100)
 
