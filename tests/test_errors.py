@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -27,6 +28,18 @@ def test_an_unknown_name_gives_the_nearest_and_all() -> None:
 
 def test_a_long_name_is_cut_in_the_message() -> None:
     assert len(str(unknown_name("network", "x" * 100_000, KNOWN))) < 200
+
+
+def test_a_program_that_sigterm_ends_says_nothing_and_exits_with_143() -> None:
+    script = """
+from efficientdet.errors import Terminated
+try:
+    raise Terminated("how to go on")
+except Exception:
+    print("caught")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
 
 
 def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,8 +55,12 @@ class MissingExtraError(EfficientDetError, ImportError):
     """An optional library is not installed; the message gives the pip command that installs it."""
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived; like KeyboardInterrupt it passes every `except Exception`, and the command ends with 143."""
+class Terminated(SystemExit):
+    """SIGTERM arrived; like KeyboardInterrupt it passes every `except Exception`. A program that it ends gives 143."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.code = 143
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

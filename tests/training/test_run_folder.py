@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from efficientdet.data.coco import read_coco
 from efficientdet.errors import SettingError
 from efficientdet.training.run_folder import (
     CONFIG_FILE,
+    LOCK_FILE,
     RESUME_FILE,
     SPARE_FILE,
     claim_folder,
@@ -77,6 +79,65 @@ def test_a_claim_is_withdrawn_when_the_run_fails_before_it_begins(tmp_path: Path
         (folder / CONFIG_FILE).write_text("{}")
         raise KeyboardInterrupt
     assert (tmp_path / "new" / CONFIG_FILE).is_file()  # it had begun
+
+
+# Holds a run, in a process with a child, until it is told or killed.
+HOLDS = """
+import os, sys
+from efficientdet.training.run_folder import claim_folder
+with claim_folder(sys.argv[1], resume=sys.argv[2] == "resume"):
+    if hasattr(os, "fork") and os.fork() == 0:  # such as a process that loads images
+        sys.stdin.read()
+        os._exit(0)
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["new", "resume"])
+def test_a_run_that_another_process_works_on_is_not_resumed(how: str, tmp_path: Path) -> None:
+    folder, unfinished = tmp_path / "run", tmp_path / "run" / ".0123456789ab.part"
+    if how == "resume":
+        folder.mkdir()
+        (folder / CONFIG_FILE).write_text("{}")
+    command = [sys.executable, "-c", HOLDS, str(folder), how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "claimed\n"
+        unfinished.mkdir()
+        expected = rf"{folder}: another process works on this run \(number {process.pid}\)"
+        for _ in range(2):  # nor does the attempt end the claim
+            with pytest.raises(SettingError, match=expected), claim_folder(folder, resume=True):
+                pass
+        assert unfinished.is_dir()  # which that process may be writing
+        process.kill()
+        process.wait()
+        (folder / CONFIG_FILE).write_text("{}")
+        with claim_folder(folder, resume=True):  # though the child lives
+            assert (folder / LOCK_FILE).read_text() == str(os.getpid())
+            assert not unfinished.exists()
+    assert [path.name for path in folder.iterdir()] == [CONFIG_FILE]
+
+
+def test_of_many_that_resume_at_once_one_does(tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_text("{}")
+    code = CLAIMS.replace("resume=False", "resume=True").replace("print(folder)", "print('resumed'); sys.stdin.read()")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.stdout.readline().partition(" (")[0].strip() for process in processes]
+    for process in processes:
+        process.communicate()
+    assert sorted(said) == sorted(["resumed", *[f"{tmp_path}: another process works on this run"] * 3])
 
 
 def test_a_place_where_no_folder_can_be(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from efficientdet.training.stop import Stopped, stop_signals
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_before_the_first_step_a_signal_ends_the_run_at_once(
-    number: signal.Signals, error: type[BaseException]
+    number: signal.Signals, error: type[BaseException], capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(number)
     with pytest.raises(error, match="what to do"), stop_signals() as stop:
@@ -21,6 +21,7 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once(
         signal.raise_signal(number)
         pytest.fail("it went on")
     assert signal.getsignal(number) is before
+    assert capfd.readouterr().err == "what to do\n"
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from efficientdet.cli.options import Json, app, complain, out_console, print_json, say, takes_settings
-from efficientdet.errors import Terminated
+from efficientdet.cli.options import Json, app, out_console, print_json, say, takes_settings
 from efficientdet.training.config import TrainConfig
 
 
@@ -37,12 +36,7 @@ def train(
     """
     from efficientdet.training.run import train as run_training
 
-    try:
-        run = run_training(model, data, out=out, resume=resume, quiet=as_json, recipe=recipe, **settings)
-    except (KeyboardInterrupt, Terminated) as stop:
-        if str(stop):
-            complain(str(stop))
-        raise
+    run = run_training(model, data, out=out, resume=resume, quiet=as_json, recipe=recipe, **settings)
     if as_json:
         print_json({"best": str(run.best), "last": str(run.last), **run.report})
         return

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
+import os
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 
@@ -28,6 +31,8 @@ CONFIG_FILE = "config.json"
 RESUME_FILE = "resume.ckpt"
 # The state that was saved before that.
 SPARE_FILE = "resume.previous.ckpt"
+# There while a process works on the run; holds its number.
+LOCK_FILE = "run.lock"
 # Settings that do not change the weights; a resumed run may have others.
 WITHOUT_EFFECT = ("workers", "cache", "save_every", "skip_missing")
 
@@ -57,23 +62,26 @@ def claim_folder(out: str | Path | None, resume: bool) -> Iterator[Path]:
     """The folder of a run: `out`, or the next free `runs/N`, claimed so that no other run takes it.
 
     An empty `config.json`, made in one step, is the claim. It is withdrawn if the run fails before it has written its
-    settings there.
+    settings there. Within this context no other process can resume the run.
 
     Raises:
-        SettingError: there is no run to resume, there is one and it is not to be resumed, or the folder cannot be made.
+        SettingError: there is no run to resume, there is one and it is not to be resumed, another process works on it,
+            or the folder cannot be made.
     """
     if resume:
         if out is None:
             raise SettingError("resume needs out, the folder of the run to resume")
         if not (Path(out) / CONFIG_FILE).is_file():
             raise SettingError(f"{out}: no run to resume there ({CONFIG_FILE} is missing)")
-        for unfinished in Path(out).glob(".*.part"):  # what a killed run was writing
-            shutil.rmtree(unfinished, ignore_errors=True)
-        yield Path(out)
+        with _locked(Path(out)):
+            for unfinished in Path(out).glob(".*.part"):  # what a killed run was writing
+                shutil.rmtree(unfinished, ignore_errors=True)
+            yield Path(out)
         return
     folder, is_new = _claim(Path(out)) if out is not None else _claim_next()
     try:
-        yield folder
+        with _locked(folder):
+            yield folder
     except BaseException:
         with suppress(OSError):
             if not (folder / CONFIG_FILE).read_bytes():
@@ -103,6 +111,69 @@ def _claim_next() -> tuple[Path, bool]:
             with suppress(SettingError):  # another run was faster
                 return _claim(folder)
     raise AssertionError  # numbers do not end
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes off a run. The system takes the lock back from a process that ends, however it does.
+
+    Raises:
+        SettingError: another process works on the run, or no file can be written there.
+    """
+    path = folder / LOCK_FILE
+    try:
+        file = _open_locked(path)
+    except OSError as error:
+        raise SettingError(f"{folder}: cannot be used as out ({printable(error)})") from error
+    with file:
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps a file that is open
+                path.unlink()
+
+
+def _open_locked(path: Path) -> IO[str]:
+    while True:
+        file = path.open("a+", encoding="ascii")
+        try:
+            _lock(file)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+        except BlockingIOError as error:
+            file.seek(0)
+            number = file.read() or "unknown"
+            file.close()
+            raise SettingError(
+                f"{path.parent}: another process works on this run (number {number}); wait until it has ended"
+            ) from error
+        file.close()  # another process held this file, and has just removed it
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file for this process alone, without its children.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(1 << 20)  # what lies before can be read by others
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise BlockingIOError(*error.args) from error
+        # Some network file systems know no locks; there nothing keeps a run from being resumed twice.
 
 
 class RunSettings(NamedTuple):

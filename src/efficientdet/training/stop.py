@@ -10,9 +10,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from efficientdet.errors import Terminated
+from efficientdet.text import printable_lines
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-NOTICE = b"stopping after this step, or this epoch's evaluation; a second signal stops at once\n"
+NOTICE = "stopping after this step, or this epoch's evaluation; a second signal stops at once"
 
 
 class Stopped(BaseException):
@@ -24,7 +25,7 @@ class StopRequest:
 
     Attributes:
         received: the first signal; None before it.
-        message: what the exception of a stopped run says.
+        message: what the exception of a stopped run says, and standard error too.
     """
 
     def __init__(self) -> None:
@@ -47,8 +48,12 @@ class StopRequest:
         is_first, self.received = self.received is None, signal.Signals(number)
         if not (is_first and self._waits_for_step):
             raise Stopped
-        with suppress(OSError):
-            os.write(2, NOTICE)  # print could have been interrupted in the middle of a line
+        _tell(NOTICE)
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"{printable_lines(text)}\n".encode())  # print could have been interrupted in the middle of a line
 
 
 @contextmanager
@@ -65,6 +70,8 @@ def stop_signals() -> Iterator[StopRequest]:
     try:
         yield request
     except Stopped:
+        if request.message:
+            _tell(request.message)
         raise (KeyboardInterrupt if request.received == signal.SIGINT else Terminated)(request.message) from None
     finally:
         if threading.current_thread() is threading.main_thread():
