@@ -142,6 +142,17 @@ def test_an_entry_of_data_yaml_that_is_no_folder_is_an_error_and_never_another_f
     assert len(str(caught.value)) < 600 + 2 * len(str(tmp_path))
 
 
+def test_the_entries_of_data_yaml_are_relative_to_its_path(tmp_path: Path) -> None:
+    write(tmp_path / "set", "images/train", "labels/train", a="0 .5 .5 .1 .1")
+    write(tmp_path / "set" / "part", "images/train", "labels/train", a="0 .5 .5 .1 .1\n0 .5 .5 .2 .2")
+    config = tmp_path / "set" / "data.yaml"
+    places = {".": 1, "../datasets/set": 1, "/elsewhere/set": 1, f"{tmp_path}/set": 1, "part": 2, "./part/": 2}
+    for path, boxes in places.items():
+        for entry in ("train: images/train\n", ""):
+            config.write_text(f"path: {path}\n{entry}names: [x]\n")
+            assert read_yolo(config).training_boxes == boxes
+
+
 def test_an_empty_entry_is_none_and_an_absolute_one_may_lie_in_the_data_set(tmp_path: Path) -> None:
     write(tmp_path, a="0 .5 .5 .1 .1")
     (tmp_path / "data.yaml").write_text("train:\nnames: [x]\n")
@@ -199,7 +210,13 @@ def test_names_of_data_yaml(tmp_path: Path, names: str) -> None:
         ("names: [x]\nextra: !!binary é", ["not valid YAML"]),
         ("names: [x]\n? [a, b]\n: 1\n? {c: 1}\n: 2", ["not valid YAML"]),
         ("names: [x]\nextra: " + "9" * 5000, ["not valid YAML"]),
-        ("names: [" + "x" * 5000 + ", " + "x" * 5000 + "]", ["'names'", "twice"]),
+        ("names: [" + "x" * 999 + ", " + "x" * 999 + "]", ["'names'", "twice"]),
+        ("names: [" + "x" * 5000 + "]", ["'names'", "class name 0 has 5,000 characters"]),
+        ("names: [x]\n" + "# x" * 400_000, ["1,200,011 characters; at most 1,000,000"]),
+        ("path: /nowhere\nnames: [x]", ["'path'", "neither"]),
+        ("path: ../other\nnames: [x]", ["'path'", "neither"]),
+        ("path: images/..\nnames: [x]", ["'path'", "neither"]),
+        ("path: [x]\nnames: [x]", ["'path'", "not a folder"]),
     ],
 )
 def test_faults_of_data_yaml_name_file_and_field(tmp_path: Path, text: str, parts: list[str]) -> None:

@@ -59,12 +59,21 @@ def test_a_good_file_gives_its_nodes(tmp_path: Path) -> None:
         ("nodes: []\n", "no node gives level 3"),
         ("nodes: [", "not YAML"),
         ("", "a graph file has 'name' and 'nodes'"),
+        ("nodes: []\nnodes: []", "the key 'nodes' is there twice"),
         ("!!python/object:os.system {}", "graph.yaml"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         read_graph(write(tmp_path, text), (3, 5))
+
+
+def test_aliases_that_grow_without_end_are_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    for last in ("nodes: *a11", "nodes: [*a11]", "nodes: [{name: x, level: 3, inputs: *a11}]"):
+        with pytest.raises(SettingError, match="aliases"):
+            read_graph(write(tmp_path, "\n".join([*lines, last])), (3, 5))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

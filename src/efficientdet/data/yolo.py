@@ -17,9 +17,10 @@ from efficientdet.data.check import (
     shown,
 )
 from efficientdet.data.records import EVERY_CLASS, Records
-from efficientdet.errors import DataError, ImageError, MissingSplitError, require
+from efficientdet.errors import DataError, ImageError, MissingSplitError
 from efficientdet.images.find import find_images
 from efficientdet.text import printable
+from efficientdet.yaml_text import parse_yaml
 
 IMAGES_WITHOUT_LABEL_FILE = "images without label file"
 FIELDS = ("class", "x center", "y center", "width", "height")
@@ -69,7 +70,7 @@ def read_yolo(
     config = _read_config(config_path) if config_path else {}
     names = _class_names(folder, config_path, config) if class_names is None else class_names
     names = check_class_names(names, f"{config_path or folder}, field 'names'")
-    image_folder = _image_folder(folder, split, config_path, config)
+    image_folder = _image_folder(_base_folder(folder, config_path, config), split, config_path, config)
     label_folder = _label_folder(image_folder, folder)
     builder = RecordsBuilder(folder, image_folder, skip_missing)
     builder.counts[IMAGES_WITHOUT_LABEL_FILE] = 0
@@ -176,33 +177,10 @@ def _xyxy(xywh: tuple[float, float, float, float], image_size: tuple[int, int]) 
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    text = read_text(path)
-    yaml = require("yaml", "train")
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
-        """YAML without aliases, which can grow without end, and without keys that are there twice."""
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                fault = "aliases (*name) are refused; write the value itself"
-                raise yaml.composer.ComposerError(None, None, fault, self.peek_event().start_mark)
-            return super().compose_node(parent, index)
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen = set()
-            for key, _ in node.value:
-                if key.value in seen:
-                    fault = f"the key {shown(key.value)} is there twice; keep one"
-                    raise yaml.constructor.ConstructorError(None, None, fault, key.start_mark)
-                seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-            return super().construct_mapping(node, deep)
-
     try:
-        config = yaml.load(text, Loader)
-    # The constructors of YAML's own tags let through what Python's types say to odd values.
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError) as error:
-        fault = printable(" ".join(str(error).split()), 400)
-        raise DataError(f"{path}: not valid YAML: {fault}; correct the file") from error
+        config, _ = parse_yaml(read_text(path))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid YAML: {error}; correct the file") from error
     if not isinstance(config, dict):
         raise DataError(f"{path}: keys such as 'names' are expected at the top; write 'names: [...]'")
     return config
@@ -230,6 +208,24 @@ def _class_names(folder: Path, config_path: Path | None, config: dict[str, Any])
             f"{config_path}, field 'nc': {shown(count)}, but there are {len(names)} names; correct one of them"
         )
     return names
+
+
+def _base_folder(root: Path, config_path: Path | None, config: dict[str, Any]) -> Path:
+    """The folder that the entries of data.yaml are relative to: its own, or the one below that its `path` names."""
+    entry, place = config.get("path"), f"{config_path}, field 'path'"
+    if entry is None:
+        return root
+    if not isinstance(entry, str):
+        raise DataError(f"{place}: {shown(entry)} is not a folder; write one, or leave the field out")
+    path = root / entry
+    if path == root or Path(entry).name == root.resolve().name:  # as it was called elsewhere
+        return root
+    if path.is_relative_to(root) and ".." not in path.relative_to(root).parts and is_folder(path):
+        return path
+    raise DataError(
+        f"{place}: {shown(entry)} is neither {root} nor a folder below it; correct it, or leave it out: the other "
+        "entries are then relative to the folder of this file"
+    )
 
 
 def _image_folder(root: Path, split: str, config_path: Path | None, config: dict[str, Any]) -> Path:

@@ -13,8 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from efficientdet.errors import SettingError, require
+from efficientdet.errors import SettingError
 from efficientdet.network.topology import Node, Topology, find_fault
+from efficientdet.yaml_text import parse_yaml
 
 NODE_FIELDS = {"name", "level", "inputs", "combine"}
 COMBINES = ("sum", "attention")
@@ -35,15 +36,13 @@ def read_graph(path: str | Path, levels: tuple[int, int]) -> Topology:
         SettingError: the file is missing or is not a graph that can run; names file, line and node.
         MissingExtraError: PyYAML is not installed.
     """
-    yaml = require("yaml", "train")
     path = Path(path)
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        content = _plain(root, yaml)
+        content, root = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingError(f"{path}: cannot be read ({error})") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SettingError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    except ValueError as error:
+        raise SettingError(f"{path}: not YAML ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("nodes"), list):
         raise SettingError(f"{path}: a graph file has 'name' and 'nodes', a list of name, level and inputs")
     unknown = sorted(set(content) - {"name", "nodes"})
@@ -59,17 +58,6 @@ def read_graph(path: str | Path, levels: tuple[int, int]) -> Topology:
         where = f": line {lines[place]}" if place is not None else ""
         raise SettingError(f"{path}{where}: {message}")
     return Topology(name, levels, tuple(nodes))
-
-
-def _plain(root: Any, yaml: Any) -> Any:
-    """Python values of a composed document, built by YAML's safe constructor."""
-    if root is None:
-        return None
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_document(root)
-    finally:
-        loader.dispose()
 
 
 def _node(row: Any, where: str) -> Node:
