@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from efficientdet.errors import ImageError
+from efficientdet.images import convert
 from efficientdet.images import read as images
 
 
@@ -88,6 +90,35 @@ def test_modes_without_a_stated_range_take_the_smallest_usual_one(
     values: np.ndarray[Any, Any], expected: list[int]
 ) -> None:
     assert images.read(Image.fromarray(values))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("mode", [*MODES, "RGB", "I;16", "I", "F"])
+def test_a_few_rows_at_a_time_give_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (23, 17, 4), dtype=np.uint8)
+    image = Image.fromarray(noise, "RGBA")
+    if mode in ("I;16", "I", "F"):
+        kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        image = Image.fromarray((noise[:, :, 0].astype(np.float64) * 200).astype(kind))
+    elif mode in ("LAB", "HSV", "YCbCr", "CMYK"):
+        image = Image.frombytes(mode, (17, 23), noise[:, :, : len(Image.new(mode, (1, 1)).getbands())].tobytes())
+    elif mode == "PA":
+        image = image.convert("P").convert(mode)
+    else:
+        image = image.convert("LA").convert(mode) if mode == "La" else image.convert(mode)
+    assert image.mode == mode
+    whole = images.read(image)
+    monkeypatch.setattr(convert, "PIXELS_AT_ONCE", 17 * 5)
+    np.testing.assert_array_equal(images.read(image), whole)
+
+
+def test_transparency_takes_little_more_memory_than_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "PIXELS_AT_ONCE", 1 << 14, raising=False)
+    image = Image.new("RGBA", (1500, 1500))
+    tracemalloc.start()
+    pixels = images.read(image)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * pixels.nbytes
 
 
 def test_of_an_animation_the_first_frame_is_read() -> None:

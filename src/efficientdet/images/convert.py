@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -9,12 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from efficientdet.errors import ImageError
+from efficientdet.text import printable
 
 if TYPE_CHECKING:
     import torch
 
 RgbImage: TypeAlias = NDArray[np.uint8]
 FloatImage: TypeAlias = NDArray[np.float32]
+PIXELS_AT_ONCE = 1 << 21
 
 
 def to_rgb(image: Image.Image) -> RgbImage:
@@ -30,17 +33,31 @@ def to_rgb(image: Image.Image) -> RgbImage:
         ImageError: it has no pixels.
     """
     if image.width == 0 or image.height == 0:
-        name = getattr(image, "filename", "") or "<image>"
+        name = printable(getattr(image, "filename", "") or "<image>")
         raise ImageError(f"{name}: has no pixels ({image.width}x{image.height})")
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return np.asarray(image)
+    # A few rows at a time: the steps in between take several times the memory of the result.
+    rows = max(1, PIXELS_AT_ONCE // image.width)
+    strips = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+    white = _white(image.crop(strip) for strip in strips) if image.mode in ("I", "F") else 0.0
+    result: RgbImage = np.empty((image.height, image.width, 3), np.uint8)
+    for strip in strips:
+        result[strip[1] : strip[3]] = _strip_to_rgb(image.crop(strip), white)
+    return result
+
+
+def _strip_to_rgb(image: Image.Image, white: float) -> RgbImage:
+    """(H, W, 3), or (H, W, 1) of a gray one; `white` is the brightest value of the modes that state none."""
     if image.mode.startswith("I;16"):
         values = np.asarray(image)
         gray = _eight_bits(values, 65535)
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
             gray[values == transparent] = 255
-        return np.repeat(gray[:, :, None], 3, axis=2)
+        return gray[:, :, None]
     if image.mode in ("I", "F"):
-        return np.repeat(_eight_bits_of_unknown_range(np.asarray(image))[:, :, None], 3, axis=2)
+        return _eight_bits(_finite(image) / white, 1.0)[:, :, None]
     if image.mode == "La":  # premultiplied gray, which Pillow converts to LA only
         image = image.convert("LA")
     if image.has_transparency_data:
@@ -53,13 +70,17 @@ def _eight_bits(values: NDArray[Any], white: float) -> RgbImage:
     return np.asarray(np.rint(scaled), dtype=np.uint8)
 
 
-def _eight_bits_of_unknown_range(values: NDArray[Any]) -> RgbImage:
-    """Modes I and F state no range: take the smallest usual one that holds the brightest pixel."""
-    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    brightest = float(finite.max())
-    ranges = (255.0, 65535.0) if values.dtype.kind in "iu" else (1.0, 255.0, 65535.0)
-    white = next((white for white in ranges if brightest <= white), brightest)
-    return _eight_bits(finite / white, 1.0)
+def _white(strips: Iterable[Image.Image]) -> float:
+    """Modes I and F state no range: the smallest usual one that holds the brightest pixel."""
+    ranges, brightest = {255.0, 65535.0}, 0.0
+    for strip in strips:
+        brightest = max(brightest, float(_finite(strip).max()))
+        ranges |= {1.0} if strip.mode == "F" else set()
+    return min((white for white in ranges if brightest <= white), default=brightest)
+
+
+def _finite(image: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _over_white(rgba: NDArray[np.uint8]) -> RgbImage:
