@@ -89,8 +89,8 @@ def test_what_cannot_be_searched_is_named(folder: Path) -> None:
     found, problems = find_images([str(folder)])
     assert [Path(path).name for path in found] == ["a.png", "b.JPG", "odd[1].png", "c.webp", "d.jpeg"]
     assert len(problems) == 2
-    assert any("gone.jpg: a link that leads nowhere" in problem for problem in problems)
-    assert any("again: a link to a folder that was searched already" in problem for problem in problems)
+    assert any("gone.jpg: a link that leads nowhere" in str(problem) for problem in problems)
+    assert any("again: a link to a folder that was searched already" in str(problem) for problem in problems)
 
 
 def test_a_link_to_another_folder_is_followed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -98,6 +98,14 @@ def test_a_link_to_another_folder_is_followed(folder: Path, tmp_path_factory: py
     (other / "z.png").touch()
     (folder / "linked").symlink_to(other)
     assert "linked/z.png" in names(folder, ".")
+
+
+def test_a_folder_with_two_names_is_searched_once(folder: Path) -> None:
+    (folder / "link").symlink_to(folder / "sub")
+    (folder / "zlink").symlink_to(folder / "sub")
+    found, problems = find_images([str(folder)])
+    assert sorted(Path(path).name for path in found) == ["a.png", "b.JPG", "c.webp", "d.jpeg", "odd[1].png"]
+    assert len(problems) == 2
 
 
 def test_a_folder_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +118,7 @@ def test_a_folder_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "scandir", refuse)
     found, problems = find_images([str(folder)])
-    assert len(found) == 3 and len(problems) == 1 and "sub: Permission denied" in problems[0]
+    assert len(found) == 3 and len(problems) == 1 and "sub: Permission denied" in str(problems[0])
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])

@@ -52,7 +52,7 @@ def predict(
     results = RunResults(out / "detections.json", {"weights": weights, "engine": str(detector.engine)}, len(found))
     with results, progress_bar(as_json) as progress:
         for problem in problems:
-            results.fail(*problem.split(": ", 1))
+            results.fail(problem.place, str(problem))
         _predict_all(detector, found, targets, results, progress)
     if as_json:
         print_json({"images": results.images, "failures": results.failures})

@@ -24,16 +24,27 @@ _WITHOUT_DECODER = (".heic", ".heif")
 LONGEST_NAME = 255
 
 
+class Problem(NamedTuple):
+    """A place that could not be searched, and why: an unreadable folder, a link that leads nowhere."""
+
+    place: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Both in one line."""
+        return f"{self.place}: {self.reason}"
+
+
 class FoundImages(NamedTuple):
     """What was found.
 
     Attributes:
         images: paths, or `-`, each once, in order.
-        problems: a line for each place that could not be searched: unreadable folders, links that lead nowhere.
+        problems: places whose images, if there are any, are not among them.
     """
 
     images: list[Path | str]
-    problems: list[str]
+    problems: list[Problem]
 
 
 @functools.cache
@@ -55,7 +66,7 @@ def find_images(sources: list[str]) -> FoundImages:
         ImageError: a source matches nothing; names it.
     """
     found: dict[Path | str, None] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     for source in sources:
         if source == STANDARD_INPUT:
             found[source] = None
@@ -78,23 +89,20 @@ def find_images(sources: list[str]) -> FoundImages:
     return FoundImages(list(found), problems)
 
 
-def _images_below(folder: Path, problems: list[str]) -> Iterator[Path]:
+def _images_below(folder: Path, problems: list[Problem]) -> Iterator[Path]:
     """Files with an image's suffix in a folder and its subfolders, links followed, each folder once."""
     seen: set[tuple[int, int]] = set()
 
     def cannot(error: OSError) -> None:
-        problems.append(f"{error.filename}: {error.strerror}: its images are left out")
+        problems.append(Problem(str(error.filename), f"{error.strerror}: its images are left out"))
 
     for name, subfolders, files in os.walk(folder, onerror=cannot, followlinks=True):
         status = os.stat(name)
+        if (status.st_dev, status.st_ino) in seen:
+            problems.append(Problem(name, "a link to a folder that was searched already, or such a folder; left out"))
+            subfolders.clear()
+            continue
         seen.add((status.st_dev, status.st_ino))
-        for subfolder in sorted(subfolders):
-            path = os.path.join(name, subfolder)
-            if os.path.islink(path):
-                target = os.stat(path)
-                if (target.st_dev, target.st_ino) in seen:
-                    problems.append(f"{path}: a link to a folder that was searched already; not followed")
-                    subfolders.remove(subfolder)
         for file in files:
             if os.path.splitext(file)[1].lower() not in image_suffixes():
                 continue
@@ -102,7 +110,7 @@ def _images_below(folder: Path, problems: list[str]) -> Iterator[Path]:
             if os.path.isfile(path):
                 yield Path(path)
             else:
-                problems.append(f"{path}: a link that leads nowhere" if os.path.islink(path) else f"{path}: no file")
+                problems.append(Problem(path, "a link that leads nowhere" if os.path.islink(path) else "no file"))
 
 
 def sample_image() -> Path:
