@@ -29,7 +29,7 @@ from efficientdet.data.dataset import (
     free_memory,
 )
 from efficientdet.data.records import ImageRecord, Records
-from efficientdet.errors import DataError, ImageError
+from efficientdet.errors import DataError, ImageError, SettingError
 from efficientdet.images.letterbox import IMAGENET, Preprocessing
 
 RAW = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
@@ -212,6 +212,12 @@ def test_images_that_take_too_much_memory_are_not_cached(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "statvfs", unknown)
     assert not DecodedCache.fits(make_records(None, 2))
+
+
+def test_a_cache_that_shared_memory_has_no_room_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_module, "shared_memory", lambda: 1000)
+    with pytest.raises(SettingError, match=r"cache: the decoded images need 0\.0 GB .* \(--no-cache\)"):
+        DetectionDataset(make_records(None, 2), (32, 32), IMAGENET, cache=True)
 
 
 @pytest.mark.parametrize("cache", [False, True])

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from efficientdet.data.augment import Augmentation, augment
 from efficientdet.data.records import ImageRecord, Records
-from efficientdet.errors import DataError, ImageError
+from efficientdet.errors import DataError, ImageError, SettingError
 from efficientdet.images.convert import RgbImage
 from efficientdet.images.letterbox import Preprocessing, letterbox
 from efficientdet.images.read import read
@@ -105,6 +105,16 @@ def free_memory() -> int:
     return min([free, *_left_by_cgroups()])
 
 
+def shared_memory() -> int:
+    """Bytes of shared memory that are free.
+
+    Raises:
+        OSError, AttributeError: the system does not tell.
+    """
+    shared = os.statvfs("/dev/shm")
+    return shared.f_bavail * shared.f_frsize
+
+
 def _left_by_cgroups() -> Iterator[int]:
     """Bytes that each memory limit above this process leaves; containers have such limits."""
     lines = CGROUPS.read_text().splitlines() if CGROUPS.exists() else []
@@ -127,11 +137,23 @@ def _left_by_cgroups() -> Iterator[int]:
 
 
 class DecodedCache:
-    """Decoded images, kept from their first reading in memory that all loader processes share."""
+    """Decoded images, kept from their first reading in memory that all loader processes share.
+
+    Raises:
+        SettingError: they need more shared memory than is free.
+    """
 
     def __init__(self, records: Records) -> None:
         sizes = [record.width * record.height * 3 for record in records.images]
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        needed, room = int(self.starts[-1]), np.inf
+        with suppress(AttributeError, OSError):  # a system without it
+            room = shared_memory()
+        if needed > room:  # writing to what is not there would kill the process without a word
+            raise SettingError(
+                f"{records.source}: cache: the decoded images need {needed / 1e9:.1f} GB of shared memory, of which "
+                f"{room / 1e9:.1f} GB are free; train without it (--no-cache)"
+            )
         self.pixels = torch.empty(int(self.starts[-1]), dtype=torch.uint8)
         self.filled = torch.zeros(len(sizes), dtype=torch.bool)
         for tensor in (self.pixels, self.filled):
@@ -141,8 +163,7 @@ class DecodedCache:
     def fits(records: Records) -> bool:
         """Whether the decoded images take a modest share of the free memory; never where that is unknown."""
         try:
-            shared = os.statvfs("/dev/shm")
-            free = min(free_memory(), shared.f_bavail * shared.f_frsize)
+            free = min(free_memory(), shared_memory())
         except (AttributeError, OSError, ValueError):
             return False
         return sum(record.width * record.height * 3 for record in records.images) < CACHE_SHARE * free
