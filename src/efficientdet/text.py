@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import re
 
+# Characters of a class name, in a dataset or a checkpoint; each detection repeats it.
+LONGEST_CLASS_NAME = 1000
+
 # C0 and C1 controls (terminal escapes begin with one), marks that reverse the direction of text, and lone surrogates,
 # which stand for the bytes of a file name that are not UTF-8.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

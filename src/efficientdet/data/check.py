@@ -12,7 +12,7 @@ from PIL import Image
 
 from efficientdet.errors import DataError, ImageError
 from efficientdet.images import read as images
-from efficientdet.text import printable
+from efficientdet.text import LONGEST_CLASS_NAME, printable
 
 # How many file names are looked for in a folder to tell whether it is the image folder.
 NAMES_TO_LOOK_FOR = 20
@@ -128,7 +128,7 @@ def check_class_names(names: Sequence[Any], place: str) -> tuple[str, ...]:
     """Class names as a tuple of distinct, non-empty strings.
 
     Raises:
-        DataError: there are none, or one is empty, not a text, or there twice; gives its index.
+        DataError: there are none, or one is empty, too long, not a text, or there twice; gives its index.
     """
     if not names:
         raise DataError(f"{place}: there are no class names; give at least one")
@@ -136,6 +136,10 @@ def check_class_names(names: Sequence[Any], place: str) -> tuple[str, ...]:
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"{place}: class name {index} is {shown(name)}; write a text, in quotes")
+        if len(name) > LONGEST_CLASS_NAME:
+            raise DataError(
+                f"{place}: class name {index} has {len(name):,} characters; write at most {LONGEST_CLASS_NAME:,}"
+            )
         if name in seen:
             raise DataError(f"{place}: class name {shown(name)} is there twice, at {seen[name]} and {index}; keep one")
         seen[name] = index

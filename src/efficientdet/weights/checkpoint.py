@@ -21,6 +21,7 @@ from efficientdet.errors import EfficientDetError, WeightsError
 from efficientdet.family import ModelSpec
 from efficientdet.images.letterbox import IMAGENET, LITE, Preprocessing
 from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.text import LONGEST_CLASS_NAME
 from efficientdet.version import __version__
 
 FORMAT = "efficientdet-1"
@@ -75,6 +76,9 @@ class CheckpointInfo:
             names, ids = fields["class_names"], fields["category_ids"]
             if not names or len(names) != len(ids):
                 raise ValueError(f"{len(names)} class_names, {len(ids)} category_ids")
+            longest = max(len(str(name)) for name in names)
+            if longest > LONGEST_CLASS_NAME:
+                raise ValueError(f"a class name of {longest:,} characters; at most {LONGEST_CLASS_NAME:,} are allowed")
             return cls(
                 spec=ModelSpec.from_dict(fields["spec"]),
                 class_names=tuple(map(str, names)),
