@@ -63,6 +63,15 @@ def test_torchvisions_weights_keep_their_names(
         assert torch.equal(tensor, published[name]), name
 
 
+def test_weights_that_are_not_finite_are_refused(
+    start: Callable[[Path], list[str]], published: dict[str, Tensor], tmp_path: Path
+) -> None:
+    published["conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(published, tmp_path / "nan.pth")
+    with pytest.raises(WeightsError, match=r"nan\.pth: 1 tensors have NaN .*conv1\.weight"):
+        start(tmp_path / "nan.pth")
+
+
 def test_every_mismatch_is_listed_and_nothing_is_changed(
     network: EfficientDet, start: Callable[[Path], list[str]], published: dict[str, Tensor], tmp_path: Path
 ) -> None:

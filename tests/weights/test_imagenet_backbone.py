@@ -190,6 +190,13 @@ def test_every_layer_that_does_not_fit_is_listed_and_nothing_is_changed(tmp_path
         assert torch.equal(tensor, before[name])
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    arrays = random_arrays()
+    arrays["conv_stem.weight"][0] = np.inf
+    with pytest.raises(WeightsError, match=r"inf\.npz: 1 tensors have NaN or infinite .*conv_stem\.weight"):
+        load_folded_backbone(EfficientNet("lite0"), write(tmp_path / "inf.npz", arrays), [torch.zeros(1, 3, 64, 64)])
+
+
 def test_the_classifiers_convolution_is_left_aside(tmp_path: Path) -> None:
     head = {"conv_head.weight": np.zeros((4, 4, 1, 1), np.float32), "conv_head.bias": np.zeros(4, np.float32)}
     path = write(tmp_path / "w.npz", random_arrays() | head)

@@ -16,7 +16,7 @@ from efficientdet.images.read import read
 from efficientdet.network.efficientdet import CLASS_LAYER, EfficientDet
 from efficientdet.network.efficientnet import EfficientNet
 from efficientdet.network.resnet import ResNet
-from efficientdet.weights.checkpoint import fit_state, load_checkpoint
+from efficientdet.weights.checkpoint import check_finite, fit_state, load_checkpoint
 from efficientdet.weights.create import copy_weights
 from efficientdet.weights.foreign import unwrap
 from efficientdet.weights.imagenet_backbone import load_folded_backbone
@@ -105,5 +105,6 @@ def _load_torchvision(backbone: ResNet, path: Path, name: str) -> list[str]:
     counters = {key: tensor for key, tensor in backbone.state_dict().items() if key.endswith("num_batches_tracked")}
     state = counters | {key: tensor for key, tensor in theirs.items() if key not in dropped}
     fit_state(backbone, state, str(path), name)
+    check_finite(state, str(path))
     backbone.load_state_dict(state)
     return dropped

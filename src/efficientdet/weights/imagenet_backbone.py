@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from efficientdet.errors import WeightsError
 from efficientdet.network.efficientnet import EfficientNet
-from efficientdet.weights.checkpoint import mismatches, shapes_of
+from efficientdet.weights.checkpoint import check_finite, mismatches, shapes_of
 
 # Layers of the classifier in such files, which a detector does not have.
 UNUSED = ("conv_head.weight", "conv_head.bias")
@@ -37,7 +37,7 @@ def load_folded_backbone(backbone: EfficientNet, path: str | Path, batches: Iter
 
     Raises:
         WeightsError: the file is missing or damaged; a layer is missing, unexpected or of another shape (all are
-            listed); or there are no images.
+            listed), or has NaN or infinite values; or there are no images.
     """
     arrays = _read(Path(path))
     pairs = _conv_norm_pairs(backbone)
@@ -46,6 +46,7 @@ def load_folded_backbone(backbone: EfficientNet, path: str | Path, batches: Iter
     problems = mismatches(expected, shapes_of({name: x for name, x in arrays.items() if name not in UNUSED}))
     if problems:
         raise WeightsError(f"{path}: does not fit the backbone:\n  " + "\n  ".join(problems))
+    check_finite({name: torch.from_numpy(array) for name, array in arrays.items()}, str(path))
     with torch.no_grad():
         for name, (conv, norm) in pairs.items():
             conv.weight.copy_(torch.from_numpy(arrays[f"{name}.weight"]))
