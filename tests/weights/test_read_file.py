@@ -52,6 +52,17 @@ def test_a_pickle_that_runs_a_program_is_refused(tmp_path: Path, zipped: bool) -
     assert marker.exists()
 
 
+def test_a_file_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1 << 20)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain:
+        with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+            for name in plain.namelist():
+                bomb.writestr(name, plain.read(name))
+    assert (tmp_path / "bomb.pth").stat().st_size < 20_000
+    with pytest.raises(WeightsError, match=r"bomb\.pth: .*unpacks to 4,\d{3},\d{3} bytes"):
+        load_pickle_safely(tmp_path / "bomb.pth")
+
+
 def test_a_bare_pickle_that_runs_a_program_is_refused(tmp_path: Path) -> None:
     marker, path = tmp_path / "ran", tmp_path / "evil.pth"
     path.write_bytes(pickle.dumps(Evil(marker)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def load_pickle_safely(path: str | Path) -> Any:
     if not os.path.isfile(path):
         raise WeightsError(f"{path}: no such weights file")
     try:
+        _refuse_bomb(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -80,6 +82,15 @@ def load_pickle_safely(path: str | Path) -> Any:
     # A damaged file can make torch raise nearly anything (RuntimeError, EOFError, KeyError, UnicodeDecodeError ...).
     except Exception as error:
         raise WeightsError(f"{path}: not a file of torch.save, or a damaged one ({_reason(error)})") from error
+
+
+def _refuse_bomb(path: str | Path) -> None:
+    """Refuse a file that unpacks to more than it holds: `torch.save` compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            size = sum(entry.file_size for entry in file.infolist())
+        if size > os.path.getsize(path):
+            raise ValueError(f"it unpacks to {size:,} bytes, more than the file has")
 
 
 def _reason(error: Exception) -> str:
