@@ -45,6 +45,8 @@ def test_a_program_without_this_package_finds_what_it_needs() -> None:
         ("postprocess", {"iou_threshold": 7}, "iou_threshold is 7"),
         ("postprocess", {"iou": 7}, "damaged metadata .*'iou'"),
         ("checkpoint", {}, "damaged metadata"),
+        ("checksum", "file-sha257:" + "0" * 64, "damaged metadata .*checksum"),
+        ("checksum", 7, "damaged metadata"),
     ],
 )
 def test_a_damaged_field_is_named(field: str, value: Any, words: str) -> None:

@@ -115,6 +115,8 @@ class FileMetadata:
             )
         try:
             fields = json.loads(text)
+            if not fields["checksum"].startswith(CHECKSUM.decode()):  # else `verify_checksum` finds none to compare
+                raise ValueError("the checksum's name is damaged")
             height, width = map(int, fields["image_size"])
             if not 1 <= min(height, width) <= max(height, width) <= LIMITS["image_size"][1]:
                 raise ValueError(f"image_size is {height}x{width}")
