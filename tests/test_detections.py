@@ -164,6 +164,11 @@ def test_repr_reads_like_a_sentence() -> None:
     assert repr(made(source="a.jpg")) == "Detections(3: 1 cat, 2 bird; 40x30 pixels in 'a.jpg')"
 
 
+def test_repr_is_safe_to_print() -> None:
+    text = repr(made(class_names=("\x1b[2J" + "x" * 20_000, "dog", "bird"), source="a\n.jpg"))
+    assert text.isprintable() and len(text) < 1000
+
+
 def test_draw_uses_the_picture_that_was_kept() -> None:
     pixels = np.full((30, 40, 3), 9, np.uint8)
     drawn = made(image=pixels).draw()

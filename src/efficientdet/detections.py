@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from efficientdet.errors import require, unknown_name
+from efficientdet.text import printable
 
 if TYPE_CHECKING:
     import supervision
@@ -151,8 +152,8 @@ class Detections:
     def __repr__(self) -> str:
         """The count, the classes with their counts, the image's size and its source."""
         counts = np.bincount(self.labels, minlength=len(self.class_names))
-        found = ", ".join(f"{counts[label]} {self.class_names[label]}" for label in np.flatnonzero(counts))
-        place = f" in '{self.source}'" if self.source else ""
+        found = ", ".join(f"{counts[label]} {printable(self.class_names[label])}" for label in np.flatnonzero(counts))
+        place = f" in '{printable(self.source)}'" if self.source else ""
         height, width = self.image_size
         return f"Detections({len(self)}{': ' if found else ''}{found}; {width}x{height} pixels{place})"
 

@@ -274,6 +274,7 @@ def test_table() -> None:
     truth = two_cats_and_a_dog()
     truth["annotations"].pop()  # the only box of medium size
     truth["categories"][0]["name"] = "[cat]"  # not markup
+    truth["categories"][1]["name"] = "\x1b[2J"  # would clear the screen
     console = Console(file=io.StringIO(), width=120)
     console.print(coco_metrics(truth, perfect(truth)[:1]).table())
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -281,6 +282,7 @@ def test_table() -> None:
     assert cells["all"] == ["0.505", "0.505", "0.505", "1.000", "n.a.", "0.000"]
     assert cells["[cat]"] == ["0.505", "0.505"]
     assert cells["emu"] == ["n.a.", "n.a."]
+    assert "\x1b" not in text and "\\x1b[2J" in cells
     assert "detections: 0.500 / 0.500 / 0.500" in text
     assert "small / medium / large: 1.000 / n.a. / 0.000" in text
     assert "2 images, 2 boxes" in text

@@ -195,6 +195,14 @@ def test_reading_leaves_warning_filters_alone_and_works_in_threads(tmp_path: Pat
     assert list(warnings.filters) == before
 
 
+def test_a_name_of_several_lines_stays_on_one_in_the_message(tmp_path: Path) -> None:
+    path = tmp_path / "a\nerror: b.png"
+    path.write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"a\\x0aerror: b\.png") as caught:
+        images.read(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_postscript_is_refused_for_it_would_start_a_program() -> None:
     with pytest.raises(ImageError, match="EPS"):
         images.read(encoded(Image.new("RGB", (4, 4)), "EPS"))

@@ -14,6 +14,7 @@ from rich.text import Text
 from efficientdet.atomic_write import write_json
 from efficientdet.errors import require
 from efficientdet.evaluation.matching import Boxes, EvaluationTable, read_table
+from efficientdet.text import printable
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Metrics:
         overall = (self.ap, self.ap50, self.ap75, self.ap_small, self.ap_medium, self.ap_large)
         table.add_row("all", *map(_shown, overall), end_section=True, style="bold")
         for name, ap in self.per_class.items():
-            table.add_row(Text(name), _shown(ap), _shown(self.per_class_ap50[name]))
+            table.add_row(Text(printable(name)), _shown(ap), _shown(self.per_class_ap50[name]))
         return table
 
 

@@ -18,6 +18,7 @@ from efficientdet.errors import ImageError
 from efficientdet.images.convert import RgbImage, from_array, from_tensor, to_rgb
 from efficientdet.images.jpeg import decode_jpeg, reduce_while_decoding
 from efficientdet.images.letterbox import letterbox_scale
+from efficientdet.text import printable
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+# Characters of a path in a message.
+LONGEST_NAME = 5000
 _RUNS_A_PROGRAM = ("EPS", "WMF")  # Pillow hands these to Ghostscript or Windows: not for files of strangers
 
 
@@ -99,7 +102,7 @@ def image_size(source: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[int,
 
 def _with_image(source: Any, use: Callable[[Image.Image], _Result]) -> _Result:
     """Open the source, use the image, close what was opened here, turn every failure into an ImageError."""
-    name = _name_of(source)
+    name = printable(_name_of(source), LONGEST_NAME)
     try:
         if isinstance(source, Image.Image):
             return use(source)
@@ -135,7 +138,7 @@ def _openable(source: Any, name: str) -> str | IO[bytes]:
     if isinstance(source, (str, os.PathLike)):
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
             raise ImageError(f"{name}: addresses are not opened; download it first and pass the path")
-        return name
+        return os.fsdecode(source)
     if hasattr(source, "read"):
         return cast("IO[bytes]", source)
     raise ImageError(f"{name}: not an image; pass a path, bytes, a binary file, a PIL image, a numpy array or a tensor")
