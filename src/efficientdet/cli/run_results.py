@@ -46,12 +46,30 @@ class RunResults:
         self._waits, self._pending = False, 0
 
     def __enter__(self) -> RunResults:
-        """Open the journal, and let SIGTERM end the block as Ctrl-C does, but never while an image is written."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.unlink(missing_ok=True)
-        self._journal = self.journal_path.open("w", encoding="utf-8")
+        """Open the journal, and let SIGTERM end the block as Ctrl-C does, but never while an image is written.
+
+        Raises:
+            SettingError: there cannot be such a folder or file.
+        """
         self._before = {number: signal.signal(number, self._on_signal) for number in _ENDING}
+        try:
+            with self.undisturbed():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._journal = self.journal_path.open("w", encoding="utf-8")
+                self.path.unlink(missing_ok=True)
+        except OSError as error:
+            self._give_signals_back()
+            if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)):
+                raise SettingError(f"--out {self.path.parent}: {error.filename}: {error.strerror}") from error
+            raise
+        except BaseException as error:  # a signal
+            self.__exit__(type(error), error, None)
+            raise
         return self
+
+    def _give_signals_back(self) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -103,8 +121,7 @@ class RunResults:
             if error is None:
                 raise
         finally:
-            for number, before in self._before.items():
-                signal.signal(number, before)
+            self._give_signals_back()
         if error is not None:
             complain(f"stopped after {len(self.images)} of {self.total} images; their results are in {where}")
 

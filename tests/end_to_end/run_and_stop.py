@@ -1,12 +1,13 @@
-"""Training commands that get a signal: `python train_and_stop.py JOB.json`; prints what became of each as JSON.
+"""Commands that get a signal: `python run_and_stop.py JOB.json`; prints what became of each as JSON.
 
 Each command is a process of its own, forked so that the libraries are imported once. First the command runs without
-being disturbed; then, for each of the signals, it runs until the signal arrives, at a time drawn by chance, and is
-resumed (or, if it had not begun, started again).
+being disturbed; then, for each of the signals, it runs until the signal arrives, at a time drawn by chance. A command
+that can be resumed is resumed then (or, if it had not begun, started again).
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from efficientdet import cli
-from efficientdet.training import callbacks, run  # noqa: F401  (imported before the first fork)
 
 
 def start(arguments: list[str], log: Path) -> int:
@@ -27,7 +27,7 @@ def start(arguments: list[str], log: Path) -> int:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.argv = ["efficientdet", "train", *arguments]
+    sys.argv = ["efficientdet", *arguments]
     code: Any = 70
     try:
         cli.main()
@@ -46,6 +46,8 @@ def end(child: int) -> int:
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
+    for name in job["imports"]:  # before the first fork
+        importlib.import_module(name)
     folder, chance, outcomes = Path(job["folder"]), random.Random(job["seed"]), []
     begun = time.monotonic()
     whole = end(start([*job["arguments"], "--out", str(folder / "whole")], folder / "whole.log"))
@@ -57,11 +59,12 @@ def main() -> None:
         delay = chance.uniform(0, duration)
         time.sleep(delay)
         os.kill(child, name)
-        code, said = end(child), log.read_text(errors="replace")
-        has_begun = (out / "config.json").is_file()
-        resumed = end(start([*arguments, "--resume"] if has_begun else arguments, folder / f"{number}-again.log"))
-        outcomes.append({"signal": name, "delay": delay, "code": code, "said": said, "has_begun": has_begun,
-                         "resumed": resumed, "again": (folder / f"{number}-again.log").read_text()})  # fmt: skip
+        outcome = {"signal": name, "delay": delay, "code": end(child), "said": log.read_text(errors="replace")}
+        if job["resumes"]:
+            outcome["has_begun"], again = (out / "config.json").is_file(), folder / f"{number}-again.log"
+            outcome["resumed"] = end(start([*arguments, "--resume"] if outcome["has_begun"] else arguments, again))
+            outcome["again"] = again.read_text()
+        outcomes.append(outcome)
     print(json.dumps({"whole": whole, "duration": duration, "outcomes": outcomes}))
 
 
