@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 Command = Callable[..., Any]
+ASCII = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
 resource = pytest.importorskip("resource", reason="signals and limits of POSIX")
 
 
@@ -117,6 +118,61 @@ def test_a_reader_that_has_gone_is_said_in_one_line(tmp_path: Path, checkpoint: 
     os.close(writing)
     assert done.returncode == 1 and "Traceback" not in done.stderr and done.stderr.count("error") == 1
     assert len(json.loads((out / "detections.json").read_text())["images"]) == 5
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["--version"], ["predict", "--help"]])
+def test_output_without_a_reader_ends_with_one(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "efficientdet", *arguments]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) <= 1, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [["models"], ["--version"]])
+def test_output_on_a_full_disk_ends_with_one(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "efficientdet", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_an_encoding_without_the_characters_of_a_name_is_no_fault(tmp_path: Path, checkpoint: Path) -> None:
+    folder, out = make_images(tmp_path / "café…", 1), tmp_path / "ö"
+    for extra in ([], ["--json"]):
+        process = start(folder, "--weights", checkpoint, "--out", out, *extra, env={**os.environ, **ASCII})
+        said, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert said.isascii() and (not extra or json.loads(said)["images"][0]["source"].startswith(str(folder)))
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, checkpoint: Path, command: Command) -> None:
+    folder = make_images(tmp_path / "in: images", 1)
+    (folder / "gone.png").symlink_to("nowhere.png")
+    code, _, err = command("predict", folder, "--weights", checkpoint, "--out", tmp_path / "out")
+    assert code == 1 and f"error: {folder / 'gone.png'}: a link that leads nowhere" in err.splitlines()
+    (failure,) = json.loads((tmp_path / "out" / "detections.json").read_text())["failures"]
+    assert failure["source"] == str(folder / "gone.png")
+
+
+def test_an_out_that_is_no_folder_is_wrong_usage(tmp_path: Path, checkpoint: Path, command: Command) -> None:
+    folder, out = make_images(tmp_path / "in", 1), tmp_path / "out"
+    out.write_text("mine")
+    (tmp_path / "taken" / "detections.json").mkdir(parents=True)
+    for place in (out, out / "below", tmp_path / "taken"):
+        code, _, err = command("predict", folder, "--weights", checkpoint, "--out", place)
+        assert code == 2 and f"--out {place}" in err, err
+    assert out.read_text() == "mine"
+
+
+def test_the_demo_of_a_long_name(tmp_path: Path, checkpoint: Path, command: Command) -> None:
+    image = tmp_path / ("n" * 252 + ".bw")
+    Image.new("RGB", (20, 20)).save(image, "SGI")
+    assert command("demo", image, "--weights", checkpoint, "--out", tmp_path / "out").code == 0
+    assert len(list((tmp_path / "out").glob("n*.jpg"))) == 1
 
 
 def test_closed_standard_streams_do_no_harm(tmp_path: Path, checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 
 from efficientdet import __version__
 from efficientdet.cache import cache_dir
-from efficientdet.cli.options import app, complain
+from efficientdet.cli.options import app, complain, flush_output
 from efficientdet.errors import EfficientDetError, Terminated
 
 # A file for each command (`models` holds several small ones), in the order of the help.
@@ -43,6 +44,13 @@ def main() -> None:
     """Run the command line; turn every error that is for people into one line and an exit code."""
     _open_standard_streams()
     try:
+        _run()
+    finally:
+        flush_output()
+
+
+def _run() -> None:
+    try:
         _keep_to_the_cache()
         app()
     except EfficientDetError as error:
@@ -66,7 +74,10 @@ def _keep_to_the_cache() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Open what is closed of standard input, output and error: other files would take their numbers."""
+    """Open what is closed of standard input, output and error, for other files would take their numbers.
+
+    A character that an output's encoding lacks is written as an escape.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -74,3 +85,6 @@ def _open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

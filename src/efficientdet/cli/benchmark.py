@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from efficientdet.atomic_write import write_json
-from efficientdet.cli.options import Json, app, complain, print_table, say, takes_settings, tell_progress
+from efficientdet.cli.options import Json, app, complain, print_json, print_table, say, takes_settings, tell_progress
 from efficientdet.inference.settings import BenchmarkSettings, DetectorSettings, PostprocessSettings
 from efficientdet.settings import divided
 
@@ -47,7 +46,7 @@ def benchmark(
     if out is not None:
         write_json(out, found.to_dict())
     if as_json:
-        print(json.dumps(found.to_dict()))
+        print_json(found.to_dict())
     else:
         print_table("milliseconds a batch", (row.table_row() for row in found.rows), ("model", "backend"))
         versions = ", ".join(f"{name} {version}" for name, version in found.hardware.versions.items())

@@ -23,14 +23,13 @@ def demo(
 
     Example: `efficientdet demo photo.jpg`
     """
-    from efficientdet.images.find import sample_image
+    from efficientdet.images.find import output_names, sample_image
     from efficientdet.inference.detector import load
 
     source = image or sample_image()
-    target = out / f"{source.stem}.jpg"
+    target = out / output_names([source])[0]
     spare_originals([source], [target])
     detections = load(weights).predict(source)
-    out.mkdir(parents=True, exist_ok=True)
     save_annotated(detections, target)
     rows = [
         {

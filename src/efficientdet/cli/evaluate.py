@@ -41,7 +41,8 @@ def evaluate(
             skip_missing=skip_missing,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        metrics.to_json(out)
-    print_json(metrics.to_dict()) if as_json else out_console.print(metrics.table())
+    try:
+        if out is not None:
+            metrics.to_json(out)
+    finally:  # what was measured is shown, even where it cannot be written
+        print_json(metrics.to_dict()) if as_json else out_console.print(metrics.table())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from efficientdet.cli.options import Json, app, complain, print_table, say, takes_settings
+from efficientdet.cli.options import Json, app, complain, print_json, print_table, say, takes_settings
 from efficientdet.errors import SettingError
 from efficientdet.exporting.settings import ExportSettings
 from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
@@ -63,7 +62,7 @@ def export(
             report = run_export(detector, target, images=images, data=data, split=split, **own)
     except ParityError as error:
         report = error.report
-    print(json.dumps(report.to_dict())) if as_json else _print_report(report, weights)
+    print_json(report.to_dict()) if as_json else _print_report(report, weights)
     if report.failures:
         complain(f"{'; '.join(report.failures)}. The first layer that differs: {report.first_difference}")
         if check is None:

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from efficientdet.errors import SettingError
 from efficientdet.settings import Kind, changed, kinds
-from efficientdet.text import in_json, printable, printable_lines
+from efficientdet.text import printable, printable_lines
 
 # Characters of text from outside that a table's cell shows.
 LONGEST_CELL = 1000
@@ -39,9 +39,27 @@ class OutConsole(Console):
 
     def on_broken_pipe(self) -> NoReturn:
         """Rich calls this where a write finds no reader."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer
-        complain("error: the program that reads this output has ended")
-        raise SystemExit(1)
+        _end_without_output(BrokenPipeError())
+
+
+def flush_output() -> None:
+    """Write what is left for standard output.
+
+    Raises:
+        SystemExit: 1, after a line that says so: nothing reads it any more, or the disk is full.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _end_without_output(error)
+
+
+def _end_without_output(error: OSError) -> NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python would try again as it ends
+    has_no_reader = isinstance(error, BrokenPipeError)
+    reason = "the program that reads this output has ended" if has_no_reader else f"standard output: {error.strerror}"
+    complain(f"error: {reason}")
+    raise SystemExit(1) from error
 
 
 # In a file or a pipe there is no edge to wrap at.
@@ -157,11 +175,11 @@ def say(text: str) -> None:
 
 
 def print_json(content: Any) -> None:
-    """Print one line of JSON, and nothing else, on standard output."""
+    """Print one line of JSON, and nothing else, on standard output, in ASCII: no terminal's encoding can lack it."""
     try:
-        print(in_json(json.dumps(content, ensure_ascii=False)), flush=True)
-    except BrokenPipeError:
-        out_console.on_broken_pipe()
+        print(json.dumps(content), flush=True)
+    except OSError as error:
+        _end_without_output(error)
 
 
 def complain(text: str) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from efficientdet.cli.options import Json, app, complain, print_table, say, takes_settings
+from efficientdet.cli.options import Json, app, complain, print_json, print_table, say, takes_settings
 from efficientdet.exporting.settings import QuantizeSettings
 from efficientdet.inference.settings import DetectorSettings
 from efficientdet.settings import divided
@@ -51,7 +50,7 @@ def quantize(
 
 def _print(report: QuantizationReport, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(report.to_dict()))
+        print_json(report.to_dict())
         return
     parity = report.parity
     row = {"file": report.file, "MB": f"{report.size_bytes / 1e6:.1f}"}
