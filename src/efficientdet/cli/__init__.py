@@ -20,6 +20,8 @@ COMMAND_FILES = (
     "demo", "predict", "evaluate", "train", "data", "models", "export", "quantize", "benchmark", "explain", "show",
     "scale", "ablate", "report",
 )  # fmt: skip
+# What PyTorch's error says where there is too little memory.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 for _name in COMMAND_FILES:
     importlib.import_module(f"{__name__}.{_name}")  # adds its command to the application
 
@@ -58,6 +60,12 @@ def _run() -> None:
         sys.exit(2)
     except OSError as error:
         complain(f"error: {error}")
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        if not isinstance(error, MemoryError) and not any(text in reason for text in OUT_OF_MEMORY):
+            raise
+        complain(f"error: the memory does not suffice ({reason}); use a smaller image size or batch size")
         sys.exit(1)
     except KeyboardInterrupt:
         complain("stopped")
