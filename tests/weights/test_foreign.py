@@ -47,6 +47,15 @@ def test_round_trip_is_bit_identical(name: str) -> None:
     assert _same(to_foreign(copy), theirs)
 
 
+def test_what_is_no_state_dict_is_an_error_of_ours(network: EfficientDet, state: dict[str, Tensor]) -> None:
+    circle: dict[str, object] = {}
+    circle["state_dict"] = circle
+    for odd in (circle, {}, {1: torch.ones(1)}, {("a",): torch.ones(1)}, {**state, 1: torch.ones(1)}, {"model": 3}):
+        for source in ("effdet", "auto"):
+            with pytest.raises(WeightsError, match="expected a dictionary of tensors"):
+                load_foreign(network, odd, source)
+
+
 def test_what_is_given_out_is_a_copy(network: EfficientDet) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for tensor in to_foreign(network).values():

@@ -27,6 +27,9 @@ _SWAP_XY = (1, 0, 3, 2)
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _PLAIN = ("state_dict", "model_state_dict", "model", "module")
 
+# How often such dictionaries may stand within each other.
+_DEEPEST = 8
+
 
 def load_foreign(
     model: EfficientDet, state: Mapping[str, Any], source: str = "effdet", replace_head: bool = False
@@ -102,12 +105,15 @@ def unwrap(state: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         WeightsError: there is no state dict; says what there is instead.
     """
-    for key in (*_AVERAGED, *_PLAIN):
-        inner = state.get(key)
-        if isinstance(inner, Mapping) and inner:
-            return unwrap(inner)
-    tensors = {name: _as_tensor(value) for name, value in state.items() if isinstance(value, (Tensor, np.ndarray))}
-    others = [str(name) for name, value in state.items() if not isinstance(value, (Tensor, np.ndarray))]
+    for _ in range(_DEEPEST):
+        inner = (state[key] for key in (*_AVERAGED, *_PLAIN) if isinstance(state.get(key), Mapping) and state[key])
+        state = next(inner, state)
+    tensors = {
+        name: _as_tensor(value)
+        for name, value in state.items()
+        if isinstance(name, str) and isinstance(value, (Tensor, np.ndarray))
+    }
+    others = [str(name) for name in state if name not in tensors]
     if not tensors or others:
         what = f"found {', '.join(others[:5])}" if others else "it is empty"
         raise WeightsError(f"expected a dictionary of tensors, or one that holds it as 'state_dict'; {what}")
