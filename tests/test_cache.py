@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from efficientdet import cache
-from efficientdet.cache import cache_dir, cache_folder, cached, is_sealed, seal
+from efficientdet.cache import cache_dir, cache_folder, cached, is_sealed, seal, sealing
 from efficientdet.errors import SettingError
 
 
@@ -103,6 +103,26 @@ def test_a_read_only_cache_serves_what_it_has(
     assert (folder / "b").read_text() == "wrong"
     assert "cannot be written (Read-only file system)" in capsys.readouterr().err
     cache._temporary_folder.cache_clear()
+
+
+def test_files_of_a_library_are_removed_where_they_are_damaged(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "unsealed.blob").write_bytes(b"left by a process that was killed")
+    (folder / "other").write_bytes(b"")
+    with sealing(folder, "*.blob"):
+        assert [path.name for path in folder.iterdir()] == ["other"]
+        (folder / "a.blob").write_bytes(b"whole")
+        (folder / "a.blob").chmod(0o400)
+    assert (folder / "a.blob").stat().st_mode & 0o777 == folder.stat().st_mode & 0o666
+    with sealing(folder, "*.blob"):
+        assert (folder / "a.blob").read_bytes() == b"whole"
+    assert capsys.readouterr().err == ""
+    (folder / "a.blob").write_bytes(b"damaged")
+    with sealing(folder, "*.blob"):
+        assert [path.name for path in folder.iterdir()] == ["other"]
+    assert capsys.readouterr().err == f"efficientdet: {folder / 'a.blob'} is damaged and is made again\n"
 
 
 def test_a_seal_tells_any_change(folder: Path) -> None:

@@ -12,7 +12,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from efficientdet.atomic_write import write_text
@@ -87,6 +88,32 @@ def is_sealed(path: Path) -> bool:
         return _seal_of(path).read_text(encoding="ascii") == sha256_of(path)
     except (OSError, UnicodeDecodeError):
         return False
+
+
+@contextmanager
+def sealing(folder: Path, pattern: str) -> Iterator[None]:
+    """For a library that keeps files of its own in a folder and does not verify them.
+
+    Before the block, files that do not match their seal are removed. After it, new ones get a seal, and the permissions
+    of any new file.
+
+    Args:
+        folder: of the files.
+        pattern: of their names.
+    """
+    for path in folder.glob(pattern):
+        if not is_sealed(path):
+            if _seal_of(path).exists():
+                _say(f"{path} is damaged and is made again")
+            with suppress(OSError):
+                path.unlink()
+                _seal_of(path).unlink(missing_ok=True)
+    yield
+    for path in folder.glob(pattern):
+        if not _seal_of(path).exists():
+            with suppress(OSError):  # another process may remove it
+                path.chmod(folder.stat().st_mode & 0o666)
+                seal(path)
 
 
 def sha256_of(path: Path) -> str:

@@ -91,7 +91,7 @@ def open_file(path: Path) -> OpenedFile:
                 found.append((name, _with_bias(conv)))
         first = len(model.outputs)
         model.add_outputs([output for _, output in found])
-        return [name for name, _ in found], first, openvino_session(model, None, "fp32", is_cached=False)
+        return [name for name, _ in found], first, openvino_session(model, None, "fp32")
 
     def convolutions(inputs: Sequence[NDArray[Any]], names: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
         layers, first, session = session_of(names)

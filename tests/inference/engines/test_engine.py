@@ -125,6 +125,23 @@ def test_a_damaged_graph_in_the_cache_is_written_again(
     assert capsys.readouterr().err == f"efficientdet: {graph} is damaged and is made again\n"
 
 
+def test_what_openvino_compiled_is_verified(
+    model: EfficientDet, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpenVINO runs a damaged file of its own cache, and gives other boxes."""
+    libraries_of("openvino")
+    pixels = images(1, 128, 128)
+    expected = [[output.clone() for output in part] for part in open_engine(model, "openvino").run(pixels)]
+    for blob in (cache / "engines" / "openvino").glob("*-any/*.blob"):
+        assert blob.stat().st_mode & 0o777 == blob.parent.stat().st_mode & 0o666
+        whole = blob.read_bytes()
+        at = len(whole) // 2
+        blob.write_bytes(whole[:at] + bytes(1000) + whole[at + 1000 :])
+    capsys.readouterr()
+    check(open_engine(model, "openvino").run(pixels), expected, 1e-6)
+    assert ".blob is damaged and is made again" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("backend", ["eager", "onnxruntime", "openvino"])
 def test_threads_do_not_disturb_each_other(model: EfficientDet, backend: str) -> None:
     libraries_of(backend)

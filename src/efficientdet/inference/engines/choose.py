@@ -140,5 +140,5 @@ def _fingerprint(model: EfficientDet) -> str:
 def _open_session(graphs: _Graphs, shape: tuple[int, ...], backend: str, precision: str, streams: int) -> Session:
     path = graphs.find((shape[2], shape[3]))
     if backend == "openvino":
-        return openvino_session(open_openvino(path), shape, precision, streams=streams)
+        return openvino_session(open_openvino(path), shape, precision, streams=streams, cache=path.stem)
     return onnxruntime_session(path, shape, precision=precision, streams=streams, on_gpu=backend == "tensorrt")

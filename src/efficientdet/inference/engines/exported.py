@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -172,8 +173,9 @@ def open_file(
     text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
     metadata = FileMetadata.from_json(text, path)
     outputs = _check_outputs(metadata, [output.any_name for output in model.outputs], path)
+    cache = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]
     return metadata, lambda shape: openvino_session(
-        model.clone(), shape, precision, outputs=outputs, is_cached=shape is not None
+        model.clone(), shape, precision, outputs=outputs, cache=cache if shape is not None else None
     )
 
 

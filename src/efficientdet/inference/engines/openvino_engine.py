@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from efficientdet.cache import cache_folder
+from efficientdet.cache import cache_folder, sealing
 from efficientdet.errors import WeightsError, require
 from efficientdet.inference.engines.engine import Session
 
@@ -61,7 +61,7 @@ def openvino_session(
     *,
     streams: int = 1,
     outputs: Sequence[str] = (),
-    is_cached: bool = True,
+    cache: str | None = None,
 ) -> Session:
     """Compile a model; each thread has a request of its own.
 
@@ -71,7 +71,8 @@ def openvino_session(
         precision: `fp32` or `bf16`.
         streams: how many threads may call at once, and share the cores.
         outputs: their names, in order; none for all, in the model's order.
-        is_cached: keep what was compiled in the cache folder, so that it opens faster the next time.
+        cache: folder of the cache that keeps what was compiled of this model, so that it opens faster the next time;
+            None to keep nothing.
     """
     if shape is not None:
         model.reshape(list(shape))
@@ -83,9 +84,12 @@ def openvino_session(
         "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    if is_cached:
-        settings["CACHE_DIR"] = str(cache_folder("engines", "openvino"))
-    compiled = openvino_core().compile_model(model, "CPU", settings)
+    if cache is None:
+        compiled = openvino_core().compile_model(model, "CPU", settings)
+    else:
+        folder = cache_folder("engines", "openvino", cache)
+        with sealing(folder, "*.blob"):  # OpenVINO itself would run what is damaged
+            compiled = openvino_core().compile_model(model, "CPU", settings | {"CACHE_DIR": str(folder)})
     own = threading.local()
 
     def run(*arrays: NDArray[Any]) -> list[Tensor]:
