@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from efficientdet.errors import ImageError, MissingExtraError
+from efficientdet.text import printable
 
 STANDARD_INPUT = "-"
 EMPTY_INPUT = "standard input is empty (pipe an image in, such as: efficientdet predict - < photo.jpg)"
@@ -81,12 +82,16 @@ def find_images(sources: list[str]) -> FoundImages:
             else:
                 matches = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())
         except (OSError, ValueError) as error:  # a name that is too long, or holds a null
-            raise ImageError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
+            raise ImageError(f"{_shown(source)}: {getattr(error, 'strerror', None) or error}") from error
         if not matches and len(problems) == before:
             what = "no image in this folder" if path.is_dir() else "no such file, and no file matches it as a pattern"
-            raise ImageError(f"{source}: {what}")
+            raise ImageError(f"{_shown(source)}: {what}")
         found.update(dict.fromkeys(matches))
     return FoundImages(list(found), problems)
+
+
+def _shown(source: str) -> str:
+    return printable(source, 5000)
 
 
 def _images_below(folder: Path, problems: list[Problem]) -> Iterator[Path]:
