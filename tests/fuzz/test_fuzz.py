@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import csv
 import io
 import json
 import os
@@ -33,6 +34,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from efficientdet.data.coco import read_coco
+from efficientdet.data.csv_file import read_csv
 from efficientdet.data.voc import read_voc
 from efficientdet.data.yolo import read_yolo
 from efficientdet.errors import EfficientDetError
@@ -287,6 +289,28 @@ def voc_target(folder: Path) -> Target:
     return Target(EITHER, read_case, 150, list(ElementTree.fromstring(VOC).iter()))
 
 
+CSV = [
+    ["image", "xmin", "ymin", "xmax", "ymax", "class", "ignored", "split"],
+    ["1.png", 1, 2, 20, 30.5, "disc", 0, "train"],
+    ["2.png", "", "", "", "", "", "", ""],
+    ["2.png", 0, 0, 48, 40, "", 1, "train"],
+]
+
+
+def csv_target(folder: Path) -> Target:
+    write_images(folder / "images")
+
+    def read_case(case: tuple[list[Any], list[Damage]]) -> None:
+        rows, text = edited(CSV, case[0]), io.StringIO()
+        rows = [row if isinstance(row, list) else [row] for row in rows] if isinstance(rows, list) else [[rows]]
+        csv.writer(text).writerows([[str(value) for value in row] for row in rows])
+        data = text.getvalue().encode("utf-8", "surrogatepass")
+        (folder / "boxes.csv").write_bytes(damaged(data, case[1]))
+        read_csv(folder / "boxes.csv", "train")
+
+    return Target(EITHER, read_case, 150, CSV)
+
+
 YAML_TEXTS = [
     "a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]\n", "names: !!python/object/apply:os.getcwd []\n",
     "? [a, b]\n: c\nnames: [x]\n", "names: !odd [x]\n", "names: [x]\nnames: [y]\n", "names: {0: x, '0': y}\n",
@@ -537,7 +561,8 @@ def resume_target(folder: Path, shapes: ModuleType) -> Target:
 
 
 TARGETS: dict[str, Callable[..., Target]] = {
-    "images": images_target, "coco": coco_target, "voc": voc_target, "yolo": yolo_target, "graph": graph_target,
+    "images": images_target, "coco": coco_target, "voc": voc_target, "yolo": yolo_target, "csv": csv_target,
+    "graph": graph_target,
     "checkpoint": checkpoint_target, "pickle": pickle_target, "npz": npz_target, "onnx": onnx_target,
     "names": names_target, "download": download_target, "resume": resume_target,
 }  # fmt: skip
@@ -581,7 +606,7 @@ def test_a_few_cases(target: Target) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "target", ["coco", "voc", "yolo", "graph", pytest.param("checkpoint", marks=pytest.mark.slow)], indirect=True
+    "target", ["coco", "voc", "yolo", "csv", "graph", pytest.param("checkpoint", marks=pytest.mark.slow)], indirect=True
 )
 def test_every_odd_value_in_every_place(target: Target) -> None:
     failures: dict[str, str] = {}
