@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from efficientdet import cache
-from efficientdet.cache import cache_dir, cache_folder, cached, is_sealed, seal, sealing
+from efficientdet.cache import cache_dir, cache_folder, cached, is_sealed, may_be_written, seal, sealing
 from efficientdet.errors import SettingError
 
 
@@ -103,6 +104,14 @@ def test_a_read_only_cache_serves_what_it_has(
     assert (folder / "b").read_text() == "wrong"
     assert "cannot be written (Read-only file system)" in capsys.readouterr().err
     cache._temporary_folder.cache_clear()
+
+
+def test_whether_a_folder_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    assert may_be_written(tmp_path) and may_be_written(tmp_path / "a" / "b")
+    assert not may_be_written(tmp_path / "file") and not may_be_written(tmp_path / "file" / "x")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    assert not may_be_written(tmp_path / "a")
 
 
 def test_files_of_a_library_are_removed_where_they_are_damaged(

@@ -55,6 +55,12 @@ def cache_folder(*parts: str) -> Path:
         return folder
 
 
+def may_be_written(folder: Path) -> bool:
+    """Whether a folder, which need not exist yet, can be written or made, as far as can be told without trying."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK)
+
+
 def cached(name: str, is_whole: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
     """A file of the cache, made if it is missing or damaged.
 

@@ -210,3 +210,16 @@ def test_names_from_outside_do_nothing_to_the_terminal(tmp_path: Path, checkpoin
     code, out, err = command("predict", folder, "--weights", checkpoint, "--out", tmp_path / "out")
     assert code == 1 and "\x1b[2J" not in out + err
     assert "\\x1b[2J[red]x.png" in err.replace("\n", "")
+
+
+def test_a_cache_that_cannot_be_is_worked_around(tmp_path: Path, checkpoint: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    folder, out = make_images(tmp_path / "in", 1), tmp_path / "out"
+    (tmp_path / "file").write_text("")
+    environment = {**os.environ, "EFFICIENTDET_CACHE": str(tmp_path / "file" / "cache")}
+    options = ("--weights", checkpoint, "--out", out, "--backend", "onnxruntime")
+    process = start(folder, *options, env={**environment, "EFFICIENTDET_BACKEND": "onnxruntime"})
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    (line,) = err.splitlines()
+    assert "cannot be written (Not a directory); this run uses a temporary one" in line and "EFFICIENTDET_CACHE" in line

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from efficientdet import __version__
-from efficientdet.cache import cache_dir
+from efficientdet.cache import cache_dir, may_be_written
 from efficientdet.cli.options import app, complain, flush_output
 from efficientdet.errors import EfficientDetError, Terminated
 
@@ -76,7 +76,12 @@ def _run() -> None:
 
 
 def _keep_to_the_cache() -> None:
-    """Let libraries that keep files of their own keep them in our cache, not in the home or the temporary folder."""
+    """Let libraries that keep files of their own keep them in our cache, not in the home or the temporary folder.
+
+    Where the cache cannot be written they are left alone: they would fail there, and find another place by themselves.
+    """
+    if not may_be_written(cache_dir()):
+        return
     for variable, name in (("MPLCONFIGDIR", "matplotlib"), ("TORCHINDUCTOR_CACHE_DIR", "inductor")):
         os.environ.setdefault(variable, str(cache_dir() / name))
 
