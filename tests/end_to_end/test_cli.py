@@ -13,6 +13,7 @@ from PIL import Image
 
 from efficientdet import __version__
 from efficientdet.family import MODELS
+from efficientdet.weights.checkpoint import read_info
 from efficientdet.weights.names import bundled_names
 
 Command = Callable[..., Any]
@@ -302,6 +303,25 @@ def test_evaluating(data: Path, checkpoint: Path, tmp_path: Path, command: Comma
     code, out, _ = command("evaluate", checkpoint, "--data", data / "train.json")
     assert code == 0
     assert "COCO AP on 4 images" in " ".join(out.split())
+    assert "Mistakes at IoU 0.50" in out
+
+
+def test_the_report_and_the_threshold_of_an_evaluation(
+    data: Path, checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    mine = tmp_path / "mine.safetensors"
+    shutil.copy(checkpoint, mine)
+    report = tmp_path / "report.json"
+    options = ("--data", data / "train.json", "--report", report, "--save-thresholds", "--false-positive-cost", "0.5")
+    code, _, _ = command("evaluate", mine, *options)
+    content = json.loads(report.read_text())
+    if content["threshold"] is None:  # nothing was found in the half that thresholds are chosen on
+        assert code == 2
+    else:
+        assert code == 0
+        assert read_info(mine).postprocess["score_threshold"] == content["threshold"]["score_threshold"]
+    code, _, err = command("evaluate", mine, "--data", data / "train.json", "--report", tmp_path / "report.pdf")
+    assert code == 2 and "ends in .json or .md" in err
 
 
 def test_evaluating_on_classes_that_the_detector_does_not_know(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from efficientdet.atomic_write import write_json
 from efficientdet.errors import require
-from efficientdet.evaluation.matching import Boxes, EvaluationTable, read_table
+from efficientdet.evaluation.matching import Boxes, EvaluationTable, Matches, read_table
 from efficientdet.text import printable
 
 
@@ -38,6 +38,7 @@ class Metrics:
         per_class_ap50: AP at IoU 0.50 by class name; None likewise.
         images: number of images evaluated.
         boxes: number of boxes in the ground truth, without crowd boxes.
+        matches: which detection found which object, where `evaluate` made these metrics; not part of `to_dict`.
     """
 
     ap: float
@@ -56,10 +57,13 @@ class Metrics:
     per_class_ap50: dict[str, float | None]
     images: int
     boxes: int
+    matches: Matches | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types by attribute name, ready for JSON."""
-        return asdict(self)
+        fields = asdict(replace(self, matches=None))
+        del fields["matches"]
+        return fields
 
     def to_json(self, path: str | Path) -> None:
         """Write `to_dict` to a file, which never exists half-written."""
@@ -99,7 +103,11 @@ def coco_metrics(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]
         DataError: an annotation or a result is of an image or category that the ground truth does not list.
         MissingExtraError: faster-coco-eval is not installed.
     """
-    table = read_table(ground_truth, results)
+    return metrics_of(read_table(ground_truth, results))
+
+
+def metrics_of(table: EvaluationTable) -> Metrics:
+    """The same as `coco_metrics`, of what `read_table` has read."""
     precision, recall = _accumulate(table)
     return Metrics(
         **_twelve_numbers(precision, recall),
@@ -141,7 +149,7 @@ def _rows(boxes: Boxes) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) | {"id": number} for number, row in enumerate(values, start=1)]
 
 
-def _twelve_numbers(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+def _twelve_numbers(precision: np.ndarray, recall: np.ndarray) -> dict[str, Any]:
     """The summary, by the attribute names of Metrics."""
     sizes = ("small", "medium", "large")
     return {

@@ -39,21 +39,27 @@ class Curve(NamedTuple):
         return int(np.searchsorted(-self.scores, -score_threshold, side="right")) - 1
 
 
-def precision_recall(matches: Matches, label: int | None = None, iou: float = 0.5) -> Curve:
+def precision_recall(
+    matches: Matches, label: int | None = None, iou: float = 0.5, images: NDArray[np.bool_] | None = None
+) -> Curve:
     """The precision-recall curve of a class, or of all detections together.
 
     Args:
         matches: the matches.
         label: the class; None for all.
         iou: IoU threshold, one of `matches.iou_thresholds`.
+        images: (I,) mask of the images that count; None for all.
     """
     chosen = ~matches.is_ignored[matches.threshold_index(iou)]
-    objects = matches.objects_by_class()
+    counted = ~matches.objects.is_ignored
+    if images is not None:
+        chosen = chosen & images[matches.detections.images]
+        counted &= images[matches.objects.images]
     if label is not None:
         chosen = chosen & (matches.detections.labels == label)
-        objects = objects[label : label + 1]
+        counted &= matches.objects.labels == label
     hits = np.cumsum(matches.hits(iou)[chosen], dtype=np.float64)
-    return _curve(matches.detections.scores[chosen], hits, np.arange(1.0, len(hits) + 1), float(objects.sum()))
+    return _curve(matches.detections.scores[chosen], hits, np.arange(1.0, len(hits) + 1), float(counted.sum()))
 
 
 def _curve(scores: Floats, hits: Floats, kept: Floats, objects: float) -> Curve:

@@ -11,7 +11,8 @@ from efficientdet.data.read_split import read_split
 from efficientdet.data.records import Records
 from efficientdet.detections import Detections
 from efficientdet.errors import DataError, require
-from efficientdet.evaluation.coco_ap import Metrics, coco_metrics
+from efficientdet.evaluation.coco_ap import Metrics, metrics_of
+from efficientdet.evaluation.matching import match, read_table
 from efficientdet.inference.detector import Detector, load
 from efficientdet.inference.settings import EVALUATION_SCORE_THRESHOLD
 from efficientdet.settings import changed, to_dict
@@ -44,7 +45,7 @@ def evaluate(
         **settings: fields of `PostprocessSettings`; by default the detector's, with a score threshold of 0.001.
 
     Returns:
-        The metrics.
+        The metrics, with the matches that `evaluation.report` summarizes.
 
     Raises:
         DataError: the dataset is at fault, or has a class that the detector does not know.
@@ -65,7 +66,8 @@ def evaluate(
         results += _results(detections, record.image_id, categories)
         if progress is not None:
             progress(done, len(records))
-    return coco_metrics(records.to_coco(), results)
+    table = read_table(records.to_coco(), results)
+    return dataclasses.replace(metrics_of(table), matches=match(table))
 
 
 def _categories(class_names: tuple[str, ...], records: Records) -> list[Any]:

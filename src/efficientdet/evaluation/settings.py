@@ -1,0 +1,48 @@
+"""The settings of an operating point: defaults, ranges and descriptions. Imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from efficientdet.errors import SettingError
+from efficientdet.settings import check_settings, setting
+
+
+@dataclass(frozen=True)
+class ThresholdSettings:
+    """What a score threshold is chosen for; without any of them, for the best F1."""
+
+    min_precision: float | None = setting(
+        None,
+        "Share of detections that must be right: the score threshold is the one that then finds most objects.",
+        above=0, maximum=1,
+    )  # fmt: skip
+    min_recall: float | None = setting(
+        None, "Share of objects that must be found: the score threshold is the highest that finds them.",
+        above=0, maximum=1,
+    )  # fmt: skip
+    false_positive_cost: float | None = setting(
+        None, "Cost of a false positive where a missed object costs 1: the score threshold is the cheapest.", above=0
+    )
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and that there is one aim.
+
+        Raises:
+            SettingError: a value is out of range, or several aims are given; names them.
+        """
+        check_settings(self)
+        aims = [
+            name for name in ("min_precision", "min_recall", "false_positive_cost") if getattr(self, name) is not None
+        ]
+        if len(aims) > 1:
+            raise SettingError(f"{' and '.join(aims)} are given; a threshold is chosen for one of them")
+
+
+class ThresholdOptions(TypedDict, total=False):
+    """The fields of `ThresholdSettings` as keywords, for type checkers."""
+
+    min_precision: float | None
+    min_recall: float | None
+    false_positive_cost: float | None
