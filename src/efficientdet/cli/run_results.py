@@ -55,8 +55,8 @@ class RunResults:
         try:
             with self.undisturbed():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._journal = self.journal_path.open("w", encoding="utf-8")
                 self.path.unlink(missing_ok=True)
+                self._journal = self.journal_path.open("w", encoding="utf-8")
         except OSError as error:
             self._give_signals_back()
             if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)):
