@@ -56,9 +56,13 @@ def cache_folder(*parts: str) -> Path:
 
 
 def may_be_written(folder: Path) -> bool:
-    """Whether a folder, which need not exist yet, can be written or made, as far as can be told without trying."""
+    """Whether a folder can be written or, if it does not exist yet, its nearest parent that does."""
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    return nearest.is_dir() and os.access(nearest, os.W_OK)
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            return True
+    except OSError:
+        return False
 
 
 def cached(name: str, is_whole: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
