@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from efficientdet.data.records import Records
     from efficientdet.detections import Detections
     from efficientdet.evaluation.coco_ap import Metrics
+    from efficientdet.evaluation.compare import Comparison, compare
     from efficientdet.evaluation.evaluate import evaluate
     from efficientdet.exporting.export import export
     from efficientdet.exporting.parity import ParityReport
@@ -36,6 +37,7 @@ _SUBMODULES = ("boxes", "data", "errors", "family", "weights")
 
 # The module that defines each public name; the block above says the same to type checkers.
 _HOMES = {
+    "Comparison": "efficientdet.evaluation.compare",
     "Detections": "efficientdet.detections",
     "Detector": "efficientdet.inference.detector",
     "DetectorSettings": "efficientdet.inference.settings",
@@ -48,6 +50,7 @@ _HOMES = {
     "TrainConfig": "efficientdet.training.config",
     "TrainingRun": "efficientdet.training.run_folder",
     "ablate": "efficientdet.research.ablation",
+    "compare": "efficientdet.evaluation.compare",
     "create_model": "efficientdet.weights.create",
     "evaluate": "efficientdet.evaluation.evaluate",
     "export": "efficientdet.exporting.export",
@@ -58,6 +61,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Comparison",
     "Detections",
     "Detector",
     "DetectorSettings",
@@ -72,6 +76,7 @@ __all__ = [
     "__version__",
     "ablate",
     "boxes",
+    "compare",
     "create_model",
     "data",
     "errors",

@@ -324,6 +324,13 @@ def test_the_report_and_the_threshold_of_an_evaluation(
     assert code == 2 and "ends in .json or .md" in err
 
 
+def test_comparing(data: Path, checkpoint: Path, command: Command) -> None:
+    code, out, _ = command("compare", checkpoint, checkpoint, "--data", data, "--json")
+    content = json.loads(out)
+    assert code == 0
+    assert (content["difference"], content["interval"], content["better"]) == (0, [0, 0], [])
+
+
 def test_evaluating_on_classes_that_the_detector_does_not_know(
     shared_data: Path, checkpoint: Path, command: Command
 ) -> None:

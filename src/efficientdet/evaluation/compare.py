@@ -1,0 +1,178 @@
+"""Two detectors on the same images: is the difference more than chance, and where is it?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+from rich.text import Text
+
+from efficientdet.data.read_split import read_split
+from efficientdet.data.records import Records
+from efficientdet.errors import DataError
+from efficientdet.evaluation.coco_ap import Metrics
+from efficientdet.evaluation.curves import bootstrap_weights, class_ap, precision_recall
+from efficientdet.evaluation.evaluate import evaluate
+from efficientdet.evaluation.matching import NOTHING, Matches
+from efficientdet.inference.detector import Detector
+from efficientdet.text import printable
+
+# Images listed as better and as worse.
+LISTED = 10
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A second detector against a first one; differences are second minus first.
+
+    Attributes:
+        names: of the two.
+        metrics: of the two.
+        difference: of AP.
+        interval: 95 % interval of the difference, from images resampled alike for both (paired bootstrap).
+        per_class: difference of AP by class name; None for a class without objects.
+        better: ids of the images in which the second one makes fewer mistakes, most first, with how many fewer.
+        worse: ids of the images in which it makes more, likewise.
+    """
+
+    names: tuple[str, str]
+    metrics: tuple[Metrics, Metrics]
+    difference: float
+    interval: tuple[float, float]
+    per_class: dict[str, float | None]
+    better: list[tuple[Any, int]]
+    worse: list[tuple[Any, int]]
+
+    def is_certain(self) -> bool:
+        """Whether the interval leaves no doubt which one is better."""
+        return self.interval[0] > 0 or self.interval[1] < 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, ready for JSON."""
+        return {
+            "names": list(self.names),
+            "metrics": [metrics.to_dict() for metrics in self.metrics],
+            "difference": self.difference,
+            "interval": list(self.interval),
+            "per_class": self.per_class,
+            "better": [{"image_id": image_id, "fewer_mistakes": count} for image_id, count in self.better],
+            "worse": [{"image_id": image_id, "more_mistakes": count} for image_id, count in self.worse],
+        }
+
+    def table(self) -> Table:
+        """AP of both, overall and by class, for a terminal."""
+        verdict = "more than chance" if self.is_certain() else "may be chance"
+        low, high = self.interval
+        lines = [f"Difference of AP {self.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}: {verdict}."]
+        for what, rows in (("better", self.better), ("worse", self.worse)):
+            if rows:
+                shown = ", ".join(f"{printable(image_id)} ({count})" for image_id, count in rows)
+                lines.append(f"Images that got {what} (by mistakes): {shown}")
+        table = Table(title=f"{printable(self.names[1])} against {printable(self.names[0])}", caption="\n".join(lines))
+        table.add_column("class")
+        for column in ("first AP", "second AP", "difference"):
+            table.add_column(column, justify="right")
+        first, second = self.metrics
+        table.add_row("all", f"{first.ap:.3f}", f"{second.ap:.3f}", f"{self.difference:+.3f}", style="bold")
+        for name, difference in self.per_class.items():
+            if difference is not None:
+                pair = [f"{metrics.per_class[name]:.3f}" for metrics in self.metrics]
+                table.add_row(Text(printable(name)), *pair, f"{difference:+.3f}")
+        return table
+
+
+def compare(
+    first: Detector | str | Path,
+    second: Detector | str | Path,
+    data: str | Path | Records,
+    *,
+    split: str = "val",
+    batch_size: int = 8,
+    skip_missing: bool = False,
+    resamples: int = 500,
+    seed: int = 0,
+) -> Comparison:
+    """Evaluate two detectors on the same images and compare them.
+
+    Args:
+        first: a detector, or what `load` takes.
+        second: likewise.
+        data: the dataset (see `evaluate`).
+        split: of a folder.
+        batch_size: images that go through a network together.
+        skip_missing: leave out images whose file is missing.
+        resamples: number of resampled datasets, for the interval.
+        seed: of the resampling.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        DataError: the dataset is at fault, has no objects, or a class that one of the detectors does not know.
+        ImageError: an image cannot be read.
+    """
+    records = data if isinstance(data, Records) else read_split(data, split, skip_missing)
+    metrics = [evaluate(one, records, batch_size=batch_size) for one in (first, second)]
+    names = (_name(first), _name(second))
+    return compare_metrics((metrics[0], metrics[1]), names, resamples, seed)
+
+
+def _name(detector: Detector | str | Path) -> str:
+    return detector.info.spec.name if isinstance(detector, Detector) else str(detector)
+
+
+def compare_metrics(
+    metrics: tuple[Metrics, Metrics], names: tuple[str, str], resamples: int = 500, seed: int = 0
+) -> Comparison:
+    """The same of two evaluations of one dataset.
+
+    Raises:
+        DataError: they are of different images or classes, or there are no objects.
+    """
+    first, second = (one.matches for one in metrics)
+    if (
+        first is None
+        or second is None
+        or (first.image_ids, first.class_names) != (second.image_ids, second.class_names)
+    ):
+        raise DataError("only evaluations of the same images and classes can be compared")
+    if not first.objects_by_class().any():
+        raise DataError("the dataset has no objects; there is nothing to compare")
+    differences = []
+    for weights in bootstrap_weights(len(first.image_ids), resamples, seed):
+        pair = [class_ap(matches, image_weights=weights) for matches in (first, second)]
+        if not np.isnan(pair[0]).all():
+            differences.append(float(np.nanmean(pair[1]) - np.nanmean(pair[0])))
+    low, high = np.percentile(differences, [2.5, 97.5])
+    by_class = class_ap(second) - class_ap(first)
+    change = _mistakes_by_image(second) - _mistakes_by_image(first)
+    order = np.argsort(change, kind="stable")
+    return Comparison(
+        names,
+        metrics,
+        metrics[1].ap - metrics[0].ap,
+        (float(low), float(high)),
+        {
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(first.class_names, by_class, strict=True)
+        },
+        [(first.image_ids[i], int(-change[i])) for i in order[:LISTED] if change[i] < 0],
+        [(first.image_ids[i], int(change[i])) for i in order[::-1][:LISTED] if change[i] > 0],
+    )
+
+
+def _mistakes_by_image(matches: Matches) -> NDArray[np.int64]:
+    """(I,) wrong detections and missed objects of each image, at IoU 0.5 and the threshold with the best F1."""
+    curve = precision_recall(matches)
+    threshold = curve.scores[np.argmax(curve.f1)] if len(curve.scores) else 1.0
+    level = matches.threshold_index(0.5)
+    kept = (matches.detections.scores >= threshold) & ~matches.is_ignored[level]
+    wrong = kept & (matches.objects_found[level] == NOTHING)
+    is_missed = ~matches.objects.is_ignored
+    is_missed[matches.objects_found[level][kept & ~wrong]] = False
+    images = np.concatenate([matches.detections.images[wrong], matches.objects.images[is_missed]])
+    return np.bincount(images, minlength=len(matches.image_ids)).astype(np.int64)
