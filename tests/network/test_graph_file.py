@@ -54,7 +54,7 @@ def test_a_good_file_gives_its_nodes(tmp_path: Path) -> None:
         (GOOD.replace("name: out5", "name: 5out"), "line 3, node '5out': a name is letters"),
         (GOOD + "  - {name: idle, level: 4, inputs: [in4]}\n", "line 8: .*'idle': nothing reads it"),
         (GOOD + "extra: 1\n", "unknown keys \\['extra'\\]"),
-        (GOOD + "  - {name: x, level: 3, inputs: [in3], combine: max}\n", "line 8, node 'x': combine is 'max'"),
+        (GOOD + "  - {name: x, level: 3, inputs: [in3], combine: max}\n", "line 8, node 'x': unknown combine 'max'"),
         (GOOD + "  - just text\n", "line 8: a node is a mapping"),
         ("nodes: []\n", "no node gives level 3"),
         ("nodes: [", "not YAML"),

@@ -43,7 +43,7 @@ class TimmBackbone(nn.Module):
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:8]) or "see timm.list_models()"
             raise UnknownNameError(f"unknown backbone '{TIMM_PREFIX}{name}': timm has no such model. Near: {near}.")
-        self.net = _create(timm, name, _indices(timm, name))
+        self.net = _create(timm, name)
         self.channels: tuple[int, ...] = tuple(self.net.feature_info.channels())
         self.is_channels_last = str(getattr(self.net, "output_fmt", "")).endswith("NHWC")
 
@@ -110,24 +110,20 @@ def _import_timm(name: str) -> Any:
         ) from error
 
 
-def _create(timm: Any, name: str, out_indices: tuple[int, ...] | None) -> Any:
-    """Timm's module with the feature maps of these indices; None for those that timm chooses."""
-    chosen = {} if out_indices is None else {"out_indices": out_indices}
+def _create(timm: Any, name: str) -> Any:
+    """Timm's module with the feature maps of the strides of P3, P4 and P5; layers after P5 are not built."""
+    options = {"features_only": True, "pretrained": False}
     try:
-        return timm.create_model(name, features_only=True, pretrained=False, **chosen)
+        with torch.device("meta"):
+            info = timm.create_model(name, **options).feature_info
+        strides = info.reduction()
+        if not set(STRIDES) <= set(strides):
+            raise SettingError(
+                f"backbone '{TIMM_PREFIX}{name}' gives features of strides {sorted(set(strides))}; a detector needs "
+                f"{', '.join(map(str, STRIDES))}"
+            )
+        indices = tuple(info.out_indices[strides.index(stride)] for stride in STRIDES)
+        return timm.create_model(name, **options, out_indices=indices)
     # What timm raises for a model that gives no features.
     except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
         raise SettingError(f"backbone '{TIMM_PREFIX}{name}' gives no features: {error}") from error
-
-
-def _indices(timm: Any, name: str) -> tuple[int, ...]:
-    """Indices of the model's feature maps with the strides of P3, P4 and P5; layers after P5 are then not built."""
-    with torch.device("meta"):
-        info = _create(timm, name, None).feature_info
-    strides, indices = info.reduction(), info.out_indices
-    if not set(STRIDES) <= set(strides):
-        raise SettingError(
-            f"backbone '{TIMM_PREFIX}{name}' gives features of strides {sorted(set(strides))}; a detector needs "
-            f"{', '.join(map(str, STRIDES))}"
-        )
-    return tuple(indices[strides.index(stride)] for stride in STRIDES)

@@ -13,12 +13,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from efficientdet.errors import SettingError
+from efficientdet.errors import SettingError, UnknownNameError
 from efficientdet.network.topology import Node, Topology, find_fault
 from efficientdet.yaml_text import parse_yaml
 
-NODE_FIELDS = {"name", "level", "inputs", "combine"}
-COMBINES = ("sum", "attention")
+NODE_FIELDS = set(Node.__dataclass_fields__)
 GRAPH_SUFFIXES = (".yaml", ".yml")
 
 
@@ -63,19 +62,14 @@ def read_graph(path: str | Path, levels: tuple[int, int]) -> Topology:
 def _node(row: Any, where: str) -> Node:
     if not isinstance(row, dict):
         raise SettingError(f"{where}: a node is a mapping of name, level and inputs, not {row!r}")
-    name = row.get("name")
-    label = f"{where}, node '{name}'"
+    label = f"{where}, node '{row.get('name')}'"
     unknown, missing = sorted(set(map(str, row)) - NODE_FIELDS), sorted({"name", "level", "inputs"} - set(row))
     if unknown or missing:
         raise SettingError(f"{label}: unknown fields {unknown}, missing fields {missing}")
-    if not isinstance(name, str) or not name.isidentifier():
+    try:
+        node = Node(**row)
+    except (SettingError, UnknownNameError) as error:
+        raise SettingError(f"{label}: {error}") from None
+    if not node.name.isidentifier():
         raise SettingError(f"{label}: a name is letters, digits and _, and begins with no digit")
-    if not isinstance(row["level"], int) or isinstance(row["level"], bool):
-        raise SettingError(f"{label}: level is {row['level']!r}; it must be a whole number")
-    inputs = row["inputs"]
-    if not isinstance(inputs, list) or not all(isinstance(item, str) for item in inputs):
-        raise SettingError(f"{label}: inputs is {inputs!r}; it must be a list of names")
-    combine = row.get("combine", "sum")
-    if combine not in COMBINES:
-        raise SettingError(f"{label}: combine is {combine!r}; known are {', '.join(COMBINES)}")
-    return Node(name, row["level"], tuple(inputs), combine)
+    return node

@@ -14,6 +14,8 @@ from efficientdet.network.layers import Conv2d, batch_norm
 
 EPSILON = 1e-5
 STEM_CHANNELS = 64
+# Channels of a bottleneck's output, over its width.
+EXPANSION = 4
 # Channels inside the blocks of `layer1` to `layer4`.
 WIDTHS = (64, 128, 256, 512)
 
@@ -37,53 +39,36 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
     return Conv2d(inputs, outputs, kernel, stride, padding="symmetric")
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the shortcut around them."""
+class Block(nn.Module):
+    """Convolutions with batch norms, called `conv1`, `bn1` and so on, and the shortcut around them (figure 5).
 
-    expansion = 1
+    A bottleneck has 1x1 to the width, 3x3, and 1x1 to four times the width; another block two 3x3.
+    """
 
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, has_bottleneck: bool) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _conv(inputs, width, 3, stride), batch_norm(width, EPSILON)
-        self.conv2, self.bn2 = _conv(width, width, 3), batch_norm(width, EPSILON)
-        self.downsample = _shortcut(inputs, width, stride)
+        outputs = EXPANSION * width if has_bottleneck else width
+        if has_bottleneck:
+            convs = [_conv(inputs, width, 1), _conv(width, width, 3, stride), _conv(width, outputs, 1)]
+        else:
+            convs = [_conv(inputs, width, 3, stride), _conv(width, width, 3)]
+        for number, conv in enumerate(convs, start=1):
+            self.add_module(f"conv{number}", conv)
+            self.add_module(f"bn{number}", batch_norm(conv.out_channels, EPSILON))
+        self.depth = len(convs)
+        is_same = stride == 1 and inputs == outputs
+        shortcut = [] if is_same else [_conv(inputs, outputs, 1, stride), batch_norm(outputs, EPSILON)]
+        self.downsample = nn.Sequential(*shortcut)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, h, w) to (B, width, ceil(h / stride), ceil(w / stride))."""
-        branch = self.relu(self.bn1(self.conv1(x)))
-        branch = self.bn2(self.conv2(branch))
+        """(B, inputs, h, w) to (B, outputs, ceil(h / stride), ceil(w / stride))."""
+        branch = x
+        for number in range(1, self.depth + 1):
+            branch = getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(branch))
+            branch = self.relu(branch) if number < self.depth else branch
         out: Tensor = self.relu(branch + self.downsample(x))
         return out
-
-
-class Bottleneck(nn.Module):
-    """1x1 convolution to the width, 3x3, 1x1 to four times the width, and the shortcut around them."""
-
-    expansion = 4
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        outputs = self.expansion * width
-        self.conv1, self.bn1 = _conv(inputs, width, 1), batch_norm(width, EPSILON)
-        self.conv2, self.bn2 = _conv(width, width, 3, stride), batch_norm(width, EPSILON)
-        self.conv3, self.bn3 = _conv(width, outputs, 1), batch_norm(outputs, EPSILON)
-        self.downsample = _shortcut(inputs, outputs, stride)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, h, w) to (B, 4 * width, ceil(h / stride), ceil(w / stride))."""
-        branch = self.relu(self.bn1(self.conv1(x)))
-        branch = self.relu(self.bn2(self.conv2(branch)))
-        branch = self.bn3(self.conv3(branch))
-        out: Tensor = self.relu(branch + self.downsample(x))
-        return out
-
-
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    if stride == 1 and inputs == outputs:
-        return nn.Identity()
-    return nn.Sequential(_conv(inputs, outputs, 1, stride), batch_norm(outputs, EPSILON))
 
 
 class ResNet(nn.Module):
@@ -99,18 +84,18 @@ class ResNet(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         layout = RESNETS[name]
-        block = Bottleneck if layout.has_bottleneck else BasicBlock
+        bottleneck = layout.has_bottleneck
         self.conv1, self.bn1 = _conv(3, STEM_CHANNELS, 7, 2), batch_norm(STEM_CHANNELS, EPSILON)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         layers, inputs = [], STEM_CHANNELS
         for i, (width, count) in enumerate(zip(WIDTHS, layout.repeats, strict=True)):
-            outputs = block.expansion * width
-            first = block(inputs, width, 1 if i == 0 else 2)
-            layers.append(nn.Sequential(first, *(block(outputs, width, 1) for _ in range(count - 1))))
+            outputs = width * (EXPANSION if bottleneck else 1)
+            first = Block(inputs, width, 1 if i == 0 else 2, bottleneck)
+            layers.append(nn.Sequential(first, *(Block(outputs, width, 1, bottleneck) for _ in range(count - 1))))
             inputs = outputs
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
-        self.channels = tuple(block.expansion * width for width in WIDTHS[1:])
+        self.channels = tuple(width * (EXPANSION if bottleneck else 1) for width in WIDTHS[1:])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, cast
 
 from efficientdet.errors import SettingError, find_name
 from efficientdet.family import ModelSpec
+from efficientdet.settings import check_settings
 
 Combine = Literal["sum", "attention"]
 
@@ -33,6 +34,10 @@ class Node:
     level: int
     inputs: tuple[str, ...]
     combine: Combine = "sum"
+
+    def __post_init__(self) -> None:
+        """Check the types; the error names the field."""
+        check_settings(self)
 
 
 @dataclass(frozen=True)
