@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 import efficientdet
 from efficientdet.errors import WeightsError
 from efficientdet.family import MODELS
-from efficientdet.images.letterbox import IMAGENET, LITE
+from efficientdet.images.letterbox import IMAGENET, LITE, Preprocessing
 from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.settings import to_dict
 from efficientdet.weights import checkpoint as checkpoint_module
 from efficientdet.weights.checkpoint import (
     FORMAT,
@@ -141,7 +142,7 @@ def test_the_metadata_is_complete_and_readable_by_anyone(saved: Path) -> None:
     assert fields["class_names"] == ["person", "straße"] and fields["category_ids"] == [1, 90]
     assert set(fields["spec"]) == {field.name for field in dataclasses.fields(SPEC)}
     assert fields["spec"]["anchor_scale"] == 3.0 and len(fields["spec"]["aspects"]) == 3
-    assert fields["preprocessing"] == LITE.to_dict()
+    assert Preprocessing(**fields["preprocessing"]) == LITE
     assert fields["postprocess"] == {"nms": "soft"}
     assert fields["metrics"] == {"ap": 0.5, "data": "people"}
     assert fields["training"] == {"epochs": 3, "scale_jitter": None}
@@ -325,7 +326,8 @@ def test_a_missing_field_is_named(field: str, tmp_path: Path) -> None:
             {"category_ids": [1]},
             {"preprocessing": {}},
             {"preprocessing": 4},
-            {"preprocessing": {**LITE.to_dict(), "std": [0, 1, 1]}},
+            {"preprocessing": {**to_dict(LITE), "std": [0, 1, 1]}},
+            {"preprocessing": {**to_dict(LITE), "gamma": 2}},
             {"metrics": 0.5},
         )
     ],

@@ -6,10 +6,8 @@ that was made in another way. numpy and Pillow only.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +15,7 @@ from PIL import Image
 
 from efficientdet.errors import SettingError
 from efficientdet.images.convert import FloatImage, RgbImage
+from efficientdet.settings import check_settings
 
 ResizeMethod: TypeAlias = Literal["official", "effdet"]
 
@@ -37,43 +36,10 @@ class Preprocessing:
     resize: ResizeMethod = "effdet"
 
     def __post_init__(self) -> None:
-        """Check every field; SettingError names the first that is wrong."""
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
+        """Check types, choices and ranges; the error names the first field that is wrong."""
+        check_settings(self)
         if min(self.std) <= 0:
-            raise SettingError(f"preprocessing std must be above 0, got {self.std}")
-        if self.resize not in get_args(ResizeMethod):
-            raise SettingError(f"preprocessing resize must be 'effdet' or 'official', got {self.resize!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain types, ready for JSON."""
-        values = asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """The settings that `to_dict` wrote.
-
-        Raises:
-            SettingError: a field is unknown, missing or of the wrong kind; names it.
-        """
-        known = {field.name for field in fields(cls)}
-        unknown, missing = sorted(set(values) - known), sorted(known - set(values))
-        if unknown:
-            raise SettingError(f"preprocessing has unknown fields {unknown}; known are {sorted(known)}")
-        if missing:
-            raise SettingError(f"preprocessing lacks the fields {missing}")
-        return cls(**values)
-
-
-def _three_numbers(name: str, value: Any) -> tuple[float, float, float]:
-    try:
-        numbers = tuple(float(number) for number in value)
-    except (TypeError, ValueError):
-        numbers = ()
-    if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
-        raise SettingError(f"preprocessing {name} must be three finite numbers (R, G, B), got {value!r}")
-    return numbers[0], numbers[1], numbers[2]
+            raise SettingError(f"std is {self.std}; it must be above 0")
 
 
 IMAGENET = Preprocessing(mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255))

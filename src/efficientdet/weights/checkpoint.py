@@ -83,7 +83,7 @@ class CheckpointInfo:
                 spec=ModelSpec.from_dict(fields["spec"]),
                 class_names=tuple(map(str, names)),
                 category_ids=tuple(map(int, ids)),
-                preprocessing=Preprocessing.from_dict(fields["preprocessing"]),
+                preprocessing=Preprocessing(**fields["preprocessing"]),
                 postprocess=dict(fields["postprocess"]),
                 metrics=dict(fields["metrics"]),
                 training=dict(fields["training"]),

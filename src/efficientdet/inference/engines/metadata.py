@@ -80,7 +80,7 @@ class FileMetadata:
             "dynamic_batch": self.dynamic_batch,
             "dynamic_size": self.dynamic_size,
             "precision": self.precision,
-            "preprocessing": {**info.preprocessing.to_dict(), "letterbox": LETTERBOX},
+            "preprocessing": {**to_dict(info.preprocessing), "letterbox": LETTERBOX},
             "anchors": {
                 "levels": spec.levels,
                 "strides": spec.strides,
