@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], words: str) -> None
 
 
 def test_nothing_found_works_everywhere() -> None:
-    nothing = Detections.empty(NAMES, (30, 40), category_ids=(5, 6, 7))
+    nothing = Detections([], [], [], NAMES, (30, 40), category_ids=(5, 6, 7))  # type: ignore[arg-type]
     assert len(nothing) == 0
     assert nothing.boxes_xyxy.shape == (0, 4)
     assert nothing.to_coco(1) == []
@@ -187,7 +187,7 @@ def test_to_supervision() -> None:
     np.testing.assert_array_equal(converted.xyxy, made().boxes_xyxy)
     assert converted.class_id.tolist() == [2, 0, 2]
     assert converted.data["class_name"].tolist() == ["bird", "cat", "bird"]
-    assert len(Detections.empty(NAMES, (3, 4)).to_supervision()) == 0
+    assert len(made()[:0].to_supervision()) == 0
 
 
 def test_to_supervision_without_the_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

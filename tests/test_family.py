@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficientdet.errors import SettingError, UnknownNameError
@@ -90,6 +90,7 @@ def test_the_first_arxiv_version_has_one_cell_less() -> None:
         assert dataclasses.replace(first, name=released.name, depth=released.depth) == released
 
 
+@settings(deadline=None)
 @given(st.floats(0, 12), st.floats(0, 12))
 def test_more_phi_never_gives_less(one: float, other: float) -> None:
     small, large = compound_scaling(min(one, other)), compound_scaling(max(one, other))

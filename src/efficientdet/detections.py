@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,6 @@ from efficientdet.text import printable
 if TYPE_CHECKING:
     import supervision
     from PIL import Image
-
-_NO_BOXES = np.zeros((0, 4), dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,27 +101,6 @@ class Detections:
             raise ValueError(
                 f"category_ids has {len(self.category_ids)} entries for {len(self.class_names)} class_names"
             )
-
-    @classmethod
-    def empty(
-        cls,
-        class_names: Sequence[str],
-        image_size: tuple[int, int],
-        category_ids: Sequence[int] | None = None,
-        image: NDArray[np.uint8] | None = None,
-        source: str | None = None,
-    ) -> Detections:
-        """Nothing found in an image of `image_size` (height, width)."""
-        return cls(
-            boxes_xyxy=_NO_BOXES.copy(),
-            scores=np.zeros(0, dtype=np.float32),
-            labels=np.zeros(0, dtype=np.int64),
-            class_names=tuple(class_names),
-            image_size=image_size,
-            category_ids=None if category_ids is None else tuple(category_ids),
-            image=image,
-            source=source,
-        )
 
     def __len__(self) -> int:
         """How many objects were found."""

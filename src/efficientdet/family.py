@@ -146,10 +146,6 @@ class ModelSpec:
         return cls(**values)
 
 
-def _d(name: str, backbone: str, size: int, width: int, depth: int, head: int, **other: Any) -> ModelSpec:
-    return ModelSpec(name, backbone, size, width, depth, head, **other)
-
-
 def _lite(name: str, backbone: str, size: int, width: int, depth: int, head: int, scale: float) -> ModelSpec:
     return ModelSpec(
         name, backbone, size, width, depth, head,
@@ -160,15 +156,15 @@ def _lite(name: str, backbone: str, size: int, width: int, depth: int, head: int
 # The released models (paper, Table 1; google/automl efficientdet, hparams_config.py):
 # name, backbone, image size, BiFPN width, BiFPN depth, head depth.
 _RELEASED = (
-    _d("d0", "b0", 512, 64, 3, 3),
-    _d("d1", "b1", 640, 88, 4, 3),
-    _d("d2", "b2", 768, 112, 5, 3),
-    _d("d3", "b3", 896, 160, 6, 4),
-    _d("d4", "b4", 1024, 224, 7, 4),
-    _d("d5", "b5", 1280, 288, 7, 4),
-    _d("d6", "b6", 1280, 384, 8, 5, fusion="none"),
-    _d("d7", "b6", 1536, 384, 8, 5, fusion="none", anchor_scale=5.0),
-    _d("d7x", "b7", 1536, 384, 8, 5, fusion="none", levels=(3, 8)),
+    ModelSpec("d0", "b0", 512, 64, 3, 3),
+    ModelSpec("d1", "b1", 640, 88, 4, 3),
+    ModelSpec("d2", "b2", 768, 112, 5, 3),
+    ModelSpec("d3", "b3", 896, 160, 6, 4),
+    ModelSpec("d4", "b4", 1024, 224, 7, 4),
+    ModelSpec("d5", "b5", 1280, 288, 7, 4),
+    ModelSpec("d6", "b6", 1280, 384, 8, 5, fusion="none"),
+    ModelSpec("d7", "b6", 1536, 384, 8, 5, fusion="none", anchor_scale=5.0),
+    ModelSpec("d7x", "b7", 1536, 384, 8, 5, fusion="none", levels=(3, 8)),
     _lite("lite0", "lite0", 320, 64, 3, 3, 3.0),
     _lite("lite1", "lite1", 384, 88, 4, 3, 3.0),
     _lite("lite2", "lite2", 448, 112, 5, 3, 3.0),

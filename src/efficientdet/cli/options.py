@@ -219,7 +219,3 @@ def print_table(
 def print_facts(title: str, facts: Mapping[str, Any]) -> None:
     """Print names and values in two columns."""
     print_table(title, ({"": name, " ": value} for name, value in facts.items()), ("", " "), has_header=False)
-
-
-# Options of commands that are not made from settings yet.
-Size = Annotated[int | None, typer.Option(help="Side of the square input in pixels; by default the model's own.")]

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -195,14 +194,11 @@ def benchmark(
 
 
 def sample_jpeg() -> bytes:
-    """A JPEG file of 640x480 pixels: matplotlib's sample portrait, or waves with noise where there is no matplotlib."""
+    """A JPEG file of 640x480 pixels: matplotlib's sample portrait, or a Mandelbrot set where there is no matplotlib."""
     try:
         image = Image.open(sample_image()).convert("RGB").resize(SAMPLE_SIZE)
     except MissingExtraError:
-        rows, columns = np.mgrid[0 : SAMPLE_SIZE[1], 0 : SAMPLE_SIZE[0]]
-        waves = [127 + 90 * np.sin(rows / a) * np.cos(columns / b) for a, b in ((37, 53), (11, 71), (90, 17))]
-        noise = np.random.default_rng(0).normal(0, 8, (*rows.shape, 3))
-        image = Image.fromarray(np.clip(np.stack(waves, 2) + noise, 0, 255).astype(np.uint8))
+        image = Image.effect_mandelbrot(SAMPLE_SIZE, (-2.2, -1.2, 1.0, 1.2), 100).convert("RGB")
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
     return file.getvalue()

@@ -11,7 +11,8 @@ import dataclasses
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from efficientdet.family import find_spec
 from efficientdet.images.letterbox import letterbox
@@ -52,21 +53,10 @@ def random_model(name: str, image_size: int | None, image: ImageSource) -> tuple
     preprocessing = default_preprocessing(spec)
     side = min(spec.image_size, LARGEST_SIDE)
     pixels = torch.from_numpy(letterbox(read(image), (side, side), preprocessing)[0])[None]
-    _take_statistics(model, pixels)
+    update_bn([torch.cat([pixels, pixels.flip(3)])], model)  # the image and its mirror image
     _scale_outputs(model, pixels)
     about = {"source": "random weights, for measuring speed"}
     return model, CheckpointInfo(spec, COCO_CLASS_NAMES, COCO_CATEGORY_IDS, preprocessing, about=about)
-
-
-def _take_statistics(model: EfficientDet, pixels: Tensor) -> None:
-    """Give the batch norms the statistics of the image and its mirror image."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    model.train()(torch.cat([pixels, pixels.flip(3)]))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 def _scale_outputs(model: EfficientDet, pixels: Tensor) -> None:

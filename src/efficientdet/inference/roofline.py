@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 
 from efficientdet.family import ModelSpec
+from efficientdet.network.anchors import level_sizes
 from efficientdet.network.count import count
 
 # Side of the multiplied matrices: so large that only the arithmetic counts.
@@ -84,14 +85,11 @@ def network_floor(
         or the memory's (weights, input and outputs cross it once; all maps between stay in the caches), whichever is
         longer.
     """
-    multiply_adds, numbers, parameters = 0.0, 0.0, 0
-    coarsest = spec.strides[-1]
-    for height, width in sizes:
-        # Counts are those of squares: one of about the same area.
-        side = height if height == width else max(round((height * width) ** 0.5 / coarsest), 1) * coarsest
-        parameters, counted = count(dataclasses.replace(spec, image_size=side), num_classes)
-        multiply_adds += counted * height * width / side**2
-        anchors = sum(-(-height // stride) * -(-width // stride) for stride in spec.strides) * spec.anchors_per_cell
-        numbers += 3 * height * width + anchors * (num_classes + 4)
+    multiply_adds, numbers, parameters = 0, 0, 0
+    for size in sizes:
+        parameters, counted = count(spec, num_classes, size)
+        multiply_adds += counted
+        anchors = sum(map(math.prod, level_sizes(size, spec.levels))) * spec.anchors_per_cell
+        numbers += 3 * math.prod(size) + anchors * (num_classes + 4)
     arithmetic = min(speed[precision], speed["fp32"]) * multiply_adds / 1e9
     return max(arithmetic, speed["copy"] * (parameters + numbers) * TYPES[precision].itemsize / 1e9)

@@ -15,8 +15,15 @@ PARTS = ("backbone", "feature_network", "class_head", "box_head")
 
 
 @lru_cache
-def count_parts(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> dict[str, tuple[int, int]]:
-    """Count the parameters and multiply-adds of each part of a network, for one image of the spec's size.
+def count_parts(
+    spec: ModelSpec, num_classes: int = COCO_SLOTS, size: tuple[int, int] | None = None
+) -> dict[str, tuple[int, int]]:
+    """Count the parameters and multiply-adds of each part of a network, for one image.
+
+    Args:
+        spec: the network.
+        num_classes: classes of its head.
+        size: (height, width) of the image; None for the spec's size.
 
     The multiply-adds are those of the convolutions, squeeze-and-excite included; batch norms, activations, pooling,
     resizing, fusion and biases are not counted. The network is built on torch's meta device, so nothing is computed.
@@ -27,7 +34,7 @@ def count_parts(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> dict[str, tup
     with torch.device("meta"), torch.no_grad():
         model = EfficientDet(spec, num_classes).eval()
         with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, 3, spec.image_size, spec.image_size))
+            model(torch.empty(1, 3, *(size or (spec.image_size, spec.image_size))))
     flops = counter.get_flop_counts()
     counts = {}
     for part in PARTS:
@@ -36,9 +43,9 @@ def count_parts(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> dict[str, tup
     return counts
 
 
-def count(spec: ModelSpec, num_classes: int = COCO_SLOTS) -> tuple[int, int]:
+def count(spec: ModelSpec, num_classes: int = COCO_SLOTS, size: tuple[int, int] | None = None) -> tuple[int, int]:
     """Learnable parameters and multiply-adds of the whole network; see `count_parts`."""
-    parts = count_parts(spec, num_classes).values()
+    parts = count_parts(spec, num_classes, size).values()
     return sum(parameters for parameters, _ in parts), sum(multiply_adds for _, multiply_adds in parts)
 
 
