@@ -48,12 +48,20 @@ def test_show_of_a_faulty_file_names_the_line(command: Command, tmp_path: Path) 
     assert "bad.yaml: line 3" in done.err
 
 
-def test_show_draws_the_learned_weights_of_a_cell(command: Command, files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_show_draws_the_learned_weights_of_every_cell(
+    command: Command, files: tuple[Path, Path], tmp_path: Path
+) -> None:
     out = tmp_path / "drawing.svg"
-    assert command("show", files[0], "--cell", 1, "--out", out).code == 0
-    assert ">0.75</text>" in out.read_text()  # in5 of out5, as in `files`
-    done = command("show", files[0], "--cell", 2, "--out", out)
-    assert (done.code, "--cell 2: the network has cells 0 to 1" in done.err) == (2, True)
+    assert command("show", files[0], "--out", out).out.strip() == f"written: {out}"
+    text = out.read_text()
+    assert ">0.75</text>" in text  # in5 of out5, as in `files`
+    assert "cell 0</text>" in text and "cell 1</text>" in text
+
+
+def test_show_of_weights_that_are_plain_sums_says_so(command: Command, tmp_path: Path) -> None:
+    done = command("show", "people", "--out", tmp_path / "drawing.png")
+    assert done.code == 0, done.err
+    assert "there are no fusion weights" in done.out and (tmp_path / "drawing.png").is_file()
 
 
 # ---- scale
@@ -109,19 +117,22 @@ def test_explain_writes_figures_and_json(command: Command, files: tuple[Path, Pa
     done = command("explain", *files, "--score-threshold", 0.001, "--detection", 1, "--out", out, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
-    names = ["detection-1-cell-0.svg", "detection-1-cell-1.svg", "detection-1.png", "fusion.png"]
+    names = ["detection-1.jpg", "detection-1.svg"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert sorted(Path(path).name for path in found["written"]) == names
-    assert len(found["rows"]) == len(found["detection"]["edges"]) == 2 * 19
-    drawing = (out / names[0]).read_text()
-    assert all(f">{edge['share']:.2f}</text>" in drawing for edge in found["detection"]["edges"] if edge["cell"] == 0)
+    assert len(found["edges"]) == 2 * 19
+    drawing = (out / names[1]).read_text()
+    numbers = [f"{'-' if edge['value'] < 0 else ''}{edge['share']:.2f}" for edge in found["edges"]]
+    assert all(f">{number}</text>" in drawing for number in numbers)
+    with Image.open(out / names[0]) as image:
+        assert image.size == (90, 70)
 
 
 def test_explain_explains_the_detections_of_predict(command: Command, files: tuple[Path, Path], tmp_path: Path) -> None:
     weights, photo = files
     settings = ["--score-threshold", 0.001, "--nms", "wbf", "--rectangular"]
     predicted = json.loads(command("predict", photo, "-w", weights, *settings, "-o", tmp_path / "a", "--json").out)
-    found = json.loads(command("explain", *files, *settings, "--out", tmp_path / "b", "--json").out)["detection"]
+    found = json.loads(command("explain", *files, *settings, "--out", tmp_path / "b", "--json").out)
     first = predicted["images"][0]["detections"][0]
     assert found["box_xyxy"] == pytest.approx(first["box_xyxy"], abs=0.02)
     assert found["score"] == pytest.approx(first["score"], abs=1e-4)
@@ -140,13 +151,6 @@ def test_explain_says_when_nothing_is_found(command: Command, files: tuple[Path,
     assert "photo.png: no detection scores 1 or more; the best score is 0.01" in done.err
 
 
-def test_explain_of_plain_sums_draws_nothing(command: Command, checkpoint: Path, tmp_path: Path) -> None:
-    done = command("explain", checkpoint, "--out", tmp_path / "out")
-    assert (done.code, done.err) == (0, "")
-    assert "no fusion weights to draw: with fusion 'none'" in done.out
-    assert not (tmp_path / "out").exists()
-
-
 # ---- report
 def test_report_takes_its_settings(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
@@ -158,9 +162,9 @@ def test_report_takes_its_settings(command: Command, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(report, "write_report", record)
     out = tmp_path / "r"
-    done = command("report", "--out", out, "--weights", "people", "--no-timing", "--largest-timed", "d1")
+    done = command("report", "--out", out, "--no-timing")
     assert (done.code, done.out.strip(), done.err.strip()) == (0, f"written: {out}/report.md", "counting")
-    assert given == [out, ReportSettings(weights="people", timing=False, largest_timed="d1")]
+    assert given == [out, ReportSettings(timing=False)]
     assert command("report", "--out", out, "--device", "gpu").code == 2
 
 

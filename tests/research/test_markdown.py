@@ -1,10 +1,10 @@
-"""Tables, ratios and ranges in markdown."""
+"""Tables and ratios in markdown."""
 
 from __future__ import annotations
 
 import pytest
 
-from efficientdet.research.markdown import spread, table, times
+from efficientdet.research.markdown import table, times
 
 
 def test_numbers_stand_right_and_none_is_a_dash() -> None:
@@ -16,8 +16,3 @@ def test_numbers_stand_right_and_none_is_a_dash() -> None:
 def test_ratios_as_the_paper_prints_them(ratio: float, text: str) -> None:
     assert times(ratio) == text
     assert times(None) is None
-
-
-def test_a_spread_is_the_median_and_the_range() -> None:
-    assert spread([3.0, 1.0, 2.0, 10.0]) == "2.5 (1-10)"
-    assert spread([1234.567, 0.123456, 20000]) == "1235 (0.123-20000)"

@@ -1,22 +1,13 @@
-"""phi is found for a cost, and scaling one dimension alone changes that one."""
+"""phi is found for a cost, and costs stand beside the law."""
 
 from __future__ import annotations
 
 import pytest
 
-from efficientdet.errors import SettingError, UnknownNameError
-from efficientdet.family import ModelSpec, compound_scaling
+from efficientdet.errors import SettingError
+from efficientdet.family import compound_scaling
 from efficientdet.network.count import count_parts
-from efficientdet.research.scaling import (
-    DIMENSIONS,
-    alone_rows,
-    find_phi,
-    law,
-    multiply_adds,
-    pyramid_multiply_adds,
-    scale_alone,
-    scaling_rows,
-)
+from efficientdet.research.scaling import PYRAMID, find_phi, law, multiply_adds, scaling_rows
 
 
 def test_the_model_found_costs_no_more_and_the_next_one_does() -> None:
@@ -41,23 +32,6 @@ def test_a_target_below_the_smallest_says_what_that_costs() -> None:
         find_phi(1e9)
 
 
-@pytest.mark.parametrize(
-    ("dimension", "changed"),
-    [("resolution", {"image_size"}), ("width", {"width"}), ("depth", {"depth", "head_depth"})],
-)
-def test_one_dimension_alone_changes(dimension: str, changed: set[str]) -> None:
-    base, larger = compound_scaling(0), scale_alone(dimension, 3)
-    fields = ModelSpec.__dataclass_fields__
-    differing = {name for name in fields if getattr(base, name) != getattr(larger, name)}
-    assert differing == changed | {"name"}
-    assert law(larger) > law(base)
-
-
-def test_unknown_dimensions_list_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match="resolution, width, depth, compound"):
-        scale_alone("height", 1)
-
-
 def test_rows_grow_with_phi() -> None:
     rows = scaling_rows(2)
     assert [row["phi"] for row in rows] == [0, 1, 2]
@@ -69,11 +43,6 @@ def test_rows_grow_with_phi() -> None:
 def test_the_law_s_own_part_is_counted_without_the_backbone() -> None:
     spec = compound_scaling(0)
     parts = count_parts(spec)
-    assert pyramid_multiply_adds(spec) == multiply_adds(spec) - parts["backbone"][1]
+    assert multiply_adds(spec, PYRAMID) == multiply_adds(spec) - parts["backbone"][1]
+    assert law(spec) == 6 * 64**2 * 512**2
     assert scaling_rows(1)[1]["law"] == round(7 * 88**2 * 640**2 / (6 * 64**2 * 512**2), 2)
-
-
-def test_scaling_alone_costs_less_than_scaling_everything() -> None:
-    start, end = alone_rows(1)
-    assert len({start[name] for name in DIMENSIONS}) == 1
-    assert start["depth"] < end["depth"] < end["width"] < end["resolution"] < end["compound"]

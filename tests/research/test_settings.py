@@ -29,7 +29,6 @@ def test_they_are_imported_without_torch_and_numpy() -> None:
     ("settings", "error", "words"),
     [
         ({"device": "gpu"}, UnknownNameError, "unknown device 'gpu'.*Known: cpu, cuda"),
-        ({"largest_timed": "d9"}, UnknownNameError, "unknown model 'd9'"),
         ({"timing": "no"}, SettingError, "timing is 'no'; it must be true or false"),
     ],
 )

@@ -1,18 +1,18 @@
-"""explain: how a trained feature network weighs its inputs, and what carried one detection."""
+"""explain: where one detection comes from, and what carried it."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from efficientdet.atomic_write import write_text
 from efficientdet.cli.options import Json, app, complain, print_facts, print_json, print_table, say, takes_settings
+from efficientdet.cli.run_results import save_annotated
 from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
 
 if TYPE_CHECKING:
-    from efficientdet.inference.detector import Detector
     from efficientdet.research.explanation import Explanation
 
 
@@ -25,75 +25,46 @@ if TYPE_CHECKING:
 )
 def explain(
     weights: Annotated[str, typer.Argument(help="Bundled model, checkpoint, released model, or hf://owner/repo.")],
+    image: Annotated[Path, typer.Argument(help="Image of which a detection is explained.")],
     settings: dict[str, Any],
-    image: Annotated[Path | None, typer.Argument(help="Image of which a detection is explained.")] = None,
     detection: Annotated[int, typer.Option(help="Number of the detection, best score first, from 0.")] = 0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the figures.")] = Path("explain"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the drawings.")] = Path("explain"),
     as_json: Json = False,
 ) -> None:
-    """Draw the learned fusion weights of a model; with an image, explain one of its detections.
+    """Explain a detection: its pyramid level, cell and anchor, and the best classes there.
 
-    Of the detection: its pyramid level, cell and anchor, the best classes there, and how much each edge of the feature
-    network contributed to its class logit (gradient x activation).
+    Also how much each edge of the feature network contributed to its class logit (gradient x activation).
 
     Example: `efficientdet explain people photo.jpg --detection 0 --out explain`
     """
+    import numpy as np
+
+    from efficientdet.detections import Detections
+    from efficientdet.images.read import read
     from efficientdet.inference.detector import load
+    from efficientdet.research.draw_topology import draw_topology
     from efficientdet.research.explanation import NothingFoundError, explain_detection
+    from efficientdet.research.figures import save_figure
 
-    detector = load(weights, backend="eager", **settings)
-    report, lines = _explain_fusion(detector, weights, out)
-    explanation = None
-    if image is not None:
-        try:
-            explanation = explain_detection(detector, image, detection)
-        except NothingFoundError as error:
-            complain(f"{image}: {error}")
-            raise typer.Exit(1) from error
-        written = _draw_detection(explanation, out)
-        report |= {"image": str(image), "detection": explanation.to_json()}
-        report["written"] += written
-        lines += [f"written: {path}" for path in written]
+    detector, pixels = load(weights, backend="eager", **settings), read(image)
+    try:
+        explanation = explain_detection(detector, pixels, detection)
+    except NothingFoundError as error:
+        complain(f"{image}: {error}")
+        raise typer.Exit(1) from error
+    written = [out / f"detection-{detection}.jpg", out / f"detection-{detection}.svg"]
+    anchor, names = explanation.anchor, (explanation.class_name, f"anchor on P{explanation.anchor.level}, IoU")
+    boxes = np.array([explanation.box_xyxy, anchor.box_xyxy], np.float32)
+    scores = np.array([explanation.score, explanation.anchor_iou], np.float32)
+    save_annotated(Detections(boxes, scores, np.arange(2), names, pixels.shape[:2], image=pixels), written[0])
+    save_figure(draw_topology(detector.model.feature_network.topology, explanation.edges), written[1])
     if as_json:
-        print_json(report)
+        facts = {"weights": weights, "image": str(image), "written": [str(path) for path in written]}
+        print_json({**facts, **dataclasses.asdict(explanation)})
         return
-    if explanation is not None:
-        _print_explanation(explanation, f"detection {explanation.index} in {Path(str(image)).name}")
-    for line in lines:
-        say(line)
-
-
-def _explain_fusion(detector: Detector, weights: str, out: Path) -> tuple[dict[str, Any], list[str]]:
-    """Draw the heat map if weights were learned; the report on them, and lines to print."""
-    from efficientdet.research.explanation_figures import draw_fusion
-    from efficientdet.research.figures import save_figure
-    from efficientdet.research.learned_weights import fusion_rows
-
-    spec = detector.info.spec
-    rows = fusion_rows(detector.model.feature_network)
-    report = {"weights": weights, "feature_network": spec.feature_network, "fusion": spec.fusion, "rows": rows}
-    if not any(row["is_learned"] for row in rows):
-        note = f"no fusion weights to draw: with fusion '{spec.fusion}', the nodes of '{weights}' add their inputs"
-        return report | {"note": note, "written": []}, [note]
-    path = out / "fusion.png"
-    name = "/".join(Path(weights).parts[-2:])  # of runs/1/best.safetensors, with the run
-    title = f"{name}: how the nodes of {spec.feature_network} weigh their inputs"
-    save_figure(draw_fusion(rows, title, spec.fusion), path)
-    return report | {"written": [str(path)]}, [f"written: {path}"]
-
-
-def _draw_detection(explanation: Explanation, out: Path) -> list[str]:
-    from efficientdet.research.explanation_figures import draw_cells, draw_explanation
-    from efficientdet.research.figures import save_figure
-
-    name = f"detection-{explanation.index}"
-    save_figure(draw_explanation(explanation), out / f"{name}.png")
-    written = [str(out / f"{name}.png")]
-    for cell, drawing in enumerate(draw_cells(explanation)):
-        path = out / f"{name}-cell-{cell}.svg"
-        write_text(path, drawing)
-        written.append(str(path))
-    return written
+    _print_explanation(explanation, f"detection {detection} in {image.name}")
+    for path in written:
+        say(f"written: {path}")
 
 
 def _print_explanation(explanation: Explanation, title: str) -> None:
@@ -103,11 +74,10 @@ def _print_explanation(explanation: Explanation, title: str) -> None:
         return ", ".join(f"{side:.0f}" for side in box)
 
     down, across = anchor.stride
-    others = [f"{name} {p:.3f}" for name, p in explanation.classes if name != explanation.class_name]
     shape = f"octave {anchor.octave}, aspect {anchor.aspect[0]:.3g} x {anchor.aspect[1]:.3g}"
     facts = {
         "class": f"{explanation.class_name} {explanation.score:.3f} (logit {explanation.logit:.2f})",
-        "other classes at this anchor": ", ".join(others) or "-",
+        "classes at this anchor": ", ".join(f"{r['class_name']} {r['probability']:.3f}" for r in explanation.classes),
         "box (left, top, right, bottom)": pixels(explanation.box_xyxy),
         "level": f"P{anchor.level}, stride {down:g}" + (f" x {across:g}" if across != down else ""),
         "cell": f"row {anchor.row}, column {anchor.column}",
@@ -117,15 +87,15 @@ def _print_explanation(explanation: Explanation, title: str) -> None:
     }
     print_facts(title, facts)
     levels = [
-        {"features": f"P{level}", "contribution": f"{part:.3f}", "share": f"{share:.1%}"}
-        for level, (part, share) in explanation.levels.items()
+        {"features": f"P{r['level']}", "contribution": f"{r['contribution']:.3f}", "share": f"{r['share']:.1%}"}
+        for r in explanation.levels
     ]
     print_table("features of the backbone: contribution to the logit", levels, ("features",))
     steps = [
         {
             "cell": edge.cell,
             "edge": f"{edge.input} > {edge.node}",
-            "contribution": f"{edge.contribution:.3f}",
+            "contribution": f"{edge.value:.3f}",
             "share of the node": f"{edge.share:.1%}",
         }
         for edge in explanation.path

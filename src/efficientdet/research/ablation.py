@@ -7,33 +7,31 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from efficientdet.atomic_write import write_json, write_text
-from efficientdet.errors import EfficientDetError, SettingError, require, unknown_name
+from efficientdet.errors import EfficientDetError, SettingError, find_name, require
 from efficientdet.family import ModelSpec, find_spec
 from efficientdet.network.count import count
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES
 from efficientdet.research.markdown import table
 from efficientdet.research.settings import AblationSettings
-from efficientdet.research.timing import time_in_turns
+from efficientdet.research.timing import forward_pass, time_in_turns
 from efficientdet.settings import changed, divided
 from efficientdet.text import in_markdown
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.run_folder import CONFIG_FILE, decisive_settings, refuse_other_settings
-from efficientdet.weights.checkpoint import load_checkpoint, read_info
+from efficientdet.weights.checkpoint import CheckpointInfo, read_info
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,14 +40,11 @@ if TYPE_CHECKING:
 
 # The paper's choice: feature networks are compared with this fusion, fusions in this network.
 BASE_NETWORK, BASE_FUSION = "bifpn", "fast"
-# What a trial decides; not settings of an ablation.
-OF_A_TRIAL = ("feature_network", "fusion", "seed")
 SPEED_ROUNDS = 15
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One training run of the ablation."""
+class Trial(NamedTuple):
+    """One training run of the ablation: the settings that it decides."""
 
     feature_network: str
     fusion: str
@@ -58,7 +53,7 @@ class Trial:
     @property
     def pair(self) -> tuple[str, str]:
         """What the trials of a row share."""
-        return self.feature_network, self.fusion
+        return self[:2]
 
     @property
     def name(self) -> str:
@@ -72,11 +67,8 @@ def plan_trials(settings: AblationSettings) -> list[Trial]:
     Raises:
         UnknownNameError: a feature network or a fusion is not known.
     """
-    networks, fusions = settings.feature_networks or tuple(TOPOLOGIES), settings.fusions or FUSIONS
-    for kind, names, known in (("feature network", networks, tuple(TOPOLOGIES)), ("fusion", fusions, FUSIONS)):
-        for name in names:
-            if name not in known:
-                raise unknown_name(kind, name, known)
+    networks = [find_name("feature network", name, TOPOLOGIES) for name in settings.feature_networks or TOPOLOGIES]
+    fusions = [find_name("fusion", name, FUSIONS) for name in settings.fusions or FUSIONS]
     if settings.every_pair:
         pairs = [(network, fusion) for network in networks for fusion in fusions]
     else:
@@ -113,7 +105,7 @@ def ablate(
         EfficientDetError: trials failed; names each and why. The others keep their results.
     """
     require("lightning.pytorch", "train")
-    for name in OF_A_TRIAL:
+    for name in Trial._fields:
         if name in settings:
             raise SettingError(f"{name} is decided by each trial; choose feature_networks, fusions and seeds")
     own, training = divided(settings, AblationSettings, TrainConfig)
@@ -141,7 +133,7 @@ def ablate(
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that all trials share, in plain types."""
     settings: dict[str, Any] = json.loads(json.dumps(decisive_settings(config)))
-    return {name: value for name, value in settings.items() if name not in (*OF_A_TRIAL, "evaluate_every")}
+    return {name: value for name, value in settings.items() if name not in (*Trial._fields, "evaluate_every")}
 
 
 def _check_budget(folder: Path, budget: dict[str, Any]) -> None:
@@ -190,12 +182,8 @@ def _run_all(
 def _start_process(numbers: Any, threads: int, gpus: int) -> None:
     """Give a process its share of the cores, and a GPU of its own where there are some."""
     torch.set_num_threads(threads)
-    try:
-        number = numbers.get(timeout=5)
-    except queue.Empty:  # this process replaces one that died
-        number = 0
     if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(numbers.get() % gpus)
 
 
 def _run(spec: ModelSpec, data: str | Path, folder: Path, config: TrainConfig, trial: Trial) -> float:
@@ -203,7 +191,7 @@ def _run(spec: ModelSpec, data: str | Path, folder: Path, config: TrainConfig, t
     from efficientdet.training.run import train
 
     out = folder / trial.name
-    config = changed(config, {name: getattr(trial, name) for name in OF_A_TRIAL})
+    config = changed(config, trial._asdict())
     run = train(spec, data, out=out, resume=(out / CONFIG_FILE).is_file(), quiet=True, config=config)
     if run.metrics is None:
         raise SettingError(f"{data} has no validation split, so there is no AP to compare")
@@ -222,12 +210,11 @@ def compare(folder: Path, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     by_pair = {trial.pair: [other for other in trials if other.pair == trial.pair] for trial in trials}
     reference = (BASE_NETWORK, BASE_FUSION) if (BASE_NETWORK, BASE_FUSION) in by_pair else next(iter(by_pair))
     baseline = [_metrics(folder, trial)["ap"] for trial in by_pair[reference]]
-    speeds = _images_per_second([folder / own[0].name for own in by_pair.values()])
+    infos = [read_info(folder / own[0].name / "last.safetensors") for own in by_pair.values()]
     rows = []
-    for (pair, own), speed in zip(by_pair.items(), speeds, strict=True):
+    for (pair, own), info, speed in zip(by_pair.items(), infos, _images_per_second(infos), strict=True):
         metrics = [_metrics(folder, trial) for trial in own]
         aps = [entry["ap"] for entry in metrics]
-        info = read_info(folder / own[0].name / "last.safetensors")
         parameters, multiply_adds = count(info.spec, len(info.class_names))
         rows.append(
             {
@@ -252,14 +239,10 @@ def _metrics(folder: Path, trial: Trial) -> dict[str, Any]:
     return found
 
 
-def _images_per_second(folders: Sequence[Path]) -> list[float]:
+def _images_per_second(infos: Sequence[CheckpointInfo]) -> list[float]:
+    """Of the networks alone, whose speed does not depend on their weights."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    works: dict[str, Callable[[], object]] = {}
-    for folder in folders:
-        model = load_checkpoint(folder / "last.safetensors")[0].to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        size = model.spec.image_size
-        images = torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-        works[folder.name] = partial(model, images)
+    works = {str(i): forward_pass(info.spec, device, len(info.class_names)) for i, info in enumerate(infos)}
     return [1000 / statistics.median(times) for times in time_in_turns(works, device, SPEED_ROUNDS).values()]
 
 

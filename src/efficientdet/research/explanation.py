@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from efficientdet.boxes import pairwise_iou
@@ -21,8 +20,7 @@ from efficientdet.inference.detector import Detector
 from efficientdet.inference.postprocess import BatchDetections, postprocess
 from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.network.anchors import level_sizes
-from efficientdet.network.topology import Topology
-from efficientdet.research.attribution import Edge, attribute, level_contributions, strongest_path
+from efficientdet.research.edges import Edge, attribute, level_contributions, strongest_path
 from efficientdet.settings import changed
 
 if TYPE_CHECKING:
@@ -48,8 +46,7 @@ class Anchor:
         column: column of the cell.
         octave: number of its size within the level, from 0: the side grows by 2**(octave / octaves).
         aspect: (width, height) factors of its shape.
-        box_xyxy: the anchor in pixels of the original image; may reach beyond it.
-        cell_xyxy: the cell in pixels of the original image.
+        box_xyxy: the anchor in pixels of the original image, around the middle of the cell; may reach beyond it.
     """
 
     level: int
@@ -59,7 +56,6 @@ class Anchor:
     octave: int
     aspect: tuple[float, float]
     box_xyxy: tuple[float, ...]
-    cell_xyxy: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -74,15 +70,14 @@ class Explanation:
         box_xyxy: left, top, right, bottom in pixels of the original image.
         anchor: the anchor that the box was decoded from.
         anchor_iou: IoU of anchor and box.
-        classes: names and probabilities of the best classes at this anchor.
+        classes: probabilities of the best classes at this anchor: class_name, probability.
         suppressed: candidates of its class with a lower score that overlap it by more than the IoU threshold: those
             that hard NMS drops because of it.
-        topology: one cell of the feature network.
+        feature_network: name of the feature network.
         edges: every edge of every cell, in order of computation.
-        levels: (contribution, share) of each level's features as they enter the first cell, by level.
+        levels: what the features of each level contribute as they enter the first cell: level, contribution, share.
         path: edges of the strongest path from the backbone's features to the anchor's level.
         path_share: product of the shares along it; those of all paths add up to 1.
-        image: (H, W, 3) uint8 RGB, the original image.
     """
 
     index: int
@@ -92,24 +87,13 @@ class Explanation:
     box_xyxy: tuple[float, ...]
     anchor: Anchor
     anchor_iou: float
-    classes: tuple[tuple[str, float], ...]
+    classes: list[dict[str, Any]]
     suppressed: int
-    topology: Topology
+    feature_network: str
     edges: tuple[Edge, ...]
-    levels: dict[int, tuple[float, float]]
+    levels: list[dict[str, Any]]
     path: tuple[Edge, ...]
     path_share: float
-    image: NDArray[np.uint8]
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the pixels and the graph, in plain types."""
-        left_out = {"image", "topology", "levels", "classes"}
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
-        classes = [{"class_name": name, "probability": probability} for name, probability in self.classes]
-        levels = [
-            {"level": level, "contribution": part, "share": share} for level, (part, share) in self.levels.items()
-        ]
-        return fields | {"classes": classes, "levels": levels, "feature_network": self.topology.name}
 
 
 def explain_detection(
@@ -169,12 +153,11 @@ def explain_detection(
         anchor_iou=float(pairwise_iou(torch.tensor([anchor.box_xyxy]), found.boxes_xyxy[0, index : index + 1])),
         classes=_best_classes(logits[row], detector.class_names),
         suppressed=_suppressed(candidates, row, label, chosen.iou_threshold),
-        topology=network.topology,
+        feature_network=network.topology.name,
         edges=edges,
         levels=level_contributions(network.topology, edges),
         path=path,
         path_share=path_share,
-        image=pixels,
     )
 
 
@@ -188,9 +171,10 @@ def _check_index(index: int, count: int, best_score: float, score_threshold: flo
         raise SettingError(f"detection {index}: the image has {count}, numbered 0 to {count - 1}")
 
 
-def _best_classes(logits: Tensor, names: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+def _best_classes(logits: Tensor, names: tuple[str, ...]) -> list[dict[str, Any]]:
     best = logits.sigmoid().topk(min(SHOWN_CLASSES, len(logits)))
-    return tuple((names[label], p) for p, label in zip(best.values.tolist(), best.indices.tolist(), strict=True))
+    rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    return [{"class_name": names[label], "probability": probability} for probability, label in rows]
 
 
 def _suppressed(candidates: BatchDetections, row: int, label: int, iou_threshold: float) -> int:
@@ -208,18 +192,8 @@ def _anchor(spec: ModelSpec, size: tuple[int, int], row: int, anchor_xyxy: Tenso
     while row >= (count := math.prod(sizes[0]) * spec.anchors_per_cell):
         row, level, sizes = row - count, level + 1, sizes[1:]
     height, width = sizes[0]
-    cell, shape = divmod(row, spec.anchors_per_cell)
-    y, x = divmod(cell, width)
-    octave, aspect = divmod(shape, len(spec.aspects))
-    down, across = size[0] / height, size[1] / width
-    corners = (x * across, y * down, (x + 1) * across, (y + 1) * down)
-    return Anchor(
-        level,
-        (down, across),
-        y,
-        x,
-        octave,
-        spec.aspects[aspect],
-        tuple((anchor_xyxy / scale).tolist()),
-        tuple(corner / scale for corner in corners),
-    )
+    places = np.unravel_index(row, (height, width, spec.octaves, len(spec.aspects)))
+    y, x, octave, aspect = map(int, places)
+    stride = (size[0] / height, size[1] / width)
+    box = tuple((anchor_xyxy / scale).tolist())
+    return Anchor(level, stride, y, x, octave, spec.aspects[aspect], box)

@@ -1,9 +1,8 @@
-"""Tables in markdown, and how ratios and repeated measurements are written."""
+"""Tables in markdown, and how the paper writes ratios."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
 from typing import Any
 
 
@@ -28,11 +27,3 @@ def times(ratio: float | None) -> str | None:
         return None
     digits = 2 if ratio < 2 else 1 if ratio < 10 else 0
     return f"{ratio:.{digits}f}x"
-
-
-def spread(values: Sequence[float]) -> str:
-    """The median of some measurements and their range, such as `12.3 (11.9-14)`."""
-    middle, low, high = (
-        f"{value:.0f}" if value >= 1000 else f"{value:.3g}" for value in (median(values), min(values), max(values))
-    )
-    return f"{middle} ({low}-{high})"

@@ -5,12 +5,25 @@ This package has neither counted nor measured any of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Peer:
+class Latency(NamedTuple):
+    """Latency of a detector; None stands for what is not published.
+
+    Attributes:
+        titan_v_ms: milliseconds on a Titan V: batch 1, TensorFlow 2.1, float32, network alone.
+        v100_ms: milliseconds on a V100, with pre- and post-processing: in detectron2; of an EfficientDet, in TensorFlow
+            and float16.
+        cpu_s: seconds on one CPU thread (Figure 4c).
+    """
+
+    titan_v_ms: float | None = None
+    v100_ms: float | None = None
+    cpu_s: float | None = None
+
+
+class Peer(NamedTuple):
     """A detector of Table 2. None stands for what is not published.
 
     Attributes:
@@ -23,9 +36,7 @@ class Peer:
         parameters_ratio: their ratio to the compared model's, as printed.
         multiply_adds: multiply-adds in billions; the paper calls them FLOPs.
         multiply_adds_ratio: their ratio to the compared model's, as printed.
-        titan_v_ms: latency on a Titan V: batch 1, TensorFlow 2.1, float32.
-        v100_ms: latency on a V100, from detectron2's table.
-        cpu_s: seconds on one CPU thread (Figure 4c).
+        latency: its latency.
     """
 
     name: str
@@ -33,44 +44,30 @@ class Peer:
     compared_with: str
     ap: float
     is_test_dev: bool
-    parameters: float | None = None
-    parameters_ratio: float | None = None
-    multiply_adds: float | None = None
-    multiply_adds_ratio: float | None = None
-    titan_v_ms: float | None = None
-    v100_ms: float | None = None
-    cpu_s: float | None = None
+    parameters: float | None
+    parameters_ratio: float | None
+    multiply_adds: float | None
+    multiply_adds_ratio: float | None
+    latency: Latency = Latency()
 
 
 # Table 2; Figure 4c has the seconds on a CPU of the largest model of each family.
 PEERS = (
     Peer("YOLOv3", "YOLOv3", "d0", 33.0, True, None, None, 71, 28),
-    Peer("RetinaNet R50 @640", "RetinaNet", "d1", 39.2, True, 34, 6.7, 97, 16, 25),
-    Peer("RetinaNet R101 @640", "RetinaNet", "d1", 39.9, True, 53, 8.0, 127, 21, 32, None, 3.6),
-    Peer("Mask R-CNN R101-FPN", "Mask R-CNN", "d2", 42.9, False, 63, 7.7, 164, 15, None, 56),
-    Peer("Mask R-CNN X101-FPN", "Mask R-CNN", "d2", 44.3, False, 107, 13, 277, 25, None, 103),
-    Peer("R50 + NAS-FPN @1024", "R50 + NAS-FPN", "d3", 44.2, True, 60, 5.1, 360, 15, 64),
-    Peer("R50 + NAS-FPN @1280", "R50 + NAS-FPN", "d3", 44.8, True, 60, 5.1, 563, 23, 99),
-    Peer("R50 + NAS-FPN @1280, 384 ch", "R50 + NAS-FPN", "d3", 45.4, True, 104, 8.7, 1043, 42, 150, None, 27),
-    Peer("AmoebaNet + NAS-FPN + AA @1280", "AmoebaNet + NAS-FPN", "d4", 48.6, False, 185, 8.8, 1317, 24, 246),
-    Peer("Mask R-CNN X152", "Mask R-CNN", "d5", 50.2, False, None, None, None, None, None, 234),
-    Peer("AmoebaNet + NAS-FPN + AA @1536", "AmoebaNet + NAS-FPN", "d6", 50.7, False, 209, 4.0, 3045, 13, 489, None, 83),
+    Peer("RetinaNet R50 @640", "RetinaNet", "d1", 39.2, True, 34, 6.7, 97, 16, Latency(25)),
+    Peer("RetinaNet R101 @640", "RetinaNet", "d1", 39.9, True, 53, 8.0, 127, 21, Latency(32, None, 3.6)),
+    Peer("Mask R-CNN R101-FPN", "Mask R-CNN", "d2", 42.9, False, 63, 7.7, 164, 15, Latency(None, 56)),
+    Peer("Mask R-CNN X101-FPN", "Mask R-CNN", "d2", 44.3, False, 107, 13, 277, 25, Latency(None, 103)),
+    Peer("R50 + NAS-FPN @1024", "R50 + NAS-FPN", "d3", 44.2, True, 60, 5.1, 360, 15, Latency(64)),
+    Peer("R50 + NAS-FPN @1280", "R50 + NAS-FPN", "d3", 44.8, True, 60, 5.1, 563, 23, Latency(99)),
+    Peer("R50 + NAS-FPN @1280, 384 ch", "R50 + NAS-FPN", "d3", 45.4, True, 104, 8.7, 1043, 42, Latency(150, None, 27)),
+    Peer("AmoebaNet + NAS-FPN + AA @1280", "AmoebaNet + NAS-FPN", "d4", 48.6, False, 185, 8.8, 1317, 24, Latency(246)),
+    Peer("Mask R-CNN X152", "Mask R-CNN", "d5", 50.2, False, None, None, None, None, Latency(None, 234)),
+    Peer(
+        "AmoebaNet + NAS-FPN + AA @1536", "AmoebaNet + NAS-FPN", "d6", 50.7, False, 209, 4.0, 3045, 13,
+        Latency(489, None, 83),
+    ),
 )  # fmt: skip
-
-
-class Latency(NamedTuple):
-    """Latency of an EfficientDet in the paper's TensorFlow code.
-
-    Attributes:
-        titan_v_ms: milliseconds on a Titan V: float32, network alone.
-        v100_ms: milliseconds on a V100: float16, with pre- and post-processing.
-        cpu_s: seconds on one CPU thread (Figure 4c).
-    """
-
-    titan_v_ms: float
-    v100_ms: float
-    cpu_s: float | None = None
-
 
 # Table 2 and Figure 4c.
 PAPER_LATENCY = {

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from efficientdet.errors import SettingError, unknown_name
+from efficientdet.errors import SettingError
 from efficientdet.family import DepthRule, ModelSpec, compound_scaling
-from efficientdet.network.count import count, count_parts
+from efficientdet.network.count import PARTS, count_parts
 
-DIMENSIONS = ("resolution", "width", "depth", "compound")
+# The parts that `law` describes.
+PYRAMID = ("feature_network", "class_head", "box_head")
 LARGEST_PHI = 7.0
 PHI_STEP = 0.125
 
 
-def multiply_adds(spec: ModelSpec) -> float:
-    """Multiply-adds of the convolutions at the spec's image size, batch 1, 90 classes."""
-    return float(count(spec)[1])
-
-
-def pyramid_multiply_adds(spec: ModelSpec) -> float:
-    """Multiply-adds of the feature network and the heads, the parts that `law` describes."""
-    return multiply_adds(spec) - count_parts(spec)["backbone"][1]
+def multiply_adds(spec: ModelSpec, parts: Sequence[str] = PARTS) -> float:
+    """Multiply-adds of the convolutions of some parts of a network at its image size, batch 1, 90 classes."""
+    counts = count_parts(spec)
+    return float(sum(counts[part][1] for part in parts))
 
 
 def law(spec: ModelSpec) -> float:
@@ -54,43 +51,12 @@ def find_phi(
     """
     if not (math.isfinite(target) and target > 0):
         raise SettingError(f"the target is {target}; it must be a number above 0")
-    best = compound_scaling(0, depth_rule)
-    least = cost(best)
+    least = cost(compound_scaling(0, depth_rule))
     if least > target:
         raise SettingError(f"the smallest model, phi 0, costs {least:.4g} already; the target is {target:.4g}")
-    low, high = 0, int(LARGEST_PHI / PHI_STEP)
-    while low < high:
-        middle = (low + high + 1) // 2
-        spec = compound_scaling(middle * PHI_STEP, depth_rule)
-        if cost(spec) <= target:
-            low, best = middle, spec
-        else:
-            high = middle - 1
-    return best
-
-
-def scale_alone(dimension: str, steps: int) -> ModelSpec:
-    """Make D0 larger in one dimension alone.
-
-    Args:
-        dimension: `resolution` (128 pixels a step), `width` (times 1.35 a step), `depth` (a cell a step, and a
-            convolution of the heads every third), or `compound` (phi 1 a step).
-        steps: number of steps.
-
-    Raises:
-        UnknownNameError: the dimension is not known.
-    """
-    base = compound_scaling(0)
-    changes: dict[str, dict[str, Any]] = {
-        "resolution": {"image_size": base.image_size + 128 * steps},
-        "width": {"width": max(8, round(base.width * 1.35**steps / 8) * 8)},
-        "depth": {"depth": base.depth + steps, "head_depth": base.head_depth + steps // 3},
-    }
-    if dimension == "compound":
-        return compound_scaling(steps)
-    if dimension not in changes:
-        raise unknown_name("dimension", dimension, DIMENSIONS)
-    return dataclasses.replace(base, name=f"{base.name}-{dimension}+{steps}", **changes[dimension])
+    steps = range(int(LARGEST_PHI / PHI_STEP) + 1)
+    within = bisect_right(steps, target, lo=1, key=lambda step: cost(compound_scaling(step * PHI_STEP, depth_rule)))
+    return compound_scaling((within - 1) * PHI_STEP, depth_rule)
 
 
 def scaling_rows(largest_phi: int = 6) -> list[dict[str, Any]]:
@@ -102,6 +68,7 @@ def scaling_rows(largest_phi: int = 6) -> list[dict[str, Any]]:
     rows, first = [], compound_scaling(0)
     for phi in range(largest_phi + 1):
         spec = compound_scaling(phi)
+        whole, pyramid = multiply_adds(spec), multiply_adds(spec, PYRAMID)
         rows.append(
             {
                 "phi": phi,
@@ -110,20 +77,12 @@ def scaling_rows(largest_phi: int = 6) -> list[dict[str, Any]]:
                 "width": spec.width,
                 "depth": spec.depth,
                 "head": spec.head_depth,
-                "GMAC": round(multiply_adds(spec) / 1e9, 2),
-                "times phi 0": round(multiply_adds(spec) / multiply_adds(first), 2),
+                "GMAC": round(whole / 1e9, 2),
+                "times phi 0": round(whole / multiply_adds(first), 2),
                 "2^phi": 2**phi,
-                "pyramid + heads GMAC": round(pyramid_multiply_adds(spec) / 1e9, 2),
-                "times": round(pyramid_multiply_adds(spec) / pyramid_multiply_adds(first), 2),
+                "pyramid + heads GMAC": round(pyramid / 1e9, 2),
+                "times": round(pyramid / multiply_adds(first, PYRAMID), 2),
                 "law": round(law(spec) / law(first), 2),
             }
         )
     return rows
-
-
-def alone_rows(largest_step: int = 6) -> list[dict[str, Any]]:
-    """One row for each number of steps: GMAC of D0 scaled in each of `DIMENSIONS` alone."""
-    return [
-        {"steps": steps} | {name: round(multiply_adds(scale_alone(name, steps)) / 1e9, 2) for name in DIMENSIONS}
-        for steps in range(largest_step + 1)
-    ]

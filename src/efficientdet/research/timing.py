@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
 from efficientdet.family import ModelSpec
-from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.inference.roofline import stopwatch
+from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
 
 WARMUP_ROUNDS = 2
 LATENCY_ROUNDS = 5
@@ -28,30 +29,28 @@ def time_in_turns(works: Mapping[str, Callable[[], object]], device: str, rounds
     Returns:
         Milliseconds of each round, by name.
     """
-    names, times = list(works), {name: list[float]() for name in works}
+    names, spent = list(works), list[tuple[str, float]]()
+    timed = stopwatch(spent, torch.device(device))
     with torch.inference_mode():
         for number in range(WARMUP_ROUNDS + rounds):
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
-                start = time.perf_counter()
-                works[name]()
-                if device.startswith("cuda"):
-                    torch.cuda.synchronize()
-                times[name].append(1000 * (time.perf_counter() - start))
-    return {name: found[WARMUP_ROUNDS:] for name, found in times.items()}
+                with timed(name):
+                    works[name]()
+    return {name: [ms for one, ms in spent if one == name][WARMUP_ROUNDS:] for name in names}
 
 
-def forward_ms(spec: ModelSpec, device: str = "cpu", rounds: int = LATENCY_ROUNDS) -> list[float]:
-    """Milliseconds of forward passes of a network with fresh weights: PyTorch, float32, channels_last, batch 1.
+def forward_pass(spec: ModelSpec, device: str = "cpu", num_classes: int = COCO_SLOTS) -> Callable[[], object]:
+    """A forward pass to be timed: a network with fresh weights in PyTorch, float32, channels_last, batch 1.
 
-    The input has the spec's size, the network 90 classes; boxes are not decoded.
+    The input has the spec's size; boxes are not decoded.
     """
-    model = EfficientDet(spec, 90).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model = EfficientDet(spec, num_classes).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     images = torch.zeros(1, 3, spec.image_size, spec.image_size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    return time_in_turns({spec.name: lambda: model(images)}, device, rounds)[spec.name]
+    return partial(model, images.contiguous(memory_format=torch.channels_last))
 
 
 def latency_ms(spec: ModelSpec, device: str = "cpu") -> float:
-    """Median milliseconds of a forward pass; see `forward_ms`."""
-    return statistics.median(forward_ms(spec, device))
+    """Median milliseconds of `forward_pass`."""
+    times = time_in_turns({spec.name: forward_pass(spec, device)}, device, LATENCY_ROUNDS)
+    return statistics.median(times[spec.name])

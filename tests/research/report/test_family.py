@@ -1,4 +1,4 @@
-"""The family's section: our counts, the published figures beside them, and latency where it was measured."""
+"""The family's section: our counts, and the published figures beside them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.text import Annotation
 from efficientdet.family import MODELS, PUBLISHED
 from efficientdet.network.count import count
 from efficientdet.research.report import family
-from efficientdet.research.report.family import ap_figure, family_section, latency_figure, latency_rows, peer_rows
+from efficientdet.research.report.family import ap_figure, family_parts, peer_rows
 
 pytest.importorskip("matplotlib")
 
@@ -60,20 +60,7 @@ def test_the_figure_has_every_model_and_every_peer_whose_cost_is_published() -> 
     assert_readable(figure)
 
 
-def test_latency_is_put_beside_the_cost(tmp_path: Path) -> None:
-    gmac = {name: count(MODELS[name])[1] / 1e9 for name in ("d0", "d1", "lite0")}
-    latencies = {"d0": [10 * gmac["d0"]], "d1": [99.0, 15 * gmac["d1"], 80.0], "lite0": [12 * gmac["lite0"]]}
-    rows = latency_rows(latencies)
-    assert rows[1] == {"model": "d1", "GMAC": 6.0, "ms": "90.1 (80-99)", "ms per GMAC": 15.0, "over d0's": 1.5}
-    figure = latency_figure(latencies)
-    guide, own, lite = figure.axes[0].lines
-    assert list(own.get_ydata()) == pytest.approx([10 * gmac["d0"], 15 * gmac["d1"]])
-    assert list(guide.get_ydata()) == pytest.approx([10 * gmac["lite0"], 10 * gmac["d1"]])
-    assert_readable(figure)
-    assert "| d1 | 6.0 | 90.1 (80-99) | 15.0 | 1.5 |" in family_section(tmp_path, latencies)
-    assert (tmp_path / "latency_over_multiply_adds.png").is_file()
-
-
-def test_without_latencies_there_is_no_such_part(tmp_path: Path) -> None:
-    assert "Latency" not in family_section(tmp_path, {})
+def test_the_section_has_its_tables_and_its_figure(tmp_path: Path) -> None:
+    parts = family_parts(tmp_path)
+    assert parts["family"].startswith("| name |") and "| YOLOv3 |" in parts["peers"]
     assert {path.name for path in tmp_path.iterdir()} == {"ap_over_multiply_adds.png"}

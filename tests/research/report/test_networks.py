@@ -15,7 +15,7 @@ from efficientdet.network.count import count_parts
 from efficientdet.network.topology import TOPOLOGIES
 from efficientdet.research.peers import TABLE_5
 from efficientdet.research.report import networks
-from efficientdet.research.report.networks import backbone_rows, equal_rows, networks_section, retinanet_heads
+from efficientdet.research.report.networks import backbone_rows, equal_rows, networks_parts, retinanet_heads
 
 TINY = dataclasses.replace(MODELS["lite0"], image_size=128, width=16, depth=1)
 
@@ -85,7 +85,7 @@ def test_the_section_draws_the_six_networks(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(networks, "backbone_rows", lambda: [{"row": "left out here, for time"}])
     monkeypatch.setattr(networks, "MODELS", {"d0": TINY})
     monkeypatch.setattr(networks, "SCALES", ("d0",))
-    text = networks_section(tmp_path)
+    parts = networks_parts(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {f"network_{name}.svg" for name in TOPOLOGIES}
-    assert all(f"![{name}](network_{name}.svg)" in text for name in TOPOLOGIES)
-    assert "d0: 1 cells of 16 channels, image size 128" in text
+    assert all(f"![{name}](network_{name}.svg)" in parts["drawings"] for name in TOPOLOGIES)
+    assert "d0: 1 cells of 16 channels, image size 128" in parts["equal"]

@@ -7,12 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from efficientdet.atomic_write import write_text
 from efficientdet.family import MODELS, ModelSpec, compound_scaling
 from efficientdet.network.count import count, count_parts
 from efficientdet.network.efficientdet import COCO_SLOTS
 from efficientdet.network.topology import TOPOLOGIES, build_topology
 from efficientdet.research.draw_topology import draw_topology
+from efficientdet.research.figures import save_figure
 from efficientdet.research.markdown import table, times
 from efficientdet.research.peers import TABLE_4, TABLE_5
 
@@ -20,33 +20,20 @@ from efficientdet.research.peers import TABLE_4, TABLE_5
 SCALES = ("d0", "d3")
 
 
-def networks_section(out: Path) -> str:
-    """Draw every feature network into a folder, and return the section."""
+def networks_parts(out: Path) -> dict[str, str]:
+    """Draw every feature network into a folder, and return the tables."""
     for name in TOPOLOGIES:
-        write_text(out / f"network_{name}.svg", draw_topology(build_topology(name, (3, 7))))
-    drawings = "\n".join(f"![{name}](network_{name}.svg)" for name in TOPOLOGIES)
-    tables = "\n".join(
+        save_figure(draw_topology(build_topology(name, (3, 7))), out / f"network_{name}.svg")
+    equal = (
         f"{name}: {MODELS[name].depth} cells of {MODELS[name].width} channels, image size {MODELS[name].image_size}\n\n"
         f"{table(equal_rows(MODELS[name]))}"
         for name in SCALES
     )
-    return (
-        f"## 2. Feature networks\n\n{drawings}\n\n"
-        "### At equal width and depth, beside Table 5\n\nThe feature network alone, its laterals included, with "
-        "separable convolutions and plain sums; ratios are to FPN. Every node is one convolution, and each level has a "
-        "quarter of the positions of the finer one, so that the nodes on P3 cost most: PANet has two of them, the "
-        f"others one.\n\n{tables}\n"
-        "Table 5 does not say what its ratios are of, nor how often each network is repeated. Ours come within 1.8% "
-        "(root mean square) for the feature network alone of D3 as in the first arXiv version (5 cells), with two "
-        "cells of FPN and of the fully-connected network, which go one way, for each cell of the others. Parameters / "
-        "multiply-adds are then 1.00 / 1.00 for FPN and PANet, 0.74 / 0.72 for NAS-FPN, 1.24 / 1.18 for "
-        "fully-connected, 0.88 / 0.67 for BiFPN. This is our conclusion from the numbers, not a statement of the "
-        "paper; with the same number of cells for all, no reading comes within 25%.\n\n"
-        "### Backbone and feature network: Table 4\n\nThe FPN rows are RetinaNet's: one cell of 256 channels, full "
-        "convolutions, heads of four full 3x3 convolutions (counted by formula, since our heads are separable). The "
-        "paper does not give their image size; 640 pixels come nearest. The BiFPN row is D3 of the first arXiv "
-        f"version, at 896 pixels.\n\n{table(backbone_rows())}"
-    )
+    return {
+        "drawings": "\n".join(f"![{name}](network_{name}.svg)" for name in TOPOLOGIES),
+        "equal": "\n".join(equal),
+        "backbones": table(backbone_rows()),
+    }
 
 
 def equal_rows(spec: ModelSpec) -> list[dict[str, Any]]:
