@@ -19,7 +19,7 @@ from efficientdet.research.ablation import Trial, ablate, as_markdown, plan_tria
 from efficientdet.research.settings import AblationSettings
 
 BUDGET: dict[str, Any] = {
-    "epochs": 1, "batch_size": 3, "precision": "fp32", "device": "cpu", "workers": 0, "optimizer": "adamw",
+    "epochs": 1, "batch_size": 3, "precision": "fp32", "device": "cpu", "workers": 0, "optimizer": "sgd",
 }  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def test_goes_on_where_it_was_stopped(
     assert report["rows"] == rows
     assert report["budget"] == {
         "model": "lite0", "data": "shapes", "epochs": 1, "batch_size": 3, "precision": "fp32", "device": "cpu",
-        "optimizer": "adamw",
+        "optimizer": "sgd",
     }  # fmt: skip
     assert "| fpn | fast |" in (tmp_path / "out" / "ablation.md").read_text()
 
