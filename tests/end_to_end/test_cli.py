@@ -395,6 +395,7 @@ def test_training_in_a_real_process(data: Path, tmp_path: Path) -> None:
         (("lite9",), "did you mean 'lite"),
         (("lite0", "--epochs", "0"), "epochs is 0; it must be at least 1"),
         (("lite0", "--optimizer", "adam"), "unknown optimizer 'adam'; did you mean 'adamw'?"),
+        (("lite0", "--recipe", "papr"), "unknown recipe 'papr'; did you mean 'paper'?"),
         (("lite0", "--device", "gpu"), "unknown device 'gpu'"),
         (("lite0", "--device", "cuda", "--devices", "99"), "device cuda with devices 99"),
         (("lite0", "--scale-jitter", "2", "1"), "scale_jitter is (2.0, 1.0)"),
