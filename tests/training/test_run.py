@@ -208,8 +208,9 @@ def test_training_batch_norms_follow_the_images(shapes: ModuleType, run: Callabl
 # Accumulation and the schedule
 
 
+@pytest.mark.parametrize("box_loss", ["huber", "giou"])
 def test_two_batches_of_four_move_the_weights_as_one_of_eight(
-    shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    box_loss: str, shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without_batch_statistics(self: DetectionModule, mode: bool = True) -> DetectionModule:
         LightningModule.train(self, mode)
@@ -220,13 +221,26 @@ def test_two_batches_of_four_move_the_weights_as_one_of_eight(
 
     monkeypatch.setattr(DetectionModule, "train", without_batch_statistics)
     eight = shapes.write_shapes(tmp_path / "eight", {"train": 8})
-    settings = {"data": eight, "ema_decay": 0.0, "learning_rate": 0.01, "epochs": 3}
+    settings = {"data": eight, "ema_decay": 0.0, "learning_rate": 0.01, "epochs": 3, "box_loss": box_loss}
     one = load_file(run(out=tmp_path / "one", batch_size=8, **settings).last)
     two = load_file(run(out=tmp_path / "two", batch_size=4, accumulate=2, **settings).last)
     fresh = _fresh_state(shapes)
     assert max((one[name] - fresh[name]).abs().max().item() for name in one if one[name].ndim == 4) > 1e-3
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_a_recipe_decides_what_is_not_given(run: Callable[..., TrainingRun], tmp_path: Path) -> None:
+    def settings_of(name: str, **given: Any) -> dict[str, Any]:
+        done = run(out=tmp_path / name, epochs=1, **given)
+        assert _is_finite(done.last)
+        settings: dict[str, Any] = json.loads((done.folder / "config.json").read_text())["config"]
+        return settings
+
+    modern = settings_of("modern", recipe="modern", flip=0.25)
+    paper = settings_of("paper", recipe="paper", box_loss="giou")
+    assert (modern["optimizer"], modern["box_loss"], modern["flip"]) == ("adamw", "giou", 0.25)
+    assert (paper["optimizer"], paper["box_loss"], paper["flip"]) == ("sgd", "giou", 0.5)
 
 
 def test_the_learning_rate_follows_the_schedule(
