@@ -8,7 +8,7 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efficientdet.text import in_json, in_markdown, printable, printable_lines
+from efficientdet.text import in_json, in_markdown, markdown_table, printable, printable_lines
 
 ANYTHING = st.text(st.characters(codec=None, exclude_categories=()), max_size=300)
 
@@ -46,3 +46,8 @@ def test_json_of_any_text_can_be_written_and_read_back(text: str) -> None:
 def test_a_file_name_that_is_no_utf_8_survives_json() -> None:
     name = os.fsdecode(b"caf\xe9.jpg")
     assert os.fsencode(json.loads(in_json(json.dumps(name, ensure_ascii=False)))) == b"caf\xe9.jpg"
+
+
+def test_numbers_stand_right_and_none_is_a_dash() -> None:
+    rows = [{"name": "a", "ms": "not measured", "x": None}, {"name": "c", "ms": 1.5, "x": "28x"}]
+    assert markdown_table(rows) == "| name | ms | x |\n|---|---:|---:|\n| a | not measured | - |\n| c | 1.5 | 28x |\n"

@@ -6,6 +6,8 @@ Control characters, terminal escapes and bytes that are no text are written as e
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 # Characters of a class name, in a dataset or a checkpoint; each detection repeats it.
 LONGEST_CLASS_NAME = 1000
@@ -51,3 +53,18 @@ def in_markdown(text: object, longest: int = 2000) -> str:
 def in_json(text: str) -> str:
     """JSON in which lone surrogates are escapes, so that it can be written as UTF-8."""
     return _SURROGATES.sub(_escape, text)
+
+
+def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A markdown table of rows with the same keys; None is a dash.
+
+    A column is aligned to the right where a value begins with a digit, as in `28x`.
+    """
+    columns = list(rows[0])
+    numeric = {name: any(str(row[name])[:1].isdigit() for row in rows) for name in columns}
+    lines = [
+        "| " + " | ".join(columns) + " |",
+        "|" + "|".join("---:" if numeric[name] else "---" for name in columns) + "|",
+        *("| " + " | ".join("-" if row[name] is None else str(row[name]) for name in columns) + " |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"

@@ -75,7 +75,7 @@ def test_prepare_normalizes_the_resized_picture_at_the_top_left() -> None:
     resized = images.resize(image, (40, 60))
     expected = (resized - np.array(IMAGENET.mean)) / IMAGENET.std
     np.testing.assert_allclose(prepared[:, :40].transpose(1, 2, 0), expected, atol=1e-5)
-    np.testing.assert_array_equal(images.normalize(resized, IMAGENET).transpose(2, 0, 1), prepared[:, :40])
+    np.testing.assert_array_equal(images.normalize_and_pad(resized, (64, 60), IMAGENET), prepared)
 
 
 @settings(deadline=None)
@@ -166,7 +166,9 @@ def test_wrong_settings_are_named(change: dict[str, Any], words: str) -> None:
 
 def test_the_presets() -> None:
     gray = np.full((1, 1, 3), 127, np.uint8)
-    assert images.normalize(gray, LITE).ravel().tolist() == [0, 0, 0]
+    assert images.normalize_and_pad(gray, (1, 1), LITE).ravel().tolist() == [0, 0, 0]
     np.testing.assert_allclose(
-        images.normalize(np.full((1, 1, 3), 255), IMAGENET).ravel(), [2.2489083, 2.4285715, 2.64], rtol=1e-6
+        images.normalize_and_pad(np.full((1, 1, 3), 255), (1, 1), IMAGENET).ravel(),
+        [2.2489083, 2.4285715, 2.64],
+        rtol=1e-6,
     )

@@ -7,7 +7,7 @@ import pytest
 from efficientdet.family import MODELS, PUBLISHED
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES
-from efficientdet.research.peers import PAPER_LATENCY, PEERS, TABLE_4, TABLE_5, Peer
+from efficientdet.research.peers import PAPER_LATENCY, PEERS, TABLE_4, TABLE_5, Peer, times
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
@@ -40,3 +40,9 @@ def test_ablation_rows_name_what_this_package_builds() -> None:
     assert all(row.feature_network in TOPOLOGIES and row.fusion in FUSIONS for row in TABLE_5)
     assert (TABLE_5[0].parameters_ratio, TABLE_5[0].multiply_adds_ratio) == (1, 1)
     assert TABLE_4[-1].ap == round(TABLE_5[-1].ap, 1)  # the same model: B3 with weighted BiFPN
+
+
+@pytest.mark.parametrize(("ratio", "text"), [(0.714, "0.71x"), (1.0, "1.00x"), (6.66, "6.7x"), (28.4, "28x")])
+def test_ratios_as_the_paper_prints_them(ratio: float, text: str) -> None:
+    assert times(ratio) == text
+    assert times(None) is None

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from efficientdet.data.records import Records
 from efficientdet.images.convert import FloatImage, RgbImage
-from efficientdet.images.letterbox import Preprocessing, normalize, resize
+from efficientdet.images.letterbox import Preprocessing, normalize_and_pad, resize
 
 # A box is dropped when fewer pixels than this are left of its width or height.
 SMALLEST_SIDE = 1.0
@@ -81,8 +81,7 @@ def augment(
     source = (source[0], source[1], min(source[2], width), min(source[3], height))
     pixels = resize(image, shown, preprocessing.resize, source)
     pixels = pixels[:, ::-1] if flips else pixels
-    canvas = np.zeros((3, *size), dtype=np.float32)
-    canvas[:, : shown[0], : shown[1]] = normalize(pixels, preprocessing).transpose(2, 0, 1)
+    canvas = normalize_and_pad(pixels, size, preprocessing)
 
     moved = boxes_xyxy / np.array([step_x, step_y] * 2) - np.array([left, top] * 2)
     moved = np.clip(moved, 0, np.array([shown[1], shown[0]] * 2))

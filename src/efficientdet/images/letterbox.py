@@ -124,18 +124,24 @@ def _neighbors(old: int, start: float, end: float, new: int) -> tuple[NDArray[np
     return before, after, np.asarray(place - floor, dtype=np.float32)
 
 
-def normalize(image: NDArray[Any], preprocessing: Preprocessing) -> FloatImage:
-    """(x - mean) / std.
+def normalize_and_pad(image: NDArray[Any], size: tuple[int, int], preprocessing: Preprocessing) -> FloatImage:
+    """Normalize an image, (x - mean) / std, and pad it at the bottom and right with 0, which is the mean color.
 
     Args:
-        image: (..., 3) uint8 or floating, RGB in units of 0..255.
+        image: (h, w, 3) uint8 or floating, RGB in units of 0..255, no larger than `size`.
+        size: (height, width) of the result.
         preprocessing: gives mean and std.
 
     Returns:
-        (..., 3) float32.
+        (3, height, width) float32, C-contiguous.
     """
-    mean, std = np.asarray(preprocessing.mean, np.float32), np.asarray(preprocessing.std, np.float32)
-    return np.asarray((image.astype(np.float32) - mean) / std, dtype=np.float32)
+    canvas = np.zeros((3, *size), dtype=np.float32)
+    # A channel at a time into its place, which saves two copies.
+    for channel, mean, std in zip(range(3), preprocessing.mean, preprocessing.std, strict=True):
+        place = canvas[channel, : image.shape[0], : image.shape[1]]
+        np.subtract(image[:, :, channel], np.float32(mean), out=place)
+        place /= np.float32(std)
+    return canvas
 
 
 def letterbox(
@@ -162,10 +168,4 @@ def letterbox(
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; see images.read")
     scale, (height, width) = letterbox_scale(image_size or image.shape[:2], size, preprocessing.resize)
     resized = resize(image, (height, width), preprocessing.resize)
-    canvas = np.zeros((3, *size), dtype=np.float32)
-    # As `normalize`, a channel at a time into its place, which saves two copies.
-    for channel, mean, std in zip(range(3), preprocessing.mean, preprocessing.std, strict=True):
-        place = canvas[channel, :height, :width]
-        np.subtract(resized[:, :, channel], np.float32(mean), out=place)
-        place /= np.float32(std)
-    return canvas, scale
+    return normalize_and_pad(resized, size, preprocessing), scale

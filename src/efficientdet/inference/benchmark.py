@@ -55,11 +55,6 @@ class Spread(NamedTuple):
         """`12.3 (11.9-14.0)`."""
         return f"{self.median:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
 
-    def __str__(self) -> str:
-        """`12.3 (11.9-14)`, four digits each."""
-        middle, low, high = (f"{value:.0f}" if value >= 1000 else f"{value:.4g}" for value in self)
-        return f"{middle} ({low}-{high})"
-
 
 @dataclass(frozen=True)
 class Row:

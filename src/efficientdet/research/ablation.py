@@ -24,11 +24,10 @@ from efficientdet.family import ModelSpec, find_spec
 from efficientdet.network.count import count
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES
-from efficientdet.research.markdown import table
 from efficientdet.research.settings import AblationSettings
 from efficientdet.research.timing import forward_pass, time_in_turns
 from efficientdet.settings import changed, divided
-from efficientdet.text import in_markdown
+from efficientdet.text import in_markdown, markdown_table
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.run_folder import CONFIG_FILE, decisive_settings, refuse_other_settings
 from efficientdet.weights.checkpoint import CheckpointInfo, read_info
@@ -272,7 +271,7 @@ def as_markdown(rows: Sequence[dict[str, Any]], budget: dict[str, Any]) -> str:
     settings = in_markdown(", ".join(f"{name} {value}" for name, value in budget.items()))
     return (
         f"Every row: {seeds} seed{'s' if seeds > 1 else ''} under one budget ({settings}).\n\n"
-        f"{table(shown_rows(rows))}\n{_on_noise(rows)}\n"
+        f"{markdown_table(shown_rows(rows))}\n{_on_noise(rows)}\n"
     )
 
 

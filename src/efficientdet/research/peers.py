@@ -130,3 +130,11 @@ TABLE_5 = (
 
 # Table 6: speed of three detectors on a GPU with fast normalized fusion, over that with softmax.
 FAST_OVER_SOFTMAX = (1.28, 1.26, 1.31)
+
+
+def times(ratio: float | None) -> str | None:
+    """A ratio as the paper prints it: `28x`, `6.7x`, `0.71x`."""
+    if ratio is None:
+        return None
+    digits = 2 if ratio < 2 else 1 if ratio < 10 else 0
+    return f"{ratio:.{digits}f}x"

@@ -35,7 +35,7 @@ def test_speeds_are_compared_round_by_round(monkeypatch: pytest.MonkeyPatch) -> 
     times = {"fast": [1.0, 2.0, 4.0], "softmax": [1.5, 3.0, 8.0], "unbounded": [1.0] * 3, "none": [0.5] * 3}
     monkeypatch.setattr(fusions, "fusion_times", lambda spec, device: times)
     text = fusions_parts("cpu")["speed"]
-    assert "| softmax | 3 (1.5-8) | 1.5 (1.5-2) |" in text and "takes 1.50 times as long" in text
+    assert "| softmax | 3.0 (1.5-8.0) | 1.50 (1.50-2.00) |" in text and "takes 1.50 times as long" in text
     assert "1.26-1.31 times" in text
 
 

@@ -19,8 +19,8 @@ from efficientdet.research.figures import (
     plot,
     save_figure,
 )
-from efficientdet.research.markdown import table, times
-from efficientdet.research.peers import PAPER_LATENCY, PEERS, Peer
+from efficientdet.research.peers import PAPER_LATENCY, PEERS, Peer, times
+from efficientdet.text import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ PEER_STYLES = {
 def family_parts(out: Path) -> dict[str, str]:
     """Write the figure into a folder, and return the tables."""
     save_figure(ap_figure(), out / "ap_over_multiply_adds.png")
-    return {"family": table(family_rows()), "peers": table(peer_rows())}
+    return {"family": markdown_table(family_rows()), "peers": markdown_table(peer_rows())}
 
 
 def ap_figure() -> Figure:

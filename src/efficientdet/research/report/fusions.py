@@ -18,9 +18,9 @@ from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.fusion import EPSILON, FUSIONS, Fusion
 from efficientdet.network.pyramid import FeatureNetwork
 from efficientdet.research.edges import learned_weights
-from efficientdet.research.markdown import table
 from efficientdet.research.peers import FAST_OVER_SOFTMAX
 from efficientdet.research.timing import time_in_turns
+from efficientdet.text import markdown_table
 
 # The model whose feature network is timed and compared.
 SPEC = MODELS["d0"]
@@ -44,7 +44,7 @@ def fusions_parts(device: str | None) -> dict[str, str]:
         "speed": "Not measured.\n" if device is None else _speed(fusion_times(SPEC, device)),
         "fused": SPEC.name,
         "epsilon": f"{EPSILON:g}",
-        "agreement": table(agreement(SPEC)),
+        "agreement": markdown_table(agreement(SPEC)),
     }
 
 
@@ -75,13 +75,16 @@ def fusion_times(spec: ModelSpec, device: str, rounds: int = ROUNDS) -> dict[str
 
 def _speed(found: Mapping[str, Sequence[float]]) -> str:
     ratios = {kind: [a / b for a, b in zip(values, found["fast"], strict=True)] for kind, values in found.items()}
-    rows = [{"fusion": kind, "ms": Spread.of(found[kind]), "over fast's": Spread.of(ratios[kind])} for kind in found]
+    rows = [
+        {"fusion": kind, "ms": Spread.of(values).text(1), "over fast's": Spread.of(ratios[kind]).text(2)}
+        for kind, values in found.items()
+    ]
     return (
         f"The feature network of {SPEC.name} in PyTorch: float32, batch 1, in rounds in which each fusion runs once. "
         "Median of the rounds, least and largest in brackets. On the paper's GPU, whole detectors with softmax took "
         f"{min(FAST_OVER_SOFTMAX)}-{max(FAST_OVER_SOFTMAX)} times as long as with fast; here the feature network takes "
         f"{median(ratios['softmax']):.2f} times as long. In exported files the normalized weights are constants, so "
-        f"that the two cost the same.\n\n{table(rows)}"
+        f"that the two cost the same.\n\n{markdown_table(rows)}"
     )
 
 

@@ -13,8 +13,8 @@ from efficientdet.network.efficientdet import COCO_SLOTS
 from efficientdet.network.topology import TOPOLOGIES, build_topology
 from efficientdet.research.draw_topology import draw_topology
 from efficientdet.research.figures import save_figure
-from efficientdet.research.markdown import table, times
-from efficientdet.research.peers import TABLE_4, TABLE_5
+from efficientdet.research.peers import TABLE_4, TABLE_5, times
+from efficientdet.text import markdown_table
 
 # The models whose feature networks are compared.
 SCALES = ("d0", "d3")
@@ -26,13 +26,13 @@ def networks_parts(out: Path) -> dict[str, str]:
         save_figure(draw_topology(build_topology(name, (3, 7))), out / f"network_{name}.svg")
     equal = (
         f"{name}: {MODELS[name].depth} cells of {MODELS[name].width} channels, image size {MODELS[name].image_size}\n\n"
-        f"{table(equal_rows(MODELS[name]))}"
+        f"{markdown_table(equal_rows(MODELS[name]))}"
         for name in SCALES
     )
     return {
         "drawings": "\n".join(f"![{name}](network_{name}.svg)" for name in TOPOLOGIES),
         "equal": "\n".join(equal),
-        "backbones": table(backbone_rows()),
+        "backbones": markdown_table(backbone_rows()),
     }
 
 

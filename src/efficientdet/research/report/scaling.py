@@ -12,8 +12,8 @@ import numpy as np
 from efficientdet.family import ModelSpec, compound_scaling
 from efficientdet.network.count import PARTS
 from efficientdet.research.figures import BLUE, GRAY, LOWER_RIGHT, ORANGE, RED, TEAL, Series, plot, save_figure
-from efficientdet.research.markdown import table
 from efficientdet.research.scaling import PYRAMID, law, multiply_adds, scaling_rows
+from efficientdet.text import markdown_table
 
 LARGEST_PHI = 6
 QUANTITIES = {"feature network": PYRAMID[:1], "feature network and heads": PYRAMID, "whole model": PARTS}
@@ -57,8 +57,8 @@ def _law(out: Path) -> dict[str, str]:
     title = f"Cost over depth · width² · resolution², phi 0 to {LARGEST_PHI}"
     save_figure(plot(title, "the law, phi 0 = 1", "GMAC", series), out / "scaling_law.png")
     return {
-        "scaling": table(scaling_rows(LARGEST_PHI)),
-        "fits": table(rows),
+        "scaling": markdown_table(scaling_rows(LARGEST_PHI)),
+        "fits": markdown_table(rows),
         "step": f"{2**slope:.2f}",
         "backbone_share": f"{1 - first / costs['whole model'][0]:.0%}",
     }
@@ -81,4 +81,4 @@ def _alone(out: Path) -> dict[str, str]:
     figure = plot("Cost of scaling D0 in one dimension alone", "steps", "GMAC", series, ("linear", "log"))
     save_figure(figure, out / "scaling_one_dimension.png")
     growth = (f"{name} {(rows[-1][name] / rows[0][name]) ** (1 / LARGEST_PHI):.2f}x" for name in DIMENSIONS)
-    return {"alone": table(rows), "growth": ", ".join(growth)}
+    return {"alone": markdown_table(rows), "growth": ", ".join(growth)}
