@@ -1,0 +1,87 @@
+"""What each part of the recipe `modern` gives: training runs on some datasets, a row of settings each, as Markdown.
+
+Every run starts from the same ImageNet backbone and has the same epochs, or minutes; AP is that of the last weights on
+the split to measure on. Results go into a file as they come, and a run that is in it is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from run import say
+
+import efficientdet as ed
+from efficientdet.data.read_split import read_split
+
+# What differs from the defaults.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "modern": {},
+    "modern, Huber": {"box_loss": "huber"},
+    "modern, batch 4": {"batch_size": 4},
+    "modern, frozen batch norms": {"batch_norm": "frozen"},
+    "modern, SGD": {"optimizer": "sgd"},
+    "paper": {"recipe": "paper"},
+    "paper, frozen batch norms": {"recipe": "paper", "batch_norm": "frozen"},
+}
+MEASURES = ("ap", "ap50", "ap75")
+
+
+def measure(data: Path, variant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate once."""
+    limit = {"minutes": arguments.minutes} if arguments.minutes else {"epochs": arguments.epochs}
+    with tempfile.TemporaryDirectory() as folder:
+        run = ed.train(
+            arguments.network, data, out=Path(folder) / "run", backbone_weights=arguments.backbone, seed=seed,
+            image_size=arguments.size, evaluate_every=10**6, quiet=True, **limit, **VARIANTS[variant],
+        )  # fmt: skip
+        metrics = ed.evaluate(run.last, read_split(data, arguments.split))
+    found = {name: getattr(metrics, name) for name in MEASURES}
+    return {"data": data.name, "variant": variant, "seed": seed, "boxes": metrics.boxes, **found}
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown: a row for each dataset and variant, means over the seeds, and AP by seed."""
+    lines = ["| dataset | settings | AP | by seed | AP50 | AP75 |", "|---|---|---|---|---|---|"]
+    for data, variant in dict.fromkeys((row["data"], row["variant"]) for row in rows):
+        same = [row for row in rows if (row["data"], row["variant"]) == (data, variant)]
+        means = [f"{statistics.mean(row[name] for row in same):.3f}" for name in MEASURES]
+        seeds = ", ".join(f"{row['ap']:.3f}" for row in same)
+        lines.append(f"| {data} | {variant} | {means[0]} | {seeds} | {means[1]} | {means[2]} |")
+    return lines
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, nargs="+", help="folders of datasets")
+    parser.add_argument("--backbone", type=Path, required=True, help=".npz of ImageNet weights")
+    parser.add_argument("--network", default="lite0")
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--minutes", type=float, help="instead of epochs")
+    parser.add_argument("--split", default="test", help="to measure on")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", action="append", choices=VARIANTS, help="these settings alone; can be repeated")
+    parser.add_argument("--results", type=Path, default=Path("recipes.jsonl"))
+    arguments = parser.parse_args()
+    path: Path = arguments.results
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {(row["data"], row["variant"], row["seed"]) for row in rows}
+    for seed in range(arguments.seeds):
+        for data in arguments.data:
+            for variant in arguments.only or VARIANTS:
+                if (data.name, variant, seed) not in done:
+                    rows.append(measure(data, variant, seed, arguments))
+                    say(json.dumps(rows[-1]))
+                    with path.open("a") as file:
+                        file.write(json.dumps(rows[-1]) + "\n")
+    print("\n".join(table(rows)))
+
+
+if __name__ == "__main__":
+    main()
