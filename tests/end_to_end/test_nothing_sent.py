@@ -93,7 +93,7 @@ def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     }
     return subprocess.run(
         [*COMMAND, *map(str, arguments)], cwd=folder / "out", env=environment, capture_output=True, text=True,
-        timeout=300, check=False,
+        timeout=1800, check=False,
     )  # fmt: skip
 
 
