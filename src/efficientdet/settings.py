@@ -20,6 +20,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from efficientdet.errors import SettingError, unknown_name
 
 Settings = TypeVar("Settings")
+# Of a setting with limits, but without a maximum of its own.
+LARGEST = 1e9
 
 
 def setting(
@@ -132,6 +134,8 @@ def _check_type(name: str, value: Any, kind: Kind) -> None:
 def _check_limits(name: str, value: Any, limits: Mapping[str, float]) -> None:
     if not limits or not isinstance(value, (int, float)):
         return
+    if value > LARGEST:  # no library counts on
+        limits = {"maximum": LARGEST, **limits}
     low, high = limits.get("minimum", -math.inf), limits.get("maximum", math.inf)
     above, below = limits.get("above", -math.inf), limits.get("below", math.inf)
     if not (low <= value <= high and above < value < below):
