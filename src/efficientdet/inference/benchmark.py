@@ -193,7 +193,7 @@ def sample_jpeg() -> bytes:
     try:
         image = Image.open(sample_image()).convert("RGB").resize(SAMPLE_SIZE)
     except MissingExtraError:
-        image = Image.effect_mandelbrot(SAMPLE_SIZE, (-2.2, -1.2, 1.0, 1.2), 100).convert("RGB")
+        image = Image.effect_mandelbrot(SAMPLE_SIZE, (-2.2, -1.2, 1.0, 1.2), 20).convert("RGB")
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
     return file.getvalue()
