@@ -19,6 +19,7 @@ from efficientdet.family import (
     PUBLISHED_AP,
     VARIANTS,
     ModelSpec,
+    aspect_factors,
     compound_scaling,
     find_spec,
 )
@@ -157,3 +158,10 @@ def test_importing_the_family_loads_neither_torch_nor_numpy() -> None:
     program = "import sys, efficientdet.family; print(*({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=9))
+def test_anchors_of_given_ratios_have_the_same_area(ratios: list[float]) -> None:
+    for ratio, (width, height) in zip(ratios, aspect_factors(ratios), strict=True):
+        assert width / height == pytest.approx(ratio)
+        assert width * height == pytest.approx(1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -211,6 +211,11 @@ PUBLISHED_AP: dict[str, float] = {
     "d0": 34.6, "d1": 40.5, "d2": 43.9, "d3": 47.2, "d4": 49.7, "d5": 51.5, "d6": 52.6, "d7": 53.7, "d7x": 55.1,
     "lite0": 26.41, "lite1": 31.50, "lite2": 35.06, "lite3": 38.77, "lite3x": 42.64, "lite4": 43.18,
 }  # fmt: skip
+
+
+def aspect_factors(ratios: Iterable[float]) -> tuple[tuple[float, float], ...]:
+    """(width, height) factors of anchors with these ratios of width to height, all of the same area."""
+    return tuple((math.sqrt(ratio), math.sqrt(1 / ratio)) for ratio in ratios)
 
 
 def find_spec(name: str) -> ModelSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from efficientdet.exporting.export import export, make_metadata
 from efficientdet.exporting.formats import OpenedFile
 from efficientdet.exporting.onnx_file import halve_weights, make_onnx, open_file
 from efficientdet.exporting.settings import ExportSettings
+from efficientdet.family import aspect_factors
 from efficientdet.images.convert import RgbImage
 from efficientdet.inference.detector import Detector, load
 from efficientdet.inference.engines.metadata import FileMetadata
@@ -102,6 +104,23 @@ def test_the_file_says_what_it_is(people: Detector, raw_file: OpenedFile, whole_
     whole = whole_file.metadata
     assert (whole.end_to_end, whole.dynamic_batch, whole.dynamic_size) == (True, True, True)
     assert whole.postprocess == people.postprocess and whole.postprocess.score_threshold == 0.05
+
+
+def test_other_anchors_travel_into_the_file(people: Detector, portrait: RgbImage, tmp_path: Path) -> None:
+    spec = replace(people.info.spec, anchor_scale=2.0, aspects=aspect_factors((0.4, 1.0, 3.0)))
+    info = replace(people.info, spec=spec)
+    detector = Detector(people.model, info, device="cpu", image_size=128, score_threshold=0.05)
+    detector._model = people._model  # so that the translated network is the one at hand
+    export(detector, tmp_path / "other.onnx", end_to_end=True, dynamic_batch=True)
+    wanted = detector.predict(portrait)
+    batch = make_batch([portrait], (128, 128), info.preprocessing)
+    boxes, _, _, counts = open_file(tmp_path / "other.onnx").detect(batch)
+    assert int(counts[0]) == len(wanted) > 0
+    assert torch.allclose(boxes[0, : len(wanted)], torch.from_numpy(wanted.boxes_xyxy), rtol=0, atol=0.02)
+    usual = people.predict(portrait)
+    assert abs(usual.boxes_xyxy[0] - wanted.boxes_xyxy[0]).max() > 1
+    found = load(tmp_path / "other.onnx").info.spec
+    assert (found.anchor_scale, found.aspects) == (2.0, spec.aspects)
 
 
 def test_half_weights_halve_the_file(people: Detector, raw_file: OpenedFile, portrait: RgbImage) -> None:

@@ -73,7 +73,8 @@ def test_long_runs_jitter_more() -> None:
         ("frozen_stages", -1), ("seed", -1), ("seed", 2**32), ("workers", -1), ("evaluate_every", 0),
         ("save_every", 0), ("devices", 0), ("flip", 1.5), ("flip", -0.1), ("flip", float("nan")),
         ("scale_jitter", (2.0, 1.0)), ("scale_jitter", 0.5),
-        ("layer_decay", 0.0), ("layer_decay", 1.1), ("image_size", 100_000), ("workers", 10_000),
+        ("layer_decay", 0.0), ("layer_decay", 1.1),
+        ("anchor_scale", 0.0), ("aspects", (1.0, 0.0)), ("image_size", 100_000), ("workers", 10_000),
     ],
 )  # fmt: skip
 def test_a_number_out_of_range_is_named(name: str, value: Any) -> None:
@@ -110,6 +111,12 @@ def test_a_dict_of_it_is_plain() -> None:
 def test_a_scale_that_is_none_is_named(jitter: tuple[float, float]) -> None:
     with pytest.raises(SettingError, match="scale_jitter is"):
         TrainConfig(scale_jitter=jitter)
+
+
+def test_anchors_are_given_as_ratios() -> None:
+    assert TrainConfig().anchors() == {}
+    assert TrainConfig(anchor_scale=2.0).anchors() == {"anchor_scale": 2.0}
+    assert TrainConfig(aspects=[1.0, 4.0]).anchors() == {"aspects": ((1.0, 1.0), (2.0, 0.5))}
 
 
 @pytest.mark.parametrize("values", [{"alpha": 1.5}, {"gamma": -1}, {"delta": 0.0}, {"label_smoothing": 1.0}])

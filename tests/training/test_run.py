@@ -869,6 +869,34 @@ def test_a_resumed_run_keeps_the_anchors_and_the_preprocessing_of_its_starting_w
     assert load(parts.last, device="cpu").info.preprocessing == IMAGENET
 
 
+def test_anchors_that_were_asked_for_travel_with_the_weights(run: Callable[..., TrainingRun], tmp_path: Path) -> None:
+    def spec_of(run: TrainingRun) -> tuple[float, list[float]]:
+        spec = load(run.last, device="cpu").info.spec
+        return spec.anchor_scale, [round(width / height, 6) for width, height in spec.aspects]
+
+    first = run(out=tmp_path / "first", epochs=1, anchor_scale=2.0, aspects=(0.5, 1.0, 3.0))
+    assert spec_of(first) == (2.0, [0.5, 1.0, 3.0])
+    kept = run(out=tmp_path / "kept", epochs=1, weights=first.last)
+    assert spec_of(kept) == (2.0, [0.5, 1.0, 3.0])
+    other = run(out=tmp_path / "other", epochs=1, weights=first.last, anchor_scale=1.5)
+    assert spec_of(other) == (1.5, [0.5, 1.0, 3.0])
+    assert first.last.read_bytes() != run(out=tmp_path / "plain", epochs=1).last.read_bytes()
+    with pytest.raises(SettingError, match="aspects has 2 values.*outputs for 3; give 3"):
+        run(out=tmp_path / "fewer", weights=first.last, aspects=(0.5, 2.0))
+
+
+def test_a_resumed_run_keeps_the_anchors_that_were_asked_for(
+    run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"anchor_scale": 2.0, "aspects": (0.5, 1.0, 3.0), "save_every": 1}
+    whole = run(out=tmp_path / "whole", **settings)
+    with monkeypatch.context() as patched, pytest.raises(_StoppedError):
+        _stop_before(patched, 4)
+        run(out=tmp_path / "parts", **settings)
+    parts = run(out=tmp_path / "parts", resume=True, **settings)
+    assert parts.last.read_bytes() == whole.last.read_bytes()
+
+
 def test_a_save_that_is_interrupted_leaves_the_one_before(
     run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

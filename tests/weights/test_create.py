@@ -59,6 +59,11 @@ def test_weights_come_with_their_classes_and_aspects(source: EfficientDet, check
         assert all(torch.equal(model.state_dict()[name], x) for name, x in source.state_dict().items())
 
 
+def test_anchors_that_are_asked_for_go_before_those_of_the_weights(checkpoint: Path) -> None:
+    model = small(weights=checkpoint, anchor_scale=2.0)
+    assert model.spec == dataclasses.replace(SPEC, anchor_scale=2.0)
+
+
 def test_other_classes_need_asking(source: EfficientDet, checkpoint: Path) -> None:
     with pytest.raises(WeightsError, match=r"has 2 classes, not 3; with replace_head=True the last layer"):
         small(weights=checkpoint, num_classes=3)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from efficientdet.errors import SettingError
+from efficientdet.family import aspect_factors
 from efficientdet.settings import check_settings, setting
 
 # Batch statistics of a pretrained backbone are too rough below this many images a device.
@@ -70,6 +71,20 @@ class TrainConfig:
     )
     image_size: int | None = setting(
         None, "Side of the square input in pixels; by default the model's.", minimum=32, maximum=8192
+    )
+    anchor_scale: float | None = setting(
+        None,
+        "Side of the smallest anchor of a level, in units of the level's stride; by default that of the weights, else "
+        "the model's. `efficientdet data check` suggests one.",
+        minimum=1e-3,
+        maximum=1e3,
+    )
+    aspects: tuple[float, ...] | None = setting(
+        None,
+        "Width over height of the anchor shapes, as many as the weights have, such as 0.5,1,2; by default those of the "
+        "weights, else the model's.",
+        minimum=1e-3,
+        maximum=1e3,
     )
     epochs: int = setting(50, "Passes over the training split.", minimum=1)
     batch_size: int = setting(8, "Batch size on each device.", minimum=1)
@@ -158,6 +173,11 @@ class TrainConfig:
         if self.precision == "fp16" and self.device == "cpu":
             raise SettingError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
 
+    def anchors(self) -> dict[str, Any]:
+        """The fields of `ModelSpec` for the anchors that were asked for."""
+        given = {"anchor_scale": self.anchor_scale, "aspects": self.aspects and aspect_factors(self.aspects)}
+        return {name: value for name, value in given.items() if value is not None}
+
     def scale_range(self) -> tuple[float, float]:
         """The range of the scale jitter."""
         return self.scale_jitter or ((0.1, 2.0) if self.epochs >= LONG_RUN_EPOCHS else (0.5, 1.5))
@@ -192,6 +212,8 @@ class TrainOptions(TypedDict, total=False):
     feature_network: str | Path | None
     fusion: str | None
     image_size: int | None
+    anchor_scale: float | None
+    aspects: tuple[float, ...] | None
     epochs: int
     batch_size: int
     accumulate: int

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from efficientdet.data.records import Records
-from efficientdet.errors import WeightsError
+from efficientdet.errors import SettingError, WeightsError
 from efficientdet.images.letterbox import Preprocessing, letterbox
 from efficientdet.images.read import read
 from efficientdet.network.efficientdet import CLASS_LAYER, EfficientDet
@@ -48,8 +48,15 @@ def start_from(
 
     Raises:
         WeightsError: the networks differ in more than the classes; lists the tensors.
+        SettingError: they differ in the number of aspects.
     """
     source, info = load_checkpoint(find_weights(weights))
+    if len(source.spec.aspects) != len(network.spec.aspects):
+        raise SettingError(
+            f"aspects has {len(network.spec.aspects)} values, and the heads of {weights} have outputs for "
+            f"{len(source.spec.aspects)}; give {len(source.spec.aspects)}, or start from its backbone alone "
+            "(--backbone-weights)"
+        )
     has_same_classes = info.class_names == class_names
     copy_weights(network, source, str(weights), with_class_layer=has_same_classes)
     if not has_same_classes:

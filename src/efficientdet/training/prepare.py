@@ -130,14 +130,16 @@ def build_network(job: Job, records: Records, console: Console) -> tuple[Efficie
     torch.manual_seed(config.seed)
     network = build_model(
         job.model, len(records.class_names), feature_network=config.feature_network, fusion=config.fusion,
-        backbone=config.backbone, drop_path=config.drop_path,
+        backbone=config.backbone, drop_path=config.drop_path, **config.anchors(),
     ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
     preprocessing = default_preprocessing(network.spec)
     if job.state is not None and job.started is not None:
-        network.spec = dataclasses.replace(network.spec, aspects=job.started.info.spec.aspects)
+        started = job.started.info.spec
+        network.spec = dataclasses.replace(network.spec, anchor_scale=started.anchor_scale, aspects=started.aspects)
         preprocessing = job.started.info.preprocessing
     elif config.weights:
         preprocessing = start_from(network, config.weights, records.class_names, console)
+        network.spec = dataclasses.replace(network.spec, **config.anchors())
     size = config.image_size or network.spec.image_size
     coarsest = network.spec.strides[-1]
     if min(config.batch_size, len(records)) == 1 and size <= coarsest:

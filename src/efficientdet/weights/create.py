@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from efficientdet.errors import WeightsError
 from efficientdet.family import ModelSpec
@@ -38,8 +38,8 @@ def create_model(
         num_classes: K, at least 1; by default that of the weights, else COCO's 90 slots. Classes are 0-based, without a
             background class.
         weights: a bundled or released name, a checkpoint's path or `hf://owner/repo`, as `load` takes them; None for
-            random weights. The anchors' aspects come with them. The network's input must be normalized as they were
-            trained: `detector.info.preprocessing` of a loaded detector says how.
+            random weights. The anchors' scale and aspects come with them, unless `changes` has others. The network's
+            input must be normalized as they were trained: `detector.info.preprocessing` of a loaded detector says how.
         replace_head: allow weights for another number of classes; the last layer of the class head is random then.
         drop_path: probability of stochastic depth in the last block of an EfficientNet backbone, in training.
         **changes: fields of `ModelSpec` and their new values: `backbone` (`b0`-`b7`, `lite0`-`lite4`,
@@ -71,11 +71,15 @@ def create_model(
             "layer of the class head starts at random, and the rest is kept"
         )
     copy_weights(model, source, str(weights), with_class_layer=not has_other_classes)
+    anchors: dict[str, Any] = {name: changes.get(name) for name in ("anchor_scale", "aspects")}
+    model.spec = dataclasses.replace(
+        model.spec, **{name: value for name, value in anchors.items() if value is not None}
+    )
     return model
 
 
 def copy_weights(model: EfficientDet, source: EfficientDet, name: str, *, with_class_layer: bool) -> None:
-    """Copy weights and anchor aspects from one network into another of the same architecture.
+    """Copy weights and the shapes of the anchors from one network into another of the same architecture.
 
     Args:
         model: changed in place.
@@ -90,4 +94,4 @@ def copy_weights(model: EfficientDet, source: EfficientDet, name: str, *, with_c
     state = source.state_dict() | own
     fit_state(model, state, name, model.spec.name)
     model.load_state_dict(state)
-    model.spec = dataclasses.replace(model.spec, aspects=source.spec.aspects)
+    model.spec = dataclasses.replace(model.spec, anchor_scale=source.spec.anchor_scale, aspects=source.spec.aspects)
