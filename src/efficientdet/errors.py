@@ -32,7 +32,15 @@ class ImageError(EfficientDetError):
 
 
 class DataError(EfficientDetError):
-    """A dataset or annotation file is at fault; the message names the file, the place in it and the field."""
+    """A dataset or annotation file is at fault; the message names the file, the place in it and the field.
+
+    Attributes:
+        code: kind of fault, by which `data check` groups them; see `data.quality.findings.RULES`.
+    """
+
+    def __init__(self, message: str = "", code: str = "annotation-unreadable") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class MissingSplitError(DataError):

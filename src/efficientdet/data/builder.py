@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from efficientdet.data.records import (
     IMAGES_OF_IGNORED,
     IMAGES_SKIPPED,
     IMAGES_WITHOUT_BOXES,
+    ChangedBox,
     ImageTable,
     Records,
 )
@@ -167,7 +168,8 @@ class RecordsBuilder:
         if not self.skip_missing:
             raise DataError(
                 f"{place}: the image '{printable(file_name)}' is not in {self.image_folder}; put it there, or leave "
-                "such images out with skip_missing (--skip-missing)"
+                "such images out with skip_missing (--skip-missing)",
+                "image-missing",
             )
         self.counts[IMAGES_SKIPPED] += 1
         self.counts[BOXES_OF_SKIPPED] += boxes
@@ -220,7 +222,21 @@ class RecordsBuilder:
             ids if kept.all() else list(itertools.compress(ids, kept.tolist())),
         )  # fmt: skip
         self._count(clean, len(images.sizes), image_of_box, labels, is_ignored)
-        return Records(table, tuple(class_names), tuple(category_ids), self.source, self.counts)
+        changed = list(self._changed(clean, images, boxes))
+        return Records(table, tuple(class_names), tuple(category_ids), self.source, self.counts, changed)
+
+    def _changed(self, clean: CleanBoxes, images: RawImages, boxes: RawBoxes) -> Iterator[ChangedBox]:
+        """The boxes that are not as they were, in their order."""
+        ends = np.cumsum(images.box_counts)
+        for index in np.flatnonzero(clean.clipped | ~clean.kept).tolist():
+            image = int(np.searchsorted(ends, index, side="right"))
+            what = BOXES_OUTSIDE if clean.outside[index] else BOXES_CLIPPED
+            height, width = images.sizes[image].tolist()
+            yield ChangedBox(
+                BOXES_DEGENERATE if clean.degenerate[index] else what, images.image_ids[image],
+                self.image_folder / images.file_names[image], (height, width), boxes.annotation_ids[index],
+                tuple(boxes.xyxy[index].tolist()), int(boxes.labels[index]), bool(boxes.is_ignored[index]),
+            )  # fmt: skip
 
     def _count(
         self, clean: CleanBoxes, images: int, image_of_box: NDArray[np.int64], labels: NDArray[np.int64],

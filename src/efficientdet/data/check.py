@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -18,6 +20,89 @@ from efficientdet.text import LONGEST_CLASS_NAME, printable
 NAMES_TO_LOOK_FOR = 20
 # File names that lead nowhere but into the folder; others are looked at closely.
 PLAIN_NAME = re.compile(r"(?:[\w-][\w. -]*/)*[\w-][\w. -]*")
+
+
+class Fault(NamedTuple):
+    """An entry that was left out, since it is wrong.
+
+    Attributes:
+        error: what is wrong with it.
+        image_id: the dataset's id of the image; None if it is about none.
+        annotation_ids: the dataset's ids of the boxes.
+        file: the image, or the file of annotations.
+    """
+
+    error: DataError
+    image_id: int | str | None = None
+    annotation_ids: tuple[int | str, ...] = ()
+    file: str | None = None
+
+
+_faults: ContextVar[list[Fault] | None] = ContextVar("faults", default=None)
+
+
+@contextmanager
+def collected_faults() -> Iterator[list[Fault]]:
+    """Readers leave out entries that are wrong, and note them in the list, instead of ending with an error."""
+    faults: list[Fault] = []
+    token = _faults.set(faults)
+    try:
+        yield faults
+    finally:
+        _faults.reset(token)
+
+
+class Entry:
+    """An entry of annotations: an error in it ends the reading, unless faults are collected.
+
+    Args:
+        image_id: the dataset's id of its image, if it has one.
+        annotation_id: the dataset's id of its box, if it is one.
+        file: the image, or the file of annotations.
+
+    Attributes:
+        fault: the error that was collected; None if the entry is sound.
+    """
+
+    def __init__(
+        self, image_id: int | str | None = None, annotation_id: int | str | None = None, file: Path | None = None
+    ) -> None:
+        self.fault: DataError | None = None
+        self._place = (image_id, () if annotation_id is None else (annotation_id,), None if file is None else str(file))
+
+    def __enter__(self) -> Entry:
+        """Begin."""
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        """Collect the error, if errors are collected."""
+        faults = _faults.get()
+        if faults is None or not isinstance(error, DataError):
+            return False
+        self.fault = error
+        faults.append(Fault(error, *self._place))
+        return True
+
+
+def turned_upright(
+    box_xyxy: tuple[float, float, float, float], image_size: tuple[int, int], orientation: int
+) -> tuple[float, float, float, float]:
+    """A box of an image before its EXIF orientation is applied, in the upright image.
+
+    Args:
+        box_xyxy: pixels of the image as the file has it.
+        image_size: (height, width) of the upright image.
+        orientation: of the EXIF data, 1 to 8.
+    """
+    height, width = image_size
+    x1, y1, x2, y2 = box_xyxy
+    if orientation >= 5:  # rows and columns change places
+        x1, y1, x2, y2 = y1, x1, y2, x2
+    if orientation in (2, 3, 6, 7):
+        x1, x2 = width - x2, width - x1
+    if orientation in (3, 4, 7, 8):
+        y1, y2 = height - y2, height - y1
+    return x1, y1, x2, y2
 
 
 def shown(value: Any, write: Callable[[Any], str] = repr) -> str:
@@ -62,7 +147,7 @@ def measure(path: Path, place: str) -> tuple[int, int]:
     try:
         return images.image_size(path)
     except ImageError as error:
-        raise DataError(f"{place}: {error}") from error
+        raise DataError(f"{place}: {error}", "image-unreadable") from error
 
 
 def check_size(path: Path, stated: tuple[int, int], measured: tuple[int, int], place: str) -> None:
@@ -89,10 +174,13 @@ def check_size(path: Path, stated: tuple[int, int], measured: tuple[int, int], p
         if raw_size == (stated[1], stated[0]):
             raise DataError(
                 f"{message} once its EXIF orientation is applied; the boxes appear to be for the unrotated "
-                "image: remove the EXIF orientation from the image, or rotate the boxes with it"
+                "image: remove the EXIF orientation from the image, or rotate the boxes with it",
+                "exif-rotation",
             )
         message += " (width and height swapped?)"
-    raise DataError(f"{message}; were the boxes made for another version of the image? Correct one of the two")
+    raise DataError(
+        f"{message}; were the boxes made for another version of the image? Correct one of the two", "image-size"
+    )
 
 
 def check_file_name(file_name: str, place: str, field_name: str = "file_name") -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from efficientdet.data.builder import RawBox, RawBoxes, RawImages, RecordsBuilder, boxes_in_columns
 from efficientdet.data.check import (
     PLAIN_NAME,
+    Entry,
     check_class_names,
     check_file_name,
     check_size,
@@ -67,22 +68,35 @@ def read_coco(annotations: str | Path, image_folder: str | Path | None = None, s
     columns = read_columns(path) or _read_carefully(path)
     category_ids, class_names = _categories(columns.categories, path)
     names = columns.images.file_names
-    for index, name in enumerate(names):
-        if not PLAIN_NAME.fullmatch(name):
-            check_file_name(name, _place_of_image(path, columns.images, index))
+    is_sound = np.fromiter(_are_inside(columns.images, path), dtype=np.bool_)
     folder = Path(image_folder) if image_folder is not None else find_image_folder(_folders(path), names)
     builder = RecordsBuilder(path, folder, skip_missing)
-    has_file = np.fromiter(_have_files(builder, columns.images, path), dtype=np.bool_)
-    _measure(builder, columns.images, np.flatnonzero(has_file), path)
-    images, boxes = _only(columns, has_file)
+    is_sound &= np.fromiter(_have_files(builder, columns.images, is_sound, path), dtype=np.bool_)
+    is_sound[_measure(builder, columns.images, np.flatnonzero(is_sound), path)] = False
+    images, boxes = _only(columns, is_sound)
     return builder.finish_columns(images, boxes, class_names, category_ids)
 
 
-def _have_files(builder: RecordsBuilder, images: RawImages, path: Path) -> Iterator[bool]:
+def _are_inside(images: RawImages, path: Path) -> Iterator[bool]:
+    """Whether each file name stays in the image folder; others are an error."""
+    for index, name in enumerate(images.file_names):
+        if PLAIN_NAME.fullmatch(name):
+            yield True
+            continue
+        with Entry(images.image_ids[index]) as one:
+            check_file_name(name, _place_of_image(path, images, index))
+        yield one.fault is None
+
+
+def _have_files(builder: RecordsBuilder, images: RawImages, is_inside: NDArray[np.bool_], path: Path) -> Iterator[bool]:
     """Whether each image has a file; those without are an error, or counted."""
     listed = _listed(builder.image_folder, images.file_names) if len(images.sizes) > LOOKED_UP_ONE_BY_ONE else set()
     for index, (name, boxes) in enumerate(zip(images.file_names, images.box_counts.tolist(), strict=True)):
-        yield name in listed or builder.locate(name, _place_of_image(path, images, index), boxes) is not None
+        has_file = name in listed
+        if not has_file and is_inside[index]:
+            with Entry(images.image_ids[index], file=builder.image_folder / name):
+                has_file = builder.locate(name, _place_of_image(path, images, index), boxes) is not None
+        yield has_file
 
 
 def _listed(folder: Path, names: Sequence[str]) -> set[str]:
@@ -95,8 +109,13 @@ def _listed(folder: Path, names: Sequence[str]) -> set[str]:
     return found
 
 
-def _measure(builder: RecordsBuilder, images: RawImages, indices: NDArray[np.int64], path: Path) -> None:
-    """Compare the sizes stated with those of the files, and add those not stated; of many images of a sample."""
+def _measure(builder: RecordsBuilder, images: RawImages, indices: NDArray[np.int64], path: Path) -> list[int]:
+    """Compare the sizes stated with those of the files, and add those not stated; of many images of a sample.
+
+    Returns:
+        Indices of images to leave out, where faults are collected.
+    """
+    wrong = []
     if len(indices) > MEASURED:
         is_sampled = np.arange(len(indices)) % (len(indices) // SAMPLE) == 0
         checked = indices[is_sampled | (images.sizes[indices, 0] == 0)]
@@ -104,10 +123,15 @@ def _measure(builder: RecordsBuilder, images: RawImages, indices: NDArray[np.int
         indices = checked
     for index in indices.tolist():
         place, image = _place_of_image(path, images, index), builder.image_folder / images.file_names[index]
-        image_size = measure(image, place)
-        stated = images.sizes[index].tolist()
-        check_size(image, (stated[0], stated[1]) if stated[0] else image_size, image_size, place)
-        images.sizes[index] = image_size
+        with Entry(images.image_ids[index], file=image) as one:
+            image_size = measure(image, place)
+            height, width = images.sizes[index].tolist()
+            images.sizes[index] = image_size
+            check_size(image, (height, width) if height else image_size, image_size, place)
+        # Boxes made for the image before its rotation can be turned.
+        if one.fault is not None and one.fault.code != "exif-rotation":
+            wrong.append(index)
+    return wrong
 
 
 def _only(columns: CocoColumns, kept: NDArray[np.bool_]) -> tuple[RawImages, RawBoxes]:
@@ -207,14 +231,17 @@ def _entries(items: list[Any], path: Path) -> Iterator[_Entry]:
         raise DataError(f"{path}: the list 'images' is empty; a dataset needs at least one image")
     seen: set[Any] = set()
     for index, item in enumerate(items):
-        place = _place(path, "image", index, item)
-        image_id = _own_id(item, seen, place)
-        file_name = item.get("file_name")
-        if not isinstance(file_name, str) or not file_name:
-            raise DataError(
-                f"{place}, field 'file_name': {shown(file_name)} is not a file name; write that of the image"
-            )
-        yield _Entry(image_id, file_name, _stated_size(item, place))
+        with Entry(_id_of(item)) as one:
+            place = _place(path, "image", index, item)
+            image_id = _own_id(item, seen, place)
+            file_name = item.get("file_name")
+            if not isinstance(file_name, str) or not file_name:
+                raise DataError(
+                    f"{place}, field 'file_name': {shown(file_name)} is not a file name; write that of the image"
+                )
+            stated_size = _stated_size(item, place)
+        if one.fault is None:
+            yield _Entry(image_id, file_name, stated_size)
 
 
 def _stated_size(item: dict[str, Any], place: str) -> tuple[int, int] | None:
@@ -235,34 +262,39 @@ def _boxes(
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
     seen: set[Any] = set()
     for index, item in enumerate(items):
-        place = _place(path, "annotation", index, item)
-        annotation_id = _own_id(item, seen, place)
-        image_id = item.get("image_id")
-        if isinstance(image_id, bool) or not isinstance(image_id, int | str) or image_id not in by_image:
-            raise DataError(
-                f"{place}, field 'image_id': {shown(image_id)} is not in 'images'; "
-                "add the image there or remove the annotation"
-            )
-        is_ignored = _is_ignored(item, place)
-        category_id = item.get("category_id")
-        if is_ignored and category_id is None:
-            by_image[image_id].append(RawBox(_xyxy(item, place), EVERY_CLASS, annotation_id, True, _area(item, place)))
-            continue
-        if not _is_integer(category_id) or category_id not in labels:
-            raise DataError(
-                f"{place}, field 'category_id': {shown(category_id)} is not in 'categories' "
-                f"({_some(category_ids)}); add the category or correct the annotation"
-            )
-        by_image[image_id].append(
-            RawBox(
-                _xyxy(item, place),
-                labels[category_id],
-                annotation_id,
-                is_ignored,
-                _area(item, place),
-            )
-        )
+        image_id = item.get("image_id") if isinstance(item, dict) else None
+        is_known = not isinstance(image_id, bool) and isinstance(image_id, int | str) and image_id in by_image
+        with Entry(image_id if is_known else None, _id_of(item)):
+            place = _place(path, "annotation", index, item)
+            annotation_id = _own_id(item, seen, place)
+            if not is_known:
+                raise DataError(
+                    f"{place}, field 'image_id': {shown(image_id)} is not in 'images'; "
+                    "add the image there or remove the annotation"
+                )
+            is_ignored = _is_ignored(item, place)
+            label = _label(item, is_ignored, labels, place)
+            box = RawBox(_xyxy(item, place), label, annotation_id, is_ignored, _area(item, place))
+            by_image[item["image_id"]].append(box)
     return by_image
+
+
+def _label(item: dict[str, Any], is_ignored: bool, labels: dict[int, int], place: str) -> int:
+    category_id = item.get("category_id")
+    if is_ignored and category_id is None:
+        return EVERY_CLASS
+    if not _is_integer(category_id) or category_id not in labels:
+        raise DataError(
+            f"{place}, field 'category_id': {shown(category_id)} is not in 'categories' "
+            f"({_some(tuple(labels))}); add the category or correct the annotation"
+        )
+    return labels[category_id]
+
+
+def _id_of(item: Any) -> int | str | None:
+    """The id of an entry, if it has one that can be named."""
+    own_id = item.get("id") if isinstance(item, dict) else None
+    return own_id if isinstance(own_id, int | str) else None
 
 
 def _xyxy(item: dict[str, Any], place: str) -> tuple[float, float, float, float]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from efficientdet.data.builder import RawBox, RecordsBuilder
 from efficientdet.data.check import (
+    Entry,
     check_class_names,
     check_file_name,
     find_image_folder,
@@ -77,14 +78,15 @@ def read_csv(
     folder = Path(image_folder) if image_folder is not None else find_image_folder(_folders(path), list(images))
     builder = RecordsBuilder(path, folder, skip_missing)
     for image_id, (name, of_image) in enumerate(images.items(), start=1):
-        boxes = [
-            RawBox(row.xyxy, _label(row, labels), f"{image_id}/{number}", row.is_ignored)
-            for number, row in enumerate(of_image, start=1)
-            if row.xyxy is not None
-        ]
-        image = builder.locate(name, of_image[0].place, len(boxes))
-        if image is not None:
-            builder.add(image_id, image, measure(image, of_image[0].place), boxes)
+        with Entry(image_id, file=folder / name):
+            boxes = [
+                RawBox(row.xyxy, _label(row, labels), f"{image_id}/{number}", row.is_ignored)
+                for number, row in enumerate(of_image, start=1)
+                if row.xyxy is not None
+            ]
+            image = builder.locate(name, of_image[0].place, len(boxes))
+            if image is not None:
+                builder.add(image_id, image, measure(image, of_image[0].place), boxes)
     return builder.finish(names, range(len(names)))
 
 
@@ -129,7 +131,10 @@ def _rows(path: Path) -> Iterator[_Row]:
         header = _header(path, reader)
         for texts in reader:
             if texts:
-                yield _row(header, texts, f"{path}: line {reader.line_num}")
+                with Entry(file=path) as one:
+                    row = _row(header, texts, f"{path}: line {reader.line_num}")
+                if one.fault is None:
+                    yield row
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: {error}; is a quote not closed?") from error
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from efficientdet.atomic_write import replacing_folder
 from efficientdet.cache import cache_folder
 from efficientdet.data.builder import RawBox, RecordsBuilder
-from efficientdet.data.check import PLAIN_NAME, check_class_names, check_file_name, is_file, measure, shown
+from efficientdet.data.check import PLAIN_NAME, Entry, check_class_names, check_file_name, is_file, measure, shown
 from efficientdet.data.csv_file import listed_class_names
 from efficientdet.data.records import BOXES_CLIPPED, BOXES_DEGENERATE, BOXES_OUTSIDE, EVERY_CLASS, Records
 from efficientdet.errors import DataError, SettingError, require
@@ -84,10 +84,11 @@ def read_parquet(
     labels |= {label: label for label in range(len(names))}
     for number, (row, image_id) in enumerate(zip(rows, _image_ids(rows), strict=True)):
         file_name = unpacked.names[number] if unpacked and unpacked.names[number] else _path(row)
-        image = builder.locate(file_name, row.place, len(row.boxes))
-        if image is not None:
-            size = measure(image, row.place)
-            builder.add(image_id, image, size, _boxes(row, image_id, size, box_format, labels))
+        with Entry(image_id, file=builder.image_folder / file_name):
+            image = builder.locate(file_name, row.place, len(row.boxes))
+            if image is not None:
+                size = measure(image, row.place)
+                builder.add(image_id, image, size, _boxes(row, image_id, size, box_format, labels))
     records = builder.finish(names, range(len(names)))
     _doubt(records, box_format, sum(len(row.boxes) for row in rows))
     return records

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import context
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -200,6 +200,30 @@ class ImageTable(SharedArrays, Sequence[ImageRecord]):
         )  # fmt: skip
 
 
+class ChangedBox(NamedTuple):
+    """A box that a reader clipped or dropped.
+
+    Attributes:
+        what: BOXES_CLIPPED, BOXES_OUTSIDE or BOXES_DEGENERATE.
+        image_id: the dataset's id of its image.
+        path: file of the image.
+        image_size: (height, width) of the image in pixels.
+        annotation_id: the dataset's id of the box.
+        xyxy: as annotated, in pixels.
+        label: 0-based.
+        is_ignored: whether it is an ignored region.
+    """
+
+    what: str
+    image_id: int | str
+    path: Path
+    image_size: tuple[int, int]
+    annotation_id: int | str
+    xyxy: tuple[float, float, float, float]
+    label: int
+    is_ignored: bool
+
+
 @dataclass(eq=False)
 class Records:
     """A dataset, or one split of it: images with boxes, classes, and what the reader changed.
@@ -210,6 +234,7 @@ class Records:
         category_ids: the dataset's ids by label.
         source: the file or folder that was read.
         counts: numbers of boxes and images that were clipped, dropped or skipped; every key is present.
+        changed: the boxes that were clipped or dropped.
     """
 
     images: Sequence[ImageRecord]
@@ -217,6 +242,7 @@ class Records:
     category_ids: tuple[int, ...]
     source: Path
     counts: dict[str, int] = field(default_factory=dict)
+    changed: list[ChangedBox] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -12,6 +12,7 @@ from defusedxml.ElementTree import DefusedXMLParser
 
 from efficientdet.data.builder import RawBox, RecordsBuilder
 from efficientdet.data.check import (
+    Entry,
     check_class_names,
     check_file_name,
     check_size,
@@ -76,7 +77,10 @@ def read_voc(
         DataError: a file is at fault; names file, object and field.
     """
     root, files = _files(source, split)
-    annotations = [_read(file) for file in files]
+    annotations = []
+    for file in files:
+        with Entry(file=file):
+            annotations.append(_read(file))
     _refuse_shared_images(annotations)
     found = sorted({thing.name for annotation in annotations for thing in annotation.objects if thing.name})
     names = check_class_names(found if class_names is None else class_names, f"{root}: class names")
@@ -88,7 +92,8 @@ def read_voc(
     builder.counts[DIFFICULT_BOXES] = 0
     labels = {name: label for label, name in enumerate(names)}
     for image_id, annotation in enumerate(annotations, start=1):
-        _add(builder, image_id, annotation, labels)
+        with Entry(image_id, file=builder.image_folder / annotation.file_name):
+            _add(builder, image_id, annotation, labels)
     return builder.finish(names, range(len(names)))
 
 
@@ -101,7 +106,11 @@ def _add(builder: RecordsBuilder, image_id: int, annotation: _Annotation, labels
     if path is None:
         return
     image_size = measure(path, annotation.place)
-    check_size(path, annotation.stated_size or image_size, image_size, annotation.place)
+    with Entry(image_id, file=path) as one:
+        check_size(path, annotation.stated_size or image_size, image_size, annotation.place)
+    # Boxes made for the image before its rotation can be turned.
+    if one.fault is not None and one.fault.code != "exif-rotation":
+        return
     builder.add(image_id, path, image_size, boxes)
     builder.counts[DIFFICULT_BOXES] += sum(thing.is_difficult for thing in annotation.objects)
 
@@ -171,9 +180,10 @@ def _read(path: Path) -> _Annotation:
     if not file_name:
         raise DataError(f"{place}, field 'filename': missing or empty; write the image's file name")
     check_file_name(file_name, place, "filename")
-    objects = [
-        _object(element, f"{place}: object {number}") for number, element in enumerate(root.findall("object"), start=1)
-    ]
+    objects = []
+    for number, element in enumerate(root.findall("object"), start=1):
+        with Entry(file=path):
+            objects.append(_object(element, f"{place}: object {number}"))
     return _Annotation(file_name, _stated_size(root, place), objects, place)
 
 

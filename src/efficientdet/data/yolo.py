@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from efficientdet.data.builder import RawBox, RecordsBuilder
 from efficientdet.data.check import (
+    Entry,
     check_class_names,
     is_file,
     is_folder,
@@ -79,10 +80,12 @@ def read_yolo(
     for image_id, path in enumerate(_images(image_folder, skip_missing), start=1):
         name = path.relative_to(image_folder).with_suffix(".txt")
         unused.discard(label_folder / name)
-        _add(builder, image_id, path, label_folder / name, ignored_folder and ignored_folder / name, len(names))
+        with Entry(image_id, file=path):
+            _add(builder, image_id, path, label_folder / name, ignored_folder and ignored_folder / name, len(names))
     for labels in sorted(unused):
         stem = labels.relative_to(label_folder).with_suffix("").as_posix()
-        builder.locate(f"{stem}.jpg", str(labels), len(read_labels(labels, len(names))))
+        with Entry(file=labels):
+            builder.locate(f"{stem}.jpg", str(labels), len(read_labels(labels, len(names))))
     return builder.finish(names, range(len(names)))
 
 
@@ -116,12 +119,12 @@ def read_labels(path: Path, class_count: int, every_class: bool = False) -> list
     Raises:
         DataError: a line is at fault; names file, line and field.
     """
-    lines = enumerate(read_text(path).splitlines(), start=1)
-    return [
-        YoloBox(*_parse(line.split(), f"{path}: line {number}", class_count, every_class), number)
-        for number, line in lines
-        if line.strip()
-    ]
+    boxes = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if line.strip():
+            with Entry(file=path):
+                boxes.append(YoloBox(*_parse(line.split(), f"{path}: line {number}", class_count, every_class), number))
+    return boxes
 
 
 def _parse(
