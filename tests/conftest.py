@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -45,3 +48,61 @@ def shapes() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+# Text that is cut off, or reaches beyond the screen; and a page that is wider than it.
+FIND_CUT_TEXT = """() => {
+    const found = [], width = document.documentElement.clientWidth;
+    if (document.documentElement.scrollWidth > width) found.push("the page is wider than the screen");
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+        const parent = node.parentElement, style = getComputedStyle(parent);
+        if (!node.data.trim() || parent.closest("style, .skip, thead, title") || !parent.checkVisibility()) continue;
+        const range = document.createRange();
+        range.selectNodeContents(node);
+        for (const box of range.getClientRects()) {
+            if (box.left < -1 || box.right > width + 1) found.push(`beyond the screen: ${node.data.trim()}`);
+        }
+        if (style.overflowX !== "visible" && parent.scrollWidth > parent.clientWidth + 1) {
+            found.push(`cut off: ${node.data.trim()}`);
+        }
+    }
+    return found;
+}"""
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser without a window; skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing (dependency group dev)")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("chromium is missing; install it with the system's packages")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def look_at(chromium: Any, tmp_path: Path) -> Callable[..., list[str]]:
+    """Opens an HTML file at a width, light or dark; returns what is wrong with it: errors, requests, text cut off.
+
+    A screenshot is kept in the test's folder, as `WIDTH-SCHEME.png`.
+    """
+
+    def look(path: Path, width: int, scheme: str = "light") -> list[str]:
+        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        problems: list[str] = []
+        page.set_default_timeout(600_000)  # it is not the time that is tested
+        page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
+        page.on("console", lambda line: problems.append(f"{line.type}: {line.text}") if line.type == "error" else None)
+        page.on("request", lambda request: problems.append(f"request: {request.url}"))
+        page.goto(path.as_uri())
+        problems = [one for one in problems if one != f"request: {path.as_uri()}" and "request: data:" not in one]
+        problems += page.evaluate(FIND_CUT_TEXT)
+        page.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=True)
+        page.close()
+        return problems
+
+    return look

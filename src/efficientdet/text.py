@@ -1,10 +1,11 @@
-"""Text from outside (class names, paths, metadata) made safe to show: in a terminal, a message, JSON or markdown.
+"""Text from outside (class names, paths, metadata) made safe to show: in a terminal, a message, JSON, HTML or markdown.
 
 Control characters, terminal escapes and bytes that are no text are written as escapes, and long text is cut.
 """
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -48,6 +49,11 @@ def printable_lines(text: object, longest: int = 20_000) -> str:
 def in_markdown(text: object, longest: int = 2000) -> str:
     """One line of text whose characters have no meaning in markdown."""
     return _MARKDOWN.sub(r"\\\1", printable(text, longest))
+
+
+def in_html(text: object, longest: int = 2000) -> str:
+    """One line of text for an HTML page: in an element, or in the quotes of an attribute."""
+    return html.escape(printable(text, longest))
 
 
 def in_json(text: str) -> str:
