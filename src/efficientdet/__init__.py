@@ -15,6 +15,7 @@ from efficientdet.version import __version__
 
 if TYPE_CHECKING:
     from efficientdet import boxes, data, errors, family, weights
+    from efficientdet.data.quality.report import DataReport
     from efficientdet.data.read_split import read_split
     from efficientdet.data.records import Records
     from efficientdet.detections import Detections
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
     from efficientdet.network.efficientdet import EfficientDet
     from efficientdet.research.ablation import ablate
+    from efficientdet.training.check_data import check_data
     from efficientdet.training.config import TrainConfig
     from efficientdet.training.run import train
     from efficientdet.training.run_folder import TrainingRun
@@ -38,6 +40,7 @@ _SUBMODULES = ("boxes", "data", "errors", "family", "weights")
 # The module that defines each public name; the block above says the same to type checkers.
 _HOMES = {
     "Comparison": "efficientdet.evaluation.compare",
+    "DataReport": "efficientdet.data.quality.report",
     "Detections": "efficientdet.detections",
     "Detector": "efficientdet.inference.detector",
     "DetectorSettings": "efficientdet.inference.settings",
@@ -51,6 +54,7 @@ _HOMES = {
     "TrainingRun": "efficientdet.training.run_folder",
     "ablate": "efficientdet.research.ablation",
     "compare": "efficientdet.evaluation.compare",
+    "check_data": "efficientdet.training.check_data",
     "create_model": "efficientdet.weights.create",
     "evaluate": "efficientdet.evaluation.evaluate",
     "export": "efficientdet.exporting.export",
@@ -62,6 +66,7 @@ _HOMES = {
 
 __all__ = [
     "Comparison",
+    "DataReport",
     "Detections",
     "Detector",
     "DetectorSettings",
@@ -77,6 +82,7 @@ __all__ = [
     "ablate",
     "boxes",
     "compare",
+    "check_data",
     "create_model",
     "data",
     "errors",

@@ -100,6 +100,15 @@ def image_size(source: str | os.PathLike[str] | bytes | IO[bytes]) -> tuple[int,
     return _with_image(source, _upright_size)
 
 
+def exif_orientation(source: str | os.PathLike[str] | bytes | IO[bytes]) -> int:
+    """The EXIF orientation of a file, 1 to 8, which `read` applies; 1 where it has none.
+
+    Raises:
+        ImageError: the header cannot be read; names the file and the reason.
+    """
+    return _with_image(source, _orientation)
+
+
 def _with_image(source: Any, use: Callable[[Image.Image], _Result]) -> _Result:
     """Open the source, use the image, close what was opened here, turn every failure into an ImageError."""
     name = printable(_name_of(source), LONGEST_NAME)

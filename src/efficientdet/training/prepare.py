@@ -12,6 +12,8 @@ from rich.console import Console
 
 from efficientdet.data.augment import Augmentation, count_too_small
 from efficientdet.data.dataset import DetectionDataset, EpochBatches
+from efficientdet.data.quality.check import quick_check
+from efficientdet.data.quality.report import brief
 from efficientdet.data.read_split import has_several_splits, read_split
 from efficientdet.data.records import BOXES_TOO_SMALL, Records
 from efficientdet.errors import DataError, MissingSplitError, SettingError
@@ -61,6 +63,8 @@ def prepare(job: Job, console: Console) -> tuple[DetectionModule, RunSettings]:
     config = job.config
     train_records, val_records = read_splits(job.data, config, console)
     network, info = build_network(job, train_records, console)
+    for line in brief(quick_check(train_records, val_records, info.spec)):
+        console.print(f"check: {line}")
     size = (info.spec.image_size, info.spec.image_size)
     augmentation = Augmentation(config.scale_range(), config.flip)
     report_too_small(train_records, size, augmentation, config.allow_no_boxes, console)

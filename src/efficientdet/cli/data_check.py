@@ -1,0 +1,75 @@
+"""data check: what may be wrong with a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from efficientdet.cli.data import data_app
+from efficientdet.cli.options import Json, out_console, print_json, progress_bar, say, takes_settings
+from efficientdet.data.quality.settings import CheckSettings
+from efficientdet.errors import find_name
+
+SEVERITIES = ("error", "warning", "note")
+
+
+@data_app.command("check")
+@takes_settings(CheckSettings)
+def check(
+    data: Annotated[Path, typer.Argument(help="Folder of the dataset, or one file of annotations.")],
+    settings: dict[str, Any],
+    html: Annotated[Path | None, typer.Option("--html", help="HTML file for the report, with sample images.")] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(
+            "--fix", help="Folder, or .json file for a single split, for a copy with what can be fixed, fixed."
+        ),
+    ] = None,
+    fail_on: Annotated[
+        str, typer.Option(help="Least severity of a finding that ends the command with 1: error, warning or note.")
+    ] = "error",
+    as_json: Json = False,
+) -> None:
+    """Look for what may be wrong with a dataset: boxes, classes, images, anchors and, with a model, labels.
+
+    Exit code 0: nothing found of the severity of --fail-on or worse; 1: something was; 2: wrong usage.
+
+    Example: `efficientdet data check dataset/ --image-size 320 --html check.html`
+    """
+    level: Any = find_name("severity", fail_on, SEVERITIES)
+    from efficientdet.atomic_write import write_text
+    from efficientdet.data.quality.check import read_all
+    from efficientdet.settings import changed
+    from efficientdet.training.check_data import report_on
+
+    reading = read_all(data)
+    with progress_bar(as_json) as progress:
+        task = progress.add_task("reading", total=None)
+        report = report_on(
+            str(data), reading, changed(CheckSettings(), settings),
+            lambda what, done, total: progress.update(task, description=what, completed=done, total=total or None),
+        )  # fmt: skip
+    written = {}
+    if html is not None:
+        from efficientdet.data.quality.page import write_page
+
+        write_text(html, write_page(report))
+        written["html"] = str(html)
+    if fix is not None:
+        from efficientdet.data.quality.fixes import write_fixed
+
+        fixes = write_fixed(reading.splits, report.findings, fix)
+        written["fixed"] = str(fix)
+    if as_json:
+        print_json(report.to_json() | written | ({"fixes": fixes} if fix is not None else {}))
+    else:
+        out_console.print(report.table())
+        for name, path in written.items():
+            say(f"{name}: {path}")
+        if fix is not None:
+            say("; ".join(f"{what}: {count}" for what, count in fixes.items() if count) or "nothing to fix")
+        say(report.summary())
+    if report.fails(level):
+        raise typer.Exit(1)

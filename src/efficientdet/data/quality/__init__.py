@@ -1,0 +1,1 @@
+"""What may be wrong with a dataset: boxes, classes, images and anchors; the report on it, and fixes."""

@@ -1,0 +1,125 @@
+"""Classes that are unused, untrained, unmeasured, rare, or whose ids look off by one; and splits that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficientdet.data.quality.findings import Finding
+from efficientdet.data.records import Records
+from efficientdet.text import printable
+
+TRAIN, VAL = "train", "val"
+# Fewer boxes than this are too few to learn a class from.
+RARE = 10
+# The most frequent class has so many times as many boxes as the rarest.
+IMBALANCE = 20
+BACKGROUND_NAMES = ("background", "__background__", "_background_", "bg", "none")
+# Names listed in one finding.
+MOST_NAMES = 8
+
+
+def boxes_by_class(records: Records) -> NDArray[np.int64]:
+    """(K,) number of boxes of each class, ignored regions aside."""
+    labels = [record.labels[~record.is_ignored] for record in records.images]
+    counted = np.bincount(np.concatenate(labels) if labels else [], minlength=len(records.class_names))
+    return counted.astype(np.int64)
+
+
+def check_classes(splits: Mapping[str, Records]) -> Iterator[Finding]:
+    """Findings on the classes of a dataset and on its splits.
+
+    Args:
+        splits: records by name of the split.
+    """
+    yield from _splits(splits)
+    mismatches = list(_mismatches(splits))
+    if mismatches:
+        yield from mismatches
+        return  # counts by label would compare different classes
+    first = next(iter(splits.values()))
+    counts = {split: boxes_by_class(records) for split, records in splits.items()}
+    total = np.sum(list(counts.values()), axis=0)
+    source = str(first.source)
+    if total.sum() == 0:
+        return
+    yield from _shifted(first, total)
+    unused = [name for name, count in zip(first.class_names, total.tolist(), strict=True) if not count]
+    for name in unused:
+        if name.strip().lower() in BACKGROUND_NAMES:
+            yield Finding("class-background", f"'{printable(name, 80)}' is listed as a class", file=source)
+    if unused:
+        what = f"{len(unused)} of {len(total)} classes have no box: {_names(unused)}"
+        yield Finding("class-unused", what, file=source, count=len(unused))
+    yield from _learned(first.class_names, counts, source)
+
+
+def _splits(splits: Mapping[str, Records]) -> Iterator[Finding]:
+    train = splits.get(TRAIN)
+    if train is not None:
+        if train.training_boxes == 0:
+            yield Finding("no-boxes", f"none of its {len(train)} images has a box", TRAIN, str(train.source))
+    for split, records in splits.items():
+        empty = sum(record.is_negative for record in records.images)
+        if empty and records.training_boxes:
+            what = f"{empty} of {len(records)} images ({empty / len(records):.0%}) have no box"
+            yield Finding("images-empty", what, split, str(records.source), count=empty)
+
+
+def _mismatches(splits: Mapping[str, Records]) -> Iterator[Finding]:
+    first_split = next(iter(splits))
+    first = splits[first_split]
+    ours = dict(zip(first.category_ids, first.class_names, strict=True))
+    for split, records in splits.items():
+        theirs = dict(zip(records.category_ids, records.class_names, strict=True))
+        if theirs == ours:
+            continue
+        shift = records.category_ids[0] - first.category_ids[0]
+        if shift and theirs == {number + shift: name for number, name in ours.items()}:
+            what = f"the ids of {first_split} are those of {split} shifted by {shift}: one counts from another number"
+            yield Finding("class-shift", what, split, str(records.source))
+        else:
+            differing = [f"{number} is '{ours.get(number, '-')}' in {first_split} and '{theirs.get(number, '-')}' here"
+                         for number in sorted({*ours, *theirs}) if ours.get(number) != theirs.get(number)]  # fmt: skip
+            what = f"{len(differing)} category ids differ: {printable('; '.join(differing[:4]), 400)}"
+            yield Finding("class-mismatch", what, split, str(records.source), count=len(differing))
+
+
+def _shifted(records: Records, total: NDArray[np.int64]) -> Iterator[Finding]:
+    """The first class unused and all others used, as where ids that count from 1 are read as counting from 0."""
+    used = total > 0
+    name = records.class_names[0]
+    if len(total) > 2 and not used[0] and used[1:].all() and name.strip().lower() not in BACKGROUND_NAMES:
+        what = f"the first class, '{printable(name, 80)}', has no box and every other class has"
+        yield Finding("class-first-unused", what, file=str(records.source))
+
+
+def _learned(names: tuple[str, ...], counts: Mapping[str, NDArray[np.int64]], source: str) -> Iterator[Finding]:
+    train, val = counts.get(TRAIN), counts.get(VAL)
+    if train is None:
+        return
+    total = np.sum(list(counts.values()), axis=0)
+    for label in np.flatnonzero((train == 0) & (total > 0)).tolist():
+        others = ", ".join(f"{split} {count[label]}" for split, count in counts.items() if count[label])
+        what = f"'{printable(names[label], 80)}' has no box in train (boxes in {others})"
+        yield Finding("class-untrained", what, file=source, count=int(total[label]))
+    if val is not None:
+        unmeasured = [names[label] for label in np.flatnonzero((val == 0) & (train > 0)).tolist()]
+        if unmeasured:
+            what = f"{len(unmeasured)} classes have boxes in train and none in val: {_names(unmeasured)}"
+            yield Finding("class-unmeasured", what, VAL, source, count=len(unmeasured))
+    for label in np.flatnonzero((train > 0) & (train < RARE)).tolist():
+        what = f"'{printable(names[label], 80)}' has {train[label]} boxes in train"
+        yield Finding("class-rare", what, TRAIN, source, weight=-float(train[label]))
+    used = train[train > 0]
+    if len(used) > 1 and used.max() >= IMBALANCE * used.min():
+        most, least = names[int(train.argmax())], names[int(np.where(train > 0, train, train.max() + 1).argmin())]
+        what = f"'{printable(most, 80)}' has {used.max()} boxes in train, '{printable(least, 80)}' {used.min()}"
+        yield Finding("class-imbalance", what, TRAIN, source)
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(f"'{printable(name, 80)}'" for name in names[:MOST_NAMES]) + more

@@ -1,0 +1,174 @@
+"""A corrected copy of a dataset: what can be mended without looking at an image, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficientdet.data.builder import clean_boxes
+from efficientdet.data.check import turned_upright
+from efficientdet.data.coco import read_coco
+from efficientdet.data.quality.findings import Finding
+from efficientdet.data.records import (
+    BOXES_CLIPPED,
+    BOXES_DEGENERATE,
+    BOXES_OUTSIDE,
+    ChangedBox,
+    ImageRecord,
+    Records,
+)
+from efficientdet.data.settings import WriteSettings
+from efficientdet.data.write import write_dataset
+from efficientdet.data.write_formats import WRITERS
+from efficientdet.errors import DataError, SettingError
+from efficientdet.images.read import exif_orientation
+
+# What reading leaves out, and what a copy leaves out beyond that, by the code of the finding.
+ENTRIES = {
+    "annotation-unreadable": "entries left out: cannot be read",
+    "image-missing": "images left out: missing",
+    "image-size": "images left out: of another size",
+}
+IMAGES = {
+    "image-unreadable": "images left out: cannot be decoded",
+    "split-overlap": "images left out: in the training split too",
+}
+BOXES = {
+    BOXES_CLIPPED: "boxes clipped to the image",
+    BOXES_OUTSIDE: "boxes left out: outside the image",
+    BOXES_DEGENERATE: "boxes left out: without an area",
+}
+REPEATED = "boxes left out: second on an object"
+TURNED = "images whose boxes are turned by EXIF"
+EVERY_FIX = (*ENTRIES.values(), *IMAGES.values(), *BOXES.values(), REPEATED, TURNED)
+
+
+class _Plan(NamedTuple):
+    """What to do with a split: ids of images to leave out and to turn, and (image id, annotation id) of boxes."""
+
+    left_out: set[int | str]
+    turned: set[int | str]
+    repeated: set[tuple[int | str, int | str]]
+
+
+def write_fixed(splits: Mapping[str, Records], findings: Iterable[Finding], out: str | Path) -> dict[str, int]:
+    """Write a corrected copy, as COCO JSON; the dataset itself is left as it is.
+
+    Boxes are clipped to their image, or left out where nothing is left of them; of two boxes of one class on one object
+    the first is kept; boxes made for an image before its EXIF rotation are turned; images that cannot be read, or are
+    in the training split too, are left out.
+
+    Args:
+        splits: records as read for the check, by name.
+        findings: of the check.
+        out: a new folder, for annotations and copies of the images; or, for a dataset of one split, a new `.json` file
+            in a place from which the images are found, such as beside the original.
+
+    Returns:
+        How often each fix was made; every fix is there.
+
+    Raises:
+        SettingError: there is something at `out`, or it is one file for several splits, or too far from the images.
+        DataError: nothing is left of a split.
+    """
+    findings, fixes = list(findings), Counter(dict.fromkeys(EVERY_FIX, 0))
+    for finding in findings:
+        if finding.code in ENTRIES:
+            fixes[ENTRIES[finding.code]] += 1
+    fixed = {split: _fixed(records, _plan(split, findings, fixes), fixes) for split, records in splits.items()}
+    target = Path(out)
+    if target.suffix == ".json":
+        _write_file(fixed, target)
+    else:
+        write_dataset(fixed, target, "coco", WriteSettings())
+    return dict(fixes)
+
+
+def _plan(split: str, findings: Iterable[Finding], fixes: Counter[str]) -> _Plan:
+    plan = _Plan(set(), set(), set())
+    for finding in findings:
+        if finding.split != split or finding.image_id is None:
+            continue
+        if finding.code in IMAGES and finding.image_id not in plan.left_out:
+            plan.left_out.add(finding.image_id)
+            fixes[IMAGES[finding.code]] += 1
+        elif finding.code == "exif-rotation":
+            plan.turned.add(finding.image_id)
+        elif finding.code == "box-repeated":
+            plan.repeated.add((finding.image_id, finding.annotation_ids[1]))
+    return plan
+
+
+def _fixed(records: Records, plan: _Plan, fixes: Counter[str]) -> Records:
+    changed: dict[int | str, list[ChangedBox]] = {}
+    for change in records.changed:
+        changed.setdefault(change.image_id, []).append(change)
+    images = []
+    for record in records.images:
+        if record.image_id in plan.left_out:
+            continue
+        if record.image_id in plan.turned:
+            record = _turned(record, changed.get(record.image_id, []))
+            fixes[TURNED] += 1
+        else:
+            fixes.update(BOXES[change.what] for change in changed.get(record.image_id, []))
+        kept = np.array([(record.image_id, number) not in plan.repeated for number in record.annotation_ids], np.bool_)
+        fixes[REPEATED] += int((~kept).sum())
+        images.append(_only(record, kept))
+    if not images:
+        raise DataError(f"{records.source}: no image is left of it that could be written")
+    return Records(images, records.class_names, records.category_ids, records.source)
+
+
+def _only(record: ImageRecord, kept: NDArray[np.bool_]) -> ImageRecord:
+    ids = [number for number, is_kept in zip(record.annotation_ids, kept.tolist(), strict=True) if is_kept]
+    return ImageRecord(
+        record.image_id, record.path, record.width, record.height, record.boxes_xyxy[kept], record.labels[kept],
+        record.is_ignored[kept], record.areas[kept], ids, record.file_name,
+    )  # fmt: skip
+
+
+def _turned(record: ImageRecord, changed: list[ChangedBox]) -> ImageRecord:
+    """The image with all its boxes, as annotated, turned as its EXIF orientation turns its pixels."""
+    orientation, numbers = exif_orientation(record.path), {change.annotation_id for change in changed}
+    kept = np.array([number not in numbers for number in record.annotation_ids], dtype=np.bool_)
+    whole = _only(record, kept)
+    raw = [*whole.boxes_xyxy.tolist(), *(change.xyxy for change in changed)]
+    upright = [turned_upright(box, record.image_size, orientation) for box in raw]
+    clean = clean_boxes(np.array(upright, dtype=np.float64), record.image_size)
+    sides = clean.boxes_xyxy[:, 2:] - clean.boxes_xyxy[:, :2]
+    every = ImageRecord(
+        record.image_id, record.path, record.width, record.height, clean.boxes_xyxy,
+        np.concatenate([whole.labels, np.array([change.label for change in changed], np.int64)]),
+        np.concatenate([whole.is_ignored, np.array([change.is_ignored for change in changed], np.bool_)]),
+        sides.prod(1), [*whole.annotation_ids, *(change.annotation_id for change in changed)], record.file_name,
+    )  # fmt: skip
+    return _only(every, clean.kept)
+
+
+def _write_file(splits: Mapping[str, Records], target: Path) -> None:
+    if os.path.lexists(target):
+        raise SettingError(f"{target} exists; choose another file")
+    if len(splits) > 1:
+        raise SettingError(f"{target}: one file for {len(splits)} splits ({', '.join(splits)}); give a folder")
+    (records,) = splits.values()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fixed-", dir=target.parent) as folder:
+        names = {target.stem: [record.file_name for record in records.images]}
+        WRITERS["coco"](Path(folder), {target.stem: records}, names)
+        os.replace(Path(folder) / target.name, target)
+    try:
+        read_coco(target)
+    except DataError as error:
+        target.unlink()
+        place = records.source if records.source.is_dir() else records.source.parent
+        raise SettingError(
+            f"{target}: the images are not found from there ({error}); write it to {place}, or give a folder"
+        ) from error

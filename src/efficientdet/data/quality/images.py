@@ -1,0 +1,226 @@
+"""Images that cannot be decoded, are turned by EXIF, or are there twice: every image is decoded, once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from efficientdet.data.quality.classes import TRAIN
+from efficientdet.data.quality.findings import Finding
+from efficientdet.data.records import BOXES_CLIPPED, BOXES_DEGENERATE, BOXES_OUTSIDE, ImageRecord, Records
+from efficientdet.errors import ImageError, require
+from efficientdet.images.convert import RgbImage
+from efficientdet.images.read import exif_orientation, read
+
+# Images whose 64-bit perceptual hashes differ in at most so many bits are compared by their pixels.
+CANDIDATE_BITS = 8
+# Bits are cut into bands: two hashes that differ in fewer bits than there are bands agree on one of them.
+BANDS = CANDIDATE_BITS + 1
+# Small gray copies that correlate by more are of nearly the same image, if they differ by less than this too.
+THUMBNAIL = 24
+SIMILAR_CORRELATION = 0.985
+SIDEWAYS = (5, 6, 7, 8)
+
+
+class Look(NamedTuple):
+    """What is remembered of a decoded image.
+
+    Attributes:
+        digest: hash of its pixels; the same for the same image, whatever the file.
+        bits: (64,) bool, its perceptual hash.
+        thumbnail: (24, 24) float32, gray, with mean 0 and length 1; 0 for an image of one color.
+        orientation: of its EXIF data, 1 to 8.
+        size: (height, width) in pixels, upright.
+    """
+
+    digest: bytes
+    bits: NDArray[np.bool_]
+    thumbnail: NDArray[np.float32]
+    orientation: int
+    size: tuple[int, int]
+
+
+class _Place(NamedTuple):
+    split: str
+    record: ImageRecord
+
+
+def check_images(
+    splits: Mapping[str, Records], progress: Callable[[int, int], None] | None = None
+) -> Iterator[Finding]:
+    """Findings on the images of a dataset.
+
+    Args:
+        splits: records by name of the split.
+        progress: called with the number of images decoded and of all images.
+
+    Raises:
+        MissingExtraError: imagehash is not installed; gives the pip command.
+    """
+    hashing = require("imagehash", "data")
+    places = [_Place(split, record) for split, records in splits.items() for record in records.images]
+    boxes = {split: _boxes_of_changed(records) for split, records in splits.items()}
+    looks: list[tuple[_Place, Look]] = []
+    with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
+        found = pool.map(lambda place: _look(place.record.path, hashing), places)
+        for done, (place, look) in enumerate(zip(places, found, strict=True), start=1):
+            if progress is not None:
+                progress(done, len(places))
+            if isinstance(look, ImageError):
+                yield Finding("image-unreadable", str(look), place.split, str(place.record.path), place.record.image_id)
+                continue
+            yield from _other_size(place, look)
+            yield from _turned(place, look, boxes[place.split].get(place.record.path, []))
+            looks.append((place, look))
+    yield from _repeated(looks)
+
+
+def _look(path: Path, hashing: object) -> Look | ImageError:
+    try:
+        pixels = read(path)
+        orientation = exif_orientation(path)
+    except ImageError as error:
+        return error
+    image = Image.fromarray(pixels)
+    bits = hashing.phash(image).hash.reshape(-1)  # type: ignore[attr-defined]
+    return Look(_digest(pixels), bits, _thumbnail(image), orientation, pixels.shape[:2])
+
+
+def _other_size(place: _Place, look: Look) -> Iterator[Finding]:
+    """An image of another size than the annotations say; readers compare a sample of very large datasets alone."""
+    record = place.record
+    if look.size != record.image_size:
+        what = f"{look.size[1]}x{look.size[0]} pixels, and {record.width}x{record.height} in the annotations"
+        yield Finding("image-size", what, place.split, str(record.path), record.image_id)
+
+
+def _digest(pixels: RgbImage) -> bytes:
+    digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
+    digest.update(pixels.data)
+    return digest.digest()
+
+
+def _thumbnail(image: Image.Image) -> NDArray[np.float32]:
+    gray = np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32)
+    centered = gray - gray.mean()
+    length = np.linalg.norm(centered)
+    result: NDArray[np.float32] = centered / length if length > THUMBNAIL else np.zeros_like(centered)
+    return result
+
+
+# EXIF
+
+
+def _boxes_of_changed(records: Records) -> dict[Path, list[tuple[float, float, float, float]]]:
+    """By image, the boxes as annotated of those that had to be changed."""
+    changed: dict[Path, list[tuple[float, float, float, float]]] = defaultdict(list)
+    for change in records.changed:
+        if change.what in (BOXES_CLIPPED, BOXES_OUTSIDE, BOXES_DEGENERATE):
+            changed[change.path].append(change.xyxy)
+    return changed
+
+
+def _turned(place: _Place, look: Look, changed: list[tuple[float, float, float, float]]) -> Iterator[Finding]:
+    """Findings on an image with an EXIF orientation: do its boxes fit only if that is ignored?"""
+    record = place.record
+    where = (place.split, str(record.path), record.image_id)
+    if look.orientation == 1:
+        return
+    width, height = record.height, record.width  # before the rotation
+    beyond = [box for box in changed if max(box[2] - record.width, box[3] - record.height) > 1]
+    every = [*changed, *record.boxes_xyxy.tolist()]
+    fits = all(box[2] <= width + 1 and box[3] <= height + 1 for box in every)
+    if look.orientation in SIDEWAYS and beyond and fits:
+        what = (
+            f"{len(beyond)} boxes reach beyond the upright image of {record.width}x{record.height} pixels, and all fit "
+            f"the {width}x{height} of the file before EXIF orientation {look.orientation} is applied"
+        )
+        yield Finding("exif-rotation", what, *where, count=len(beyond))
+    elif len(record.boxes_xyxy):
+        yield Finding("exif-orientation", f"EXIF orientation {look.orientation}", *where)
+
+
+# Images that are there twice
+
+
+def _repeated(looks: list[tuple[_Place, Look]]) -> Iterator[Finding]:
+    by_digest: dict[bytes, list[int]] = defaultdict(list)
+    for index, (_, look) in enumerate(looks):
+        by_digest[look.digest].append(index)
+    for same in by_digest.values():
+        yield from _in_groups(looks, same, "image-repeated", "split-overlap", "the same pixels as")
+    firsts = sorted(same[0] for same in by_digest.values())
+    for similar in _groups(firsts, similar_pairs([looks[index][1] for index in firsts])):
+        yield from _in_groups(looks, similar, "image-similar", "split-similar", "nearly the same image as")
+
+
+def _in_groups(
+    looks: list[tuple[_Place, Look]], group: list[int], within: str, across: str, relation: str
+) -> Iterator[Finding]:
+    """A finding for each image of a group but its first, which is one to train on if there is any."""
+    places = sorted((looks[index][0] for index in group), key=lambda place: place.split != TRAIN)
+    seen = {places[0].split: places[0]}
+    for place in places[1:]:
+        other = seen.get(place.split)
+        code, other = (within, other) if other is not None else (across, places[0])
+        seen.setdefault(place.split, place)
+        what = f"{relation} {other.record.path.name} (image id {other.record.image_id}, {other.split})"
+        yield Finding(
+            code, what, place.split, str(place.record.path), place.record.image_id, other_file=str(other.record.path)
+        )
+
+
+def similar_pairs(looks: list[Look]) -> Iterator[tuple[int, int]]:
+    """Pairs of images that are nearly the same: alike in their perceptual hashes and in their small copies."""
+    if len(looks) < 2:
+        return
+    bits = np.stack([look.bits for look in looks])
+    thumbnails = np.stack([look.thumbnail.reshape(-1) for look in looks])
+    seen: set[tuple[int, int]] = set()
+    for band in np.array_split(np.arange(bits.shape[1]), BANDS):
+        keys = np.packbits(bits[:, band], axis=1)
+        by_key: dict[bytes, list[int]] = defaultdict(list)
+        for index, key in enumerate(keys):
+            by_key[key.tobytes()].append(index)
+        for bucket in by_key.values():
+            for first, second in _close(bucket, bits, thumbnails):
+                if (first, second) not in seen:
+                    seen.add((first, second))
+                    yield first, second
+
+
+def _close(bucket: list[int], bits: NDArray[np.bool_], thumbnails: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
+    """Pairs of a bucket, a row at a time: a large one would not fit in memory squared."""
+    members = np.array(bucket)
+    for place, first in enumerate(members[:-1].tolist()):
+        others = members[place + 1 :]
+        others = others[(bits[others] != bits[first]).sum(1) <= CANDIDATE_BITS]
+        alike = thumbnails[others] @ thumbnails[first] >= SIMILAR_CORRELATION
+        yield from ((first, second) for second in others[alike].tolist())
+
+
+def _groups(names: list[int], pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Images that pairs connect, by their names, each group in order."""
+    parent = list(range(len(names)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for first, second in pairs:
+        parent[max(root(first), root(second))] = min(root(first), root(second))
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(names)):
+        groups[root(index)].append(names[index])
+    return [group for group in groups.values() if len(group) > 1]

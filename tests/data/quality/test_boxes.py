@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from efficientdet.data.coco import read_coco
+from efficientdet.data.quality.boxes import check_boxes
+from efficientdet.data.quality.findings import Finding
+
+
+@pytest.fixture
+def found(tmp_path: Path, write: Callable[..., Path], written: Any) -> Callable[..., dict[str, Finding]]:
+    """Findings by code on one image of 160x120 pixels with boxes (category id, xywh)."""
+
+    def check(*boxes: tuple[int, list[float]], **extra: Any) -> dict[str, Finding]:
+        write(tmp_path, "train", [written("a.jpg", boxes, extra=extra)])
+        findings = list(check_boxes(read_coco(tmp_path / "train.json"), "train"))
+        assert len({one.code for one in findings}) == len(findings)
+        return {one.code: one for one in findings}
+
+    return check
+
+
+def test_ordinary_boxes_are_not_mentioned(found: Callable[..., dict[str, Finding]]) -> None:
+    assert found((1, [10, 10, 30, 20]), (1, [30, 10, 30, 20]), (2, [0, 0, 150, 119]), (1, [150, 5, 10.5, 30])) == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "box", "text"),
+    [
+        ("box-outside", [200, 10, 30, 20], "(200, 10, 230, 30) is outside the image of 160x120"),
+        ("box-outside", [-40, -40, 30, 20], "outside"),
+        ("box-empty", [10, 10, 0, 20], "width of 0 and a height of 20"),
+        ("box-empty", [50, 10, -20, 20], "width of -20"),
+        ("box-cut", [150, 10, 40, 20], "75% of the box (150, 10, 190, 30) lie beyond"),
+        ("box-tiny", [10, 10, 2, 40], "2x40 pixels"),
+        ("box-whole-image", [0, 0, 160, 120], "as large as the image"),
+    ],
+)
+def test_boxes_that_hardly_can_be_are_named(
+    found: Callable[..., dict[str, Finding]], tmp_path: Path, code: str, box: list[float], text: str
+) -> None:
+    findings = found((1, [10, 50, 20, 20]), (1, box))
+    assert list(findings) == [code]
+    finding = findings[code]
+    assert text in finding.what
+    assert (finding.split, finding.image_id, finding.annotation_ids) == ("train", 1, (2,))
+    assert finding.file == str(tmp_path / "images" / "a.jpg")
+
+
+def test_two_boxes_on_one_object(found: Callable[..., dict[str, Finding]]) -> None:
+    twice = found((1, [10, 10, 40, 40]), (1, [11, 10, 40, 40]), (1, [60, 10, 40, 40]))
+    assert list(twice) == ["box-repeated"]
+    assert twice["box-repeated"].annotation_ids == (1, 2) and "IoU of 0.95" in twice["box-repeated"].what
+    both = found((1, [10, 10, 40, 40]), (2, [10, 10, 40, 40]))
+    assert (
+        list(both) == ["box-two-classes"]
+        and "'x'" in both["box-two-classes"].what
+        and "'y'" in both["box-two-classes"].what
+    )
+
+
+def test_ignored_regions_may_lie_on_objects_and_be_of_any_size(found: Callable[..., dict[str, Finding]]) -> None:
+    assert found((1, [10, 10, 40, 40]), (1, [10, 10, 40, 40]), (1, [0, 0, 160, 120]), iscrowd=1) == {}
+
+
+def test_a_box_far_away_is_not_drawn(found: Callable[..., dict[str, Finding]]) -> None:
+    assert found((1, [1e7, 0, 5, 5]))["box-outside"].boxes_xyxy == ()
+    assert found((1, [170, 0, 5, 5]))["box-outside"].boxes_xyxy == ((170, 0, 175, 5),)
