@@ -10,20 +10,17 @@ import pytest
 
 from efficientdet.errors import SettingError, UnknownNameError
 from efficientdet.inference.settings import DetectorOptions, DetectorSettings, PostprocessSettings
-from efficientdet.settings import changed, check_settings, divided, kinds, names_of, setting, to_dict
+from efficientdet.settings import Settings, changed, divided, kinds, names_of, setting, to_dict
 
 
 @dataclass(frozen=True)
-class Example:
+class Example(Settings):
     rate: float = setting(0.5, "A rate.", minimum=0, maximum=1, also="speed")
     count: int | None = setting(None, "A count.", minimum=1)
     kind: Literal["soft", "hard"] = setting("soft", "A kind.")
     jitter: tuple[float, float] = setting((0.5, 1.5), "A range.", above=0)
     names: tuple[str, ...] = setting((), "Some names.")
     on: bool = setting(False, "A switch.")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @pytest.mark.parametrize(

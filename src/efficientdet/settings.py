@@ -4,7 +4,7 @@ The command line makes its options from these fields, checkpoints store their va
 types and ranges. A setting is declared once:
 
     @dataclass(frozen=True)
-    class PostprocessSettings:
+    class PostprocessSettings(Settings):
         iou_threshold: float = setting(0.5, "IoU above which NMS drops a box.", minimum=0, maximum=1)
 """
 
@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from efficientdet.errors import SettingError, unknown_name
 
-Settings = TypeVar("Settings")
+_Settings = TypeVar("_Settings")
 # Of a setting with limits, but without a maximum of its own.
 LARGEST = 1e9
 
@@ -92,13 +92,22 @@ def _kind(annotation: Any) -> Kind:
     return Kind((annotation,))
 
 
-def check_settings(settings: Any) -> None:
-    """Check types, choices and ranges of a settings dataclass; call it from `__post_init__`.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Base of the settings dataclasses: types, choices and ranges are checked whenever one is made.
 
     Raises:
         UnknownNameError: a value is not among the choices; lists them and the nearest.
         SettingError: a value is of the wrong type or out of range; names the setting and its value.
     """
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_settings(self)
+
+
+def check_settings(settings: Any) -> None:
+    """Check types, choices and ranges; see `Settings`, which does this by itself."""
     allowed = kinds(settings.__class__)
     for field in dataclasses.fields(settings):
         value, kind = getattr(settings, field.name), allowed[field.name]
@@ -159,7 +168,7 @@ def names_of(*classes: type) -> dict[str, type]:
     return found
 
 
-def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+def changed(settings: _Settings, changes: Mapping[str, Any]) -> _Settings:
     """The settings with some fields changed; second names are understood.
 
     Raises:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from efficientdet.errors import SettingError
-from efficientdet.settings import check_settings, setting
+from efficientdet.settings import Settings, setting
 
 Format = Literal["coco", "voc", "yolo", "csv", "parquet"]
 
 
 @dataclass(frozen=True)
-class WriteSettings:
+class WriteSettings(Settings):
     """What is written, and how."""
 
     to: Format | None = setting(
@@ -26,18 +26,9 @@ class WriteSettings:
         "Boxes of parquet and Hugging Face datasets: xywh or xyxy in pixels, or cxcywh in fractions of the image.",
     )
 
-    def __post_init__(self) -> None:
-        """Check types and choices.
-
-        Raises:
-            UnknownNameError: a choice is not known.
-            SettingError: a value is of the wrong type; names it.
-        """
-        check_settings(self)
-
 
 @dataclass(frozen=True)
-class SplitSettings:
+class SplitSettings(Settings):
     """How a dataset is divided."""
 
     val: float = setting(0.2, "Share of the images for validation.", minimum=0, below=1)
@@ -55,13 +46,13 @@ class SplitSettings:
         Raises:
             SettingError: a share is out of range, or nothing is left to train on.
         """
-        check_settings(self)
+        super().__post_init__()
         if self.val + self.test >= 1 or self.val + self.test == 0:
             raise SettingError(f"val {self.val} and test {self.test}: together they must be above 0 and below 1")
 
 
 @dataclass(frozen=True)
-class SubsetSettings:
+class SubsetSettings(Settings):
     """Which part of a dataset is kept."""
 
     classes: tuple[str, ...] = setting((), "Classes to keep, by name; by default all.")
@@ -76,13 +67,13 @@ class SubsetSettings:
         Raises:
             SettingError: a value is out of range, or two settings contradict each other.
         """
-        check_settings(self)
+        super().__post_init__()
         if self.images is not None and self.fraction is not None:
             raise SettingError("images and fraction are two ways to say the same; give one of them")
 
 
 @dataclass(frozen=True)
-class TileSettings:
+class TileSettings(Settings):
     """How images are cut."""
 
     size: int = setting(640, "Side of a tile in pixels.", minimum=32, maximum=8192)
@@ -90,14 +81,6 @@ class TileSettings:
     smallest_share: float = setting(
         0.3, "Share of a box's area below which its part in a tile is an ignored region.", minimum=0, maximum=1
     )
-
-    def __post_init__(self) -> None:
-        """Check types and ranges.
-
-        Raises:
-            SettingError: a value is out of range; names it.
-        """
-        check_settings(self)
 
 
 class ConvertOptions(TypedDict, total=False):

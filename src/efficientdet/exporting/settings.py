@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 from efficientdet.errors import SettingError, unknown_name
-from efficientdet.settings import check_settings, setting
+from efficientdet.settings import Settings, setting
 
 if TYPE_CHECKING:
     from efficientdet.inference.detector import Detector
@@ -57,7 +57,7 @@ NOT_WRITTEN = {
 
 
 @dataclass(frozen=True)
-class ExportSettings:
+class ExportSettings(Settings):
     """What an exported file is. `dynamic_size` implies `dynamic_batch`."""
 
     to: str | None = setting(None, f"Format: {', '.join(FORMATS)}; by default by the file's suffix.")
@@ -76,13 +76,13 @@ class ExportSettings:
         Raises:
             SettingError: a value is of the wrong type; names it.
         """
-        check_settings(self)
+        super().__post_init__()
         if self.dynamic_size:
             object.__setattr__(self, "dynamic_batch", True)
 
 
 @dataclass(frozen=True)
-class QuantizeSettings:
+class QuantizeSettings(Settings):
     """How a detector is quantized to int8."""
 
     calibration_images: int = setting(
@@ -96,15 +96,6 @@ class QuantizeSettings:
     )
     check: bool = setting(True, "Compare AP before and after; over a point of difference nothing is written.")
     check_split: str = setting("val", "Split that AP is compared on.")
-
-    def __post_init__(self) -> None:
-        """Check types, choices and ranges.
-
-        Raises:
-            UnknownNameError: no such preset.
-            SettingError: a value is out of range; names it.
-        """
-        check_settings(self)
 
 
 class ExportOptions(TypedDict, total=False):

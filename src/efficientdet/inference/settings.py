@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from efficientdet.errors import SettingError, unknown_name
-from efficientdet.settings import check_settings, kinds, setting
+from efficientdet.settings import Settings, kinds, setting
 
 # Evaluation looks at the whole precision-recall curve; predictions are for looking at.
 EVALUATION_SCORE_THRESHOLD = 0.001
 
 
 @dataclass(frozen=True)
-class PostprocessSettings:
+class PostprocessSettings(Settings):
     """How raw outputs become detections. A checkpoint may store values of its own, which go before these defaults."""
 
     score_threshold: float = setting(
@@ -39,18 +39,9 @@ class PostprocessSettings:
         "pairs", "Which pairs are candidates: every class of an anchor (pairs), or its best class alone (argmax)."
     )
 
-    def __post_init__(self) -> None:
-        """Check types, choices and ranges.
-
-        Raises:
-            UnknownNameError: a choice is not known.
-            SettingError: a value is out of range; names it.
-        """
-        check_settings(self)
-
 
 @dataclass(frozen=True)
-class DetectorSettings:
+class DetectorSettings(Settings):
     """Where and how a detector runs its network, and what it feeds it."""
 
     device: str = setting("auto", "Device: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
@@ -81,18 +72,9 @@ class DetectorSettings:
         None, "Anchor aspects: rounded (1.4 and 0.7) or exact (square roots of 2 and 1/2); by default the checkpoint's."
     )
 
-    def __post_init__(self) -> None:
-        """Check types, choices and ranges.
-
-        Raises:
-            UnknownNameError: a choice is not known.
-            SettingError: a value is out of range; names it.
-        """
-        check_settings(self)
-
 
 @dataclass(frozen=True)
-class BenchmarkSettings:
+class BenchmarkSettings(Settings):
     """What `benchmark` measures: every backend in every precision at every batch size."""
 
     backends: tuple[str, ...] = setting(("auto",), "Backends, such as eager,openvino.")
@@ -110,7 +92,7 @@ class BenchmarkSettings:
             UnknownNameError: a backend or a precision is not known.
             SettingError: a value is out of range, or a list is empty; names it.
         """
-        check_settings(self)
+        super().__post_init__()
         for name, single in (("backends", "backend"), ("precisions", "precision"), ("batch_sizes", None)):
             values = getattr(self, name)
             if not values:

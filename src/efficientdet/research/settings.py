@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from efficientdet.settings import check_settings, setting
+from efficientdet.settings import Settings, setting
 from efficientdet.training.config import TrainOptions
 
 
 @dataclass(frozen=True)
-class AblationSettings:
+class AblationSettings(Settings):
     """Which feature networks and fusions are trained, and how often."""
 
     feature_networks: tuple[str, ...] = setting((), "Feature networks to compare, between commas; by default all.")
@@ -22,14 +22,6 @@ class AblationSettings:
     jobs: int = setting(
         1, "Trials that train at a time, each in a process of its own, on a GPU of its own if there are any.", minimum=1
     )
-
-    def __post_init__(self) -> None:
-        """Check types and ranges.
-
-        Raises:
-            SettingError: a value is of the wrong type or out of range; names it.
-        """
-        check_settings(self)
 
 
 class AblationOptions(TrainOptions, total=False):
@@ -43,17 +35,8 @@ class AblationOptions(TrainOptions, total=False):
 
 
 @dataclass(frozen=True)
-class ReportSettings:
+class ReportSettings(Settings):
     """What a report measures beside what it counts."""
 
     timing: bool = setting(True, "Whether the fusions are timed.")
     device: Literal["cpu", "cuda"] = setting("cpu", "Device on which they are timed: cpu or cuda.")
-
-    def __post_init__(self) -> None:
-        """Check types and choices.
-
-        Raises:
-            UnknownNameError: the device is not known.
-            SettingError: a value is of the wrong type; names it.
-        """
-        check_settings(self)

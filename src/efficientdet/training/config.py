@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from efficientdet.errors import SettingError
 from efficientdet.family import aspect_factors
-from efficientdet.settings import check_settings, setting
+from efficientdet.settings import Settings, setting
 
 # Batch statistics of a pretrained backbone are too rough below this many images a device.
 SMALLEST_BATCH_FOR_STATISTICS = 4
@@ -20,7 +20,7 @@ FILES = ("weights", "backbone_weights", "feature_network")
 
 
 @dataclass(frozen=True)
-class LossSettings:
+class LossSettings(Settings):
     """Weights and shapes of the losses; the defaults are the reference's (google/automl tf2/train_lib.py)."""
 
     alpha: float = setting(0.25, "Weight of objects in the focal loss; background has 1 - alpha.", minimum=0, maximum=1)
@@ -33,17 +33,9 @@ class LossSettings:
         True, "Leave out of the box loss what should be exactly 0, as the reference does."
     )
 
-    def __post_init__(self) -> None:
-        """Check types and ranges.
-
-        Raises:
-            SettingError: a value is out of range; names it.
-        """
-        check_settings(self)
-
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """How to train. The defaults are the recipe `modern`, for small datasets and minutes; see `recipes`."""
 
     weights: str | Path | None = setting(
@@ -167,7 +159,7 @@ class TrainConfig:
                 object.__setattr__(self, name, str(getattr(self, name)))
         if isinstance(self.loss, dict):  # as JSON gives it
             object.__setattr__(self, "loss", LossSettings(**self.loss))
-        check_settings(self)
+        super().__post_init__()
         if self.scale_jitter and self.scale_jitter[0] > self.scale_jitter[1]:
             raise SettingError(f"scale_jitter is {self.scale_jitter}; the first factor must not be above the second")
         if self.precision == "fp16" and self.device == "cpu":
