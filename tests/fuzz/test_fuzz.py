@@ -466,13 +466,12 @@ def names_target(folder: Path) -> Target:
 
 def _is_released(name: str) -> bool:
     """Whether a name would be downloaded."""
-    from efficientdet.weights.registry import find_released
+    from efficientdet.weights.names import bundled_names, find_known
 
     try:
-        find_released(name)
+        return find_known(name) not in bundled_names()
     except EfficientDetError:
         return False
-    return True
 
 
 class Answer(NamedTuple):

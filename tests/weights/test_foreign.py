@@ -107,8 +107,8 @@ def test_every_mismatch_is_listed_and_nothing_changes(state: dict[str, Tensor]) 
     for part in (
         "missing: backbone.conv_stem.weight (32, 3, 3, 3)",
         "missing: fpn.cell.1.fnode.3.after_combine.conv.bn.weight (64,)",
-        "shape: backbone.bn1.weight (33,), the model has (32,)",
-        "shape: class_net.predict.conv_pw.bias (810,), the model has (27,)",
+        "shape: backbone.bn1.weight is (33,), the model has (32,)",
+        "shape: class_net.predict.conv_pw.bias is (810,), the model has (27,)",
         "unexpected: classifier.weight (1000, 5)",
     ):
         assert part in message

@@ -19,7 +19,7 @@ from efficientdet.network.efficientdet import EfficientDet, build_model
 from efficientdet.weights import registry
 from efficientdet.weights.checkpoint import read_info
 from efficientdet.weights.foreign import to_foreign
-from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names, cached_path, find_weights
+from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names, cached_path, find_known, find_weights
 
 
 class Counting(http.server.SimpleHTTPRequestHandler):
@@ -127,6 +127,25 @@ def test_bundled_names_are_files_in_the_package() -> None:
     assert bundled_names() == ["cells", "people"]
     for name in bundled_names():
         assert find_weights(name) == find_weights(name.upper()) == BUNDLED_FOLDER / f"{name}.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("d0", "d0"), ("D0", "d0"), ("tf_efficientdet_d0", "d0"), ("efficientdet-d0", "d0"),
+        ("efficientdet_d0", "d0"), ("efficientdet_d3", "d3"), ("tf_efficientdet_lite3x", "lite3x"),
+        ("d0_symmetric", "d0-symmetric"), ("D1-Symmetric", "d1-symmetric"),
+        ("d0_ap", "d0-ap"), ("d0-ap", "d0-ap"), ("tf_efficientdet_d5_ap", "d5-ap"),
+    ],
+)  # fmt: skip
+def test_aliases(alias: str, name: str) -> None:
+    assert find_known(alias) == name
+
+
+@pytest.mark.parametrize("name", ["d9", "d6-ap", "", "lite0-ap"])
+def test_unknown_names_are_refused(name: str) -> None:
+    with pytest.raises(UnknownNameError, match=f"unknown weights '{name}'.*Known: cells, people, d0, d1"):
+        find_known(name)
 
 
 @pytest.mark.parametrize("name", ["d9", "x" * 300, "a\0b"])

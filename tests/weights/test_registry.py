@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from efficientdet.errors import UnknownNameError
 from efficientdet.family import MODELS, VARIANTS, find_spec
 from efficientdet.images.letterbox import IMAGENET, LITE
 from efficientdet.weights import registry
 from efficientdet.weights.coco_classes import COCO_CATEGORIES, COCO_CATEGORY_IDS, COCO_CLASS_NAMES
-from efficientdet.weights.registry import ADVPROP, RELEASED, find_released
+from efficientdet.weights.registry import ADVPROP, RELEASED
 
 
 # ---- rows
@@ -50,25 +49,6 @@ def test_pixels_are_those_of_the_training() -> None:
     # x * 2 / 255 - 1
     for pixel, number in ((0, -1.0), (255, 1.0)):
         assert (pixel - ADVPROP.mean[0]) / ADVPROP.std[0] == number
-
-
-@pytest.mark.parametrize(
-    ("alias", "name"),
-    [
-        ("d0", "d0"), ("D0", "d0"), ("tf_efficientdet_d0", "d0"), ("efficientdet-d0", "d0"),
-        ("efficientdet_d0", "d0"), ("efficientdet_d3", "d3"), ("tf_efficientdet_lite3x", "lite3x"),
-        ("d0_symmetric", "d0-symmetric"), ("D1-Symmetric", "d1-symmetric"),
-        ("d0_ap", "d0-ap"), ("d0-ap", "d0-ap"), ("tf_efficientdet_d5_ap", "d5-ap"),
-    ],
-)  # fmt: skip
-def test_aliases(alias: str, name: str) -> None:
-    assert find_released(alias).name == name
-
-
-@pytest.mark.parametrize("name", ["d9", "d6-ap", "people", "", "lite0-ap"])
-def test_unknown_names_are_refused(name: str) -> None:
-    with pytest.raises(UnknownNameError, match=f"unknown released weights '{name}'.*Known: d0, d1"):
-        find_released(name)
 
 
 # ---- classes

@@ -129,12 +129,12 @@ def save_checkpoint(path: str | Path, state: dict[str, Tensor], info: Checkpoint
 
 
 def read_info(path: str | Path) -> CheckpointInfo:
-    """Read a checkpoint's metadata, without its tensors and without verifying its checksum.
+    """Read a checkpoint's metadata. The whole file is read and compared with its checksum, as by `load_checkpoint`.
 
     Raises:
         WeightsError: the file is missing, damaged, or not a checkpoint of ours; says what to do.
     """
-    return _open(Path(path), with_tensors=False)[0]
+    return _read(Path(path))[0]
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -156,7 +156,7 @@ def load_checkpoint(path: str | Path) -> tuple[EfficientDet, CheckpointInfo]:
             tensors do not fit its network.
     """
     path = Path(path)
-    info, state = _open(path, with_tensors=True)
+    info, state = _read(path)
     check_finite(state, str(path))
     try:
         with torch.device("meta"):
@@ -175,7 +175,7 @@ def load_checkpoint(path: str | Path) -> tuple[EfficientDet, CheckpointInfo]:
 def is_intact(path: str | Path) -> bool:
     """Whether a file is a checkpoint of this package that matches its checksum."""
     try:
-        _open(Path(path), with_tensors=True)
+        _read(Path(path))
     except WeightsError:
         return False
     return True
@@ -228,27 +228,30 @@ def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def mismatches(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+def mismatches(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    names: Mapping[str, str] | None = None,
+) -> list[str]:
     """A line for each tensor that is missing, unexpected or of another shape.
 
     Args:
         expected: shapes by name of the model's tensors.
         found: shapes by name of a file's tensors.
+        names: what the file itself calls its tensors; None for the same.
     """
-    missing = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in found]
-    unexpected = [f"unexpected: {name} {shape}" for name, shape in found.items() if name not in expected]
-    return [
-        *missing,
-        *unexpected,
-        *(
-            f"shape: {name} is {found[name]}, the model has {shape}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ),
-    ]
+    lines = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in found]
+    for name, shape in found.items():
+        theirs = names[name] if names else name
+        if name not in expected:
+            lines.append(f"unexpected: {theirs} {shape}")
+        elif shape != expected[name]:
+            lines.append(f"shape: {theirs} is {shape}, the model has {expected[name]}")
+    return lines
 
 
-def _open(path: Path, with_tensors: bool) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """Metadata and tensors of a checkpoint that matches its checksum: the one place that reads a file of ours."""
     if not os.path.isfile(path):
         raise WeightsError(f"{path}: no such weights file")
     try:
@@ -260,9 +263,9 @@ def _open(path: Path, with_tensors: bool) -> tuple[CheckpointInfo, dict[str, Ten
                     f"and classes); convert it first: efficientdet convert {path.name} --to OUT.safetensors"
                 )
             info = CheckpointInfo.from_json(text, path)
-            state = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             fields = json.loads(text)
-            if with_tensors and fields.pop("sha256", None) != _checksum(fields, state):
+            if fields.pop("sha256", None) != _checksum(fields, state):
                 raise WeightsError(
                     f"{path}: damaged: its contents do not match its checksum; copy or download the file again"
                 )

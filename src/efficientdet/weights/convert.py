@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from efficientdet.weights.checkpoint import CheckpointInfo, check_finite, defaul
 from efficientdet.weights.coco_classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from efficientdet.weights.foreign import DIALECTS, detect_source, load_foreign, to_foreign, unwrap
 from efficientdet.weights.read_file import read_state
-from efficientdet.weights.registry import LICENSE, SOURCE, ReleasedWeights
 
 
 def convert_file(
@@ -60,21 +58,6 @@ def convert_file(
     return network.eval(), info
 
 
-def released_checkpoint(state: Mapping[str, Any], row: ReleasedWeights) -> tuple[dict[str, Tensor], CheckpointInfo]:
-    """State dict and facts for the checkpoint of released weights, from the state that was published."""
-    network = EfficientDet(find_spec(row.model), COCO_SLOTS)
-    load_foreign(network, state, SOURCE)
-    info = CheckpointInfo(
-        spec=network.spec,
-        class_names=COCO_CLASS_NAMES,
-        category_ids=COCO_CATEGORY_IDS,
-        preprocessing=row.preprocessing,
-        metrics={"ap": row.ap / 100, "data": "COCO val2017, stated by the publisher"},
-        about={"license": LICENSE, "source": row.url, "data": "COCO train2017", "note": row.note},
-    )
-    return network.state_dict(), info
-
-
 def _num_classes(state: Mapping[str, Tensor], source: str) -> int:
     """Number of classes of a state dict: the outputs of the class head's last layer over the nine anchors."""
     with torch.device("meta"):
@@ -109,7 +92,7 @@ def _count_differing(spec: ModelSpec, state: Mapping[str, Tensor], source: str, 
     with torch.device("meta"):
         network = EfficientDet(spec, num_classes)
         expected = {name: tensor.shape for name, tensor in to_foreign(network, source).items()}
-    found = {name: part.tensor.shape for name, part in DIALECTS[source].clean(state, network).items()}
+    found = {name: part.shape for name, part in DIALECTS[source].clean(state, network).items()}
     names = (expected.keys() | found.keys()) - DIALECTS[source].unused(network).keys()
     return sum(expected.get(name) != found.get(name) for name in names if not name.endswith("num_batches_tracked"))
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from efficientdet.errors import WeightsError, find_name
 from efficientdet.network.efficientdet import CLASS_LAYER, EfficientDet
+from efficientdet.weights.checkpoint import mismatches, shapes_of
 from efficientdet.weights.remap.effdet import EFFDET
 from efficientdet.weights.remap.layout import Dialect, Found, redundant_biases
-from efficientdet.weights.remap.tensorflow import TENSORFLOW, is_tensorflow
-from efficientdet.weights.remap.zylo117 import ZYLO, is_zylo
+from efficientdet.weights.remap.tensorflow import TENSORFLOW
+from efficientdet.weights.remap.zylo117 import ZYLO
 
-DIALECTS: dict[str, Dialect] = {"effdet": EFFDET, "zylo": ZYLO, "tensorflow": TENSORFLOW}
+DIALECTS: dict[str, Dialect] = {"tensorflow": TENSORFLOW, "zylo": ZYLO, "effdet": EFFDET}
 
 # Swapping both pairs turns (dy, dx, dh, dw) into (dx, dy, dw, dh), and back.
 _SWAP_XY = (1, 0, 3, 2)
@@ -56,19 +57,32 @@ def load_foreign(
         WeightsError: a tensor is missing, unexpected, or has another shape; lists them all and changes nothing.
     """
     flat = unwrap(state)
-    name = detect_source(flat) if source == "auto" else source
-    name = find_name("source of weights", name, DIALECTS)
-    dialect = DIALECTS[name]
+    source = detect_source(flat) if source == "auto" else source
+    dialect = DIALECTS[find_name("source of weights", source, DIALECTS)]
     theirs = dialect.clean(flat, model)
     dropped = [_describe(theirs.pop(extra)) for extra in dialect.unused(model) if extra in theirs]
-    ours, problems = _translate(model, theirs, dialect, replace_head, dropped)
-    problems += [f"unexpected: {_describe(found)}" for found in theirs.values()]
-    if problems:
-        raise WeightsError(
-            f"{len(problems)} tensors do not fit {model.spec.name} with {model.num_classes} classes:\n  "
-            + "\n  ".join(problems)
-            + _hint(problems, name, model)
-        )
+    own = in_dialect(model, dialect)
+    for name in own:
+        if name.endswith("num_batches_tracked"):
+            theirs.setdefault(name, Found(name, own[name]))
+    biases = {dialect.names(ours, model)[0]: (ours, means) for ours, means in redundant_biases(model).items()}
+    if biases.keys() & theirs.keys():  # all or none: a state that has some of them has lost the others
+        own |= {name: model.state_dict()[means[0]] for name, (_, means) in biases.items()}
+    else:
+        theirs |= {name: Found(name, torch.zeros_like(own[name])) for name in biases if name in own}
+        biases = {}
+    class_layer = [name for leaf in ("weight", "bias") for name in dialect.names(CLASS_LAYER + leaf, model)]
+    for name in class_layer if replace_head else ():
+        if name in theirs and theirs[name].shape != own[name].shape:
+            dropped.append(_describe(theirs[name]))
+            theirs[name] = Found(name, own[name])
+    _check(model, own, theirs, class_layer)
+    state = model.state_dict()
+    parts = {name: [theirs[part].tensor for part in dialect.names(name, model)] for name in state}
+    ours = {name: _swap_box_order(name, dialect.join(name, found)) for name, found in parts.items() if found}
+    for name, (bias, means) in biases.items():
+        for mean in () if bias in ours else means:  # (x + b) - m = x - (m - b)
+            ours[mean] = ours[mean] - theirs[name].tensor.to(ours[mean])
     model.load_state_dict(ours, strict=False)
     return dropped
 
@@ -90,13 +104,17 @@ def to_foreign(model: EfficientDet, target: str = "effdet") -> dict[str, Tensor]
         WeightsError: the other implementation cannot build such a network; names the part.
     """
     dialect = DIALECTS[find_name("target of weights", target, DIALECTS)]
+    theirs = {name: tensor.clone() for name, tensor in in_dialect(model, dialect).items()}
+    return theirs | {name: torch.ones(shape) for name, shape in dialect.unused(model).items()}
+
+
+def in_dialect(model: EfficientDet, dialect: Dialect) -> dict[str, Tensor]:
+    """A network's tensors under the names and in the layout of a dialect; they share its memory."""
     theirs: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        their_names = dialect.names(name, model)
-        if their_names:
-            parts = dialect.split(name, _swap_box_order(name, tensor))
-            theirs |= {part: value.clone() for part, value in zip(their_names, parts, strict=True)}
-    return theirs | {name: torch.ones(shape) for name, shape in dialect.unused(model).items()}
+        if names := dialect.names(name, model):
+            theirs |= zip(names, dialect.split(name, _swap_box_order(name, tensor)), strict=True)
+    return theirs
 
 
 def unwrap(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -130,74 +148,30 @@ def detect_source(state: Mapping[str, Any]) -> str:
     Raises:
         WeightsError: they are none of these; gives the first names.
     """
-    if any(map(is_tensorflow, state)):
-        return "tensorflow"
-    if any(map(is_zylo, state)):
-        return "zylo"
-    if any("fpn." in name or "class_net." in name for name in state):
-        return "effdet"
+    for source, dialect in DIALECTS.items():
+        if any(map(dialect.is_theirs, state)):
+            return source
     raise WeightsError(
         "these are not weights of effdet, zylo117 or TensorFlow's EfficientDet; the first names are "
         + ", ".join(list(state)[:4])
     )
 
 
-def _translate(
-    model: EfficientDet, theirs: dict[str, Found], dialect: Dialect, replace_head: bool, dropped: list[str]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Our state dict made from theirs, and every mismatch; what is used is removed from `theirs`."""
-    state, biases = model.state_dict(), redundant_biases(model)
-    # All or none: a state that has some of these biases has lost the others.
-    has_biases = any(part in theirs for bias in biases for part in dialect.names(bias, model))
-    ours, problems = {}, []
-    for name, tensor in state.items():
-        their_names = dialect.names(name, model)
-        expected = dialect.split(name, _swap_box_order(name, tensor))
-        found = [theirs.pop(part, None) for part in their_names]
-        if name in biases and not has_biases:
-            ours[name] = torch.zeros_like(tensor)
-            continue
-        if name.endswith("num_batches_tracked") and None in found:
-            continue
-        wrong = _problems(their_names, expected, found)
-        if replace_head and name.startswith(CLASS_LAYER) and wrong and None not in found:
-            dropped += [_describe(part) for part in found if part is not None]
-        elif wrong:
-            problems += wrong
-        elif their_names:
-            parts = [part.tensor for part in found if part is not None]
-            ours[name] = _swap_box_order(name, dialect.join(name, parts))
-    for bias in biases.keys() - state.keys() if has_biases else ():
-        problems += _fold(bias, biases[bias], model, theirs, dialect, ours)
-    return ours, problems
-
-
-def _problems(names: tuple[str, ...], expected: list[Tensor], found: list[Found | None]) -> list[str]:
-    problems = []
-    for name, want, have in zip(names, expected, found, strict=False):
-        if have is None:
-            problems.append(f"missing: {name} {tuple(want.shape)}")
-        elif have.tensor.shape != want.shape:
-            problems.append(f"shape: {_describe(have)}, the model has {tuple(want.shape)}")
-    return problems
-
-
-def _fold(
-    bias: str, means: list[str], model: EfficientDet,
-    theirs: dict[str, Found], dialect: Dialect, ours: dict[str, Tensor],
-) -> list[str]:  # fmt: skip
-    """Subtract a bias that the network lacks from the running means after it: (x + b) - m = x - (m - b)."""
-    (name,) = dialect.names(bias, model)
-    found = theirs.pop(name, None)
-    shape = model.state_dict()[means[0]].shape
-    if found is None:
-        return [f"missing: {name} {tuple(shape)}"]
-    if found.tensor.shape != shape:
-        return [f"shape: {_describe(found)}, the model has {tuple(shape)}"]
-    for mean in means:
-        if mean in ours:
-            ours[mean] = ours[mean] - found.tensor.to(ours[mean])
-    return []
+def _check(
+    model: EfficientDet, expected: Mapping[str, Tensor], theirs: Mapping[str, Found], class_layer: list[str]
+) -> None:
+    """Refuse a state that lacks a tensor, has one too many, or one of another shape."""
+    problems = mismatches(shapes_of(expected), shapes_of(theirs), {name: found.name for name, found in theirs.items()})
+    of_class_layer = tuple(f"shape: {theirs[name].name} " for name in class_layer if name in theirs)
+    hint = ""
+    if all(problem.startswith(of_class_layer) for problem in problems):
+        hint = "\nOnly the number of classes differs: replace_head=True keeps the model's own class layer"
+    if problems:
+        raise WeightsError(
+            f"{len(problems)} tensors do not fit {model.spec.name} with {model.num_classes} classes:\n  "
+            + "\n  ".join(problems)
+            + hint
+        )
 
 
 def _swap_box_order(name: str, tensor: Tensor) -> Tensor:
@@ -209,12 +183,4 @@ def _swap_box_order(name: str, tensor: Tensor) -> Tensor:
 
 
 def _describe(found: Found) -> str:
-    return f"{found.name} {tuple(found.tensor.shape)}"
-
-
-def _hint(problems: list[str], source: str, model: EfficientDet) -> str:
-    """What to do, if only the number of classes differs."""
-    layer = {name for leaf in ("weight", "bias") for name in DIALECTS[source].names(CLASS_LAYER + leaf, model)}
-    if all(problem.startswith("shape: ") and any(name in problem for name in layer) for problem in problems):
-        return "\nOnly the number of classes differs: replace_head=True keeps the model's own class layer"
-    return ""
+    return f"{found.name} {found.shape}"

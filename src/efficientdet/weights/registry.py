@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from efficientdet.errors import find_name
-from efficientdet.family import without_prefix
 from efficientdet.images.letterbox import IMAGENET, LITE, Preprocessing
 
 # Of every file in the table: where it lies, its license, and whose tensor names it uses.
@@ -87,15 +85,3 @@ _ROWS = (
 )
 
 RELEASED: dict[str, ReleasedWeights] = {row.name: row for row in _ROWS}
-
-
-def find_released(name: str) -> ReleasedWeights:
-    """Look released weights up by name; case, `_`, `-` and prefixes make no difference, as in `find_spec`.
-
-    Args:
-        name: a model such as `d0`; `d0-ap` to `d5-ap` are the AdvProp weights.
-
-    Raises:
-        UnknownNameError: there are no such weights; lists the names and gives the nearest.
-    """
-    return RELEASED[find_name("released weights", without_prefix(name), RELEASED)]

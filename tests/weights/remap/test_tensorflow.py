@@ -205,5 +205,5 @@ def test_mismatches_are_listed_by_the_files_names(google_d0: Variables) -> None:
     message = str(caught.value)
     assert message.startswith("3 tensors do not fit d0 with 90 classes:")
     assert "missing: fpn_cells/cell_1/fnode4/WSM_2 ()" in message
-    assert "shape: class_net/class-predict/depthwise_kernel (3, 3, 1, 64), the model has (3, 3, 64, 1)" in message
+    assert "shape: class_net/class-predict/depthwise_kernel is (3, 3, 1, 64), the model has (3, 3, 64, 1)" in message
     assert "unexpected: seg_head/conv/kernel (1, 1, 2, 2)" in message

@@ -65,4 +65,4 @@ def _is_level_first(plain: Mapping[str, Any], model: EfficientDet) -> bool:
     return all(match.group(4) is None for match in found)
 
 
-EFFDET = Dialect(names, clean)
+EFFDET = Dialect(lambda name: "fpn." in name or "class_net." in name, names, clean)

@@ -15,6 +15,15 @@ from efficientdet.network.efficientnet import EfficientNet
 
 Part = Literal["stem", "block", "extra", "lateral", "fusion", "node", "tower", "tower_norm", "predict"]
 
+# What Google's code calls the layers of stem and blocks. A block that does not expand lacks the first ones.
+_STEM = {"conv_stem": "_conv_stem", "bn1": "_bn"}
+_SQUEEZE = {"se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
+_EXPANDING = _SQUEEZE | {
+    "conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1", "conv_pwl": "_project_conv",
+    "bn3": "_bn2",
+}  # fmt: skip
+_FLAT = _SQUEEZE | {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+
 # Put before every name by wrappers: benches, DataParallel, torch.compile.
 _WRAPPERS = re.compile(r"^(?:module\.|model\.|_orig_mod\.)+")
 
@@ -28,7 +37,7 @@ class Place:
             `lateral`, `fusion` and `node` of the feature network; `tower`, `tower_norm` and `predict` of a head.
         leaf: the rest of the name, such as `conv_pw.weight` or `bn.running_mean`.
         block: number of the backbone's block, counted through all stages.
-        expands: whether the block begins with an expanding convolution.
+        google: what Google's code calls the layer of the backbone, such as `_expand_conv`.
         cell, node, node_name: the feature network's cell, and the node's number and name.
         level: pyramid level of the node, of the lateral's input, or of a head's batch norm.
         index: that level, counted from the finest.
@@ -40,7 +49,7 @@ class Place:
     part: Part
     leaf: str
     block: int = 0
-    expands: bool = True
+    google: str = ""
     cell: int = 0
     node: int = 0
     node_name: str = ""
@@ -57,6 +66,11 @@ class Found(NamedTuple):
     name: str
     tensor: Tensor
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's."""
+        return tuple(self.tensor.shape)
+
 
 def _one(_: str, tensor: Tensor) -> list[Tensor]:
     return [tensor]
@@ -71,6 +85,7 @@ class Dialect:
     """How another implementation names and lays out the tensors of this network.
 
     Attributes:
+        is_theirs: whether a tensor's name in a file is one of theirs; asked in the order of `foreign.DIALECTS`.
         names: one of our names to theirs: one name, several if they store a vector's elements separately, or none.
         clean: a state of theirs with its names spelled as `names` does, and without what is not a weight.
         split: our name and tensor to their tensors, in the order of `names`.
@@ -78,6 +93,7 @@ class Dialect:
         unused: shapes, by name, of tensors that they store but do not use.
     """
 
+    is_theirs: Callable[[str], bool]
     names: Callable[[str, EfficientDet], tuple[str, ...]]
     clean: Callable[[Mapping[str, Any], EfficientDet], dict[str, Found]]
     split: Callable[[str, Tensor], list[Tensor]] = _one
@@ -101,16 +117,17 @@ def locate(name: str, model: EfficientDet) -> Place:
 def _in_backbone(name: str, model: EfficientDet) -> Place | None:
     if not isinstance(model.backbone, EfficientNet):
         return None
-    stem = re.fullmatch(r"backbone\.((?:conv_stem|bn1)\..+)", name)
+    stem = re.fullmatch(r"backbone\.((conv_stem|bn1)\..+)", name)
     if stem:
-        return Place("stem", stem.group(1))
+        return Place("stem", stem[1], google=_STEM[stem[2]])
     match = re.fullmatch(r"backbone\.blocks\.(\d+)\.(\d+)\.(.+)", name)
     if match is None:
         return None
-    stage, index = int(match.group(1)), int(match.group(2))
+    stage, index, leaf = int(match[1]), int(match[2]), match[3]
     stages: Any = model.backbone.blocks
     before = sum(len(stages[i]) for i in range(stage))
-    return Place("block", match.group(3), before + index, stages[stage][index].expands)
+    layers = _EXPANDING if stages[stage][index].expands else _FLAT
+    return Place("block", leaf, before + index, layers[leaf.rpartition(".")[0]])
 
 
 def _in_feature_network(name: str, model: EfficientDet) -> Place | None:

@@ -18,8 +18,8 @@ from efficientdet.weights.remap.layout import Dialect, Found, Place, locate, red
 
 # The layer of each part, by scope and by the path of attributes.
 _LAYERS = {
-    "stem": ("efficientnet-{backbone}/stem/{scope}", "backbone/_stem/{attribute}"),
-    "block": ("efficientnet-{backbone}/blocks_{block}/{scope}", "backbone/_blocks/{block}/{attribute}"),
+    "stem": ("efficientnet-{backbone}/stem/{scope}", "backbone/_stem/{google}"),
+    "block": ("efficientnet-{backbone}/blocks_{block}/{scope}", "backbone/_blocks/{block}/{google}"),
     "extra": ("resample_p{level}/{conv2d}", "resample_layers/0/{conv2d}"),
     "lateral": (
         "fpn_cells/cell_{cell}/fnode{node}/resample_{edge}_{index}_{maps}/{conv2d}",
@@ -35,20 +35,12 @@ _LAYERS = {
     "predict": ("{head}_net/{head}-predict", "{head}_net/{outputs}"),
 }
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-# The layers of a block, ours: (theirs by scope, theirs by attribute). Batch norms and 1x1 convolutions are numbered in
-# order, so a block that does not expand counts from its first one.
-_EXPANDING = {
-    "conv_pw": ("conv2d", "_expand_conv"), "bn1": ("tpu_batch_normalization", "_bn0"),
-    "conv_dw": ("depthwise_conv2d", "_depthwise_conv"), "bn2": ("tpu_batch_normalization_1", "_bn1"),
-    "se.conv_reduce": ("se/conv2d", "_se/_se_reduce"), "se.conv_expand": ("se/conv2d_1", "_se/_se_expand"),
-    "conv_pwl": ("conv2d_1", "_project_conv"), "bn3": ("tpu_batch_normalization_2", "_bn2"),
+# The layers of stem and blocks by scope. Batch norms and 1x1 convolutions are numbered in the order in which they run.
+_SCOPES = {
+    "conv_stem": "conv2d", "conv_pw": "conv2d", "conv_dw": "depthwise_conv2d", "conv_pwl": "conv2d_1",
+    "se.conv_reduce": "se/conv2d", "se.conv_expand": "se/conv2d_1", "bn1": "tpu_batch_normalization",
+    "bn2": "tpu_batch_normalization_1", "bn3": "tpu_batch_normalization_2",
 }  # fmt: skip
-_FLAT = {
-    "conv_dw": ("depthwise_conv2d", "_depthwise_conv"), "bn1": ("tpu_batch_normalization", "_bn1"),
-    "se.conv_reduce": ("se/conv2d", "_se/_se_reduce"), "se.conv_expand": ("se/conv2d_1", "_se/_se_expand"),
-    "conv_pw": ("conv2d", "_project_conv"), "bn2": ("tpu_batch_normalization_1", "_bn2"),
-}  # fmt: skip
-_STEM = {"conv_stem": ("conv2d", "_conv_stem"), "bn1": ("tpu_batch_normalization", "_bn")}
 
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _AVERAGE = "/ExponentialMovingAverage"
@@ -92,13 +84,11 @@ def _variables(ours: str, model: EfficientDet) -> tuple[tuple[str, ...], tuple[s
 def _layer(place: Place, model: EfficientDet) -> tuple[str, str]:
     """Name of a place's layer: by scope, and by the path of attributes."""
     low, high = model.spec.levels
-    tables = {"stem": _STEM, "block": _EXPANDING if place.expands else _FLAT}
     layer = place.leaf.rpartition(".")[0]
-    scope, attribute = tables[place.part][layer] if place.part in tables else ("", "")
     words = vars(place) | {
         "backbone": model.spec.backbone,
-        "scope": scope,
-        "attribute": attribute,
+        "scope": _SCOPES.get(layer),
+        "google": f"_se/{place.google}" if place.google.startswith("_se") else place.google,
         "maps": high - low + 1 + place.node,  # maps that exist when the node is made
         "conv": layer.partition(".")[0],  # conv or bn
         "conv2d": layer.replace("conv", "conv2d"),
@@ -184,9 +174,4 @@ def _scopes_by_attribute(model: EfficientDet) -> dict[str, str]:
     return scopes
 
 
-def is_tensorflow(name: str) -> bool:
-    """Whether a variable's name is one of theirs."""
-    return "/" in name
-
-
-TENSORFLOW = Dialect(names, clean, split, join)
+TENSORFLOW = Dialect(lambda name: "/" in name, names, clean, split, join)

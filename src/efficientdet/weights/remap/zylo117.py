@@ -16,8 +16,8 @@ from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights.remap.layout import Dialect, Found, locate, unwrapped, without_wrapper
 
 _NAMES = {
-    "stem": "backbone_net.model.{layer}",
-    "block": "backbone_net.model._blocks.{block}.{layer}",
+    "stem": "backbone_net.model.{backbone}",
+    "block": "backbone_net.model._blocks.{block}.{backbone}",
     "extra": "bifpn.0.p5_to_p6.{lateral}",
     "lateral": "bifpn.{cell}.p{level}_down_channel{second}.{lateral}",
     "fusion": "bifpn.{cell}.p{level}_w{number}",
@@ -27,17 +27,6 @@ _NAMES = {
     "predict": "{head}.header.{leaf}",
 }
 _HEADS = {"class": "classifier", "box": "regressor"}
-# The layers of a block, ours to theirs. A block that does not expand lacks the first ones.
-_EXPANDING = {
-    "conv_pw": "_expand_conv.conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv.conv", "bn2": "_bn1",
-    "se.conv_reduce": "_se_reduce.conv", "se.conv_expand": "_se_expand.conv",
-    "conv_pwl": "_project_conv.conv", "bn3": "_bn2",
-}  # fmt: skip
-_FLAT = {
-    "conv_dw": "_depthwise_conv.conv", "bn1": "_bn1", "conv_pw": "_project_conv.conv", "bn2": "_bn2",
-    "se.conv_reduce": "_se_reduce.conv", "se.conv_expand": "_se_expand.conv",
-}  # fmt: skip
-_STEM = {"conv_stem": "_conv_stem.conv", "bn1": "_bn0"}
 # Fusion weights of its BiFPN, which D6, D7 and D7x have too, without using them.
 _FUSION_WEIGHTS = {f"p{level}_w1": (2,) for level in (3, 4, 5, 6)} | {
     "p4_w2": (3,), "p5_w2": (3,), "p6_w2": (3,), "p7_w2": (2,),
@@ -56,13 +45,12 @@ def names(ours: str, model: EfficientDet) -> tuple[str, ...]:
             f"'{model.spec.feature_network}' from level {model.spec.levels[0]}"
         )
     place = locate(ours, model)
-    tables = {"stem": _STEM, "block": _EXPANDING if place.expands else _FLAT}
     layer, _, tensor = place.leaf.rpartition(".")
     leaf = place.leaf.removeprefix("conv.").replace("depthwise.", "depthwise_conv.conv.")
     # The top-down path and level 3 come first; "up" and "down" are the other way round in their names.
     is_first = place.node_name.startswith("td") or place.level == 3
     words = {
-        "layer": f"{tables[place.part][layer]}.{tensor}" if place.part in tables else "",
+        "backbone": f"{_google_layer(place.google)}.{tensor}",
         "leaf": leaf.replace("pointwise.", "pointwise_conv.conv."),
         # Their laterals are sequences: convolution 0, batch norm 1.
         "lateral": f"0.{place.leaf}" if layer == "conv" else f"1.{tensor}",
@@ -72,6 +60,13 @@ def names(ours: str, model: EfficientDet) -> tuple[str, ...]:
         "head": _HEADS.get(place.head),
     }
     return (_NAMES[place.part].format(**vars(place) | words),)
+
+
+def _google_layer(name: str) -> str:
+    """zylo117's name of a layer of the backbone: convolutions are inside modules of their own, which pad."""
+    if name.startswith("_bn"):
+        return "_bn0" if name == "_bn" else name
+    return f"{name}.conv"
 
 
 def clean(state: Mapping[str, Tensor], model: EfficientDet) -> dict[str, Found]:
@@ -87,9 +82,8 @@ def unused(model: EfficientDet) -> dict[str, tuple[int, ...]]:
     return {f"bifpn.{cell}.{name}": shape for cell in cells for name, shape in _FUSION_WEIGHTS.items()}
 
 
-def is_zylo(name: str) -> bool:
-    """Whether a tensor's name is one of theirs."""
+def _is_theirs(name: str) -> bool:
     return re.match(r"(backbone_net|bifpn\.\d+|regressor|classifier)\.", without_wrapper(name)) is not None
 
 
-ZYLO = Dialect(names, clean, unused=unused)
+ZYLO = Dialect(_is_theirs, names, clean, unused=unused)
