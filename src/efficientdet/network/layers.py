@@ -12,6 +12,8 @@ from efficientdet.network.depthwise import DepthwiseBfloat16
 # The reference's epsilon and momentum (0.99 in TensorFlow's terms), in backbone, feature network and heads.
 BATCH_NORM_EPSILON = 1e-3
 BATCH_NORM_MOMENTUM = 0.01
+# Any input finds which norm follows which convolution; this one is the smallest with a place at every level.
+PROBE_SIZE = 64
 
 
 def batch_norm(channels: int, epsilon: float = BATCH_NORM_EPSILON) -> nn.BatchNorm2d:
@@ -137,3 +139,36 @@ def truncated_normal_(weight: Tensor, deviation: float) -> None:
     with torch.no_grad():
         before_cut = deviation / 0.87962566103423978
         nn.init.trunc_normal_(weight, std=before_cut, a=-2 * before_cut, b=2 * before_cut)
+
+
+@torch.no_grad()
+def conv_norm_pairs(network: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions with the batch norm that reads their output, in the order in which they run.
+
+    The network is run once, in evaluation mode: this works for any backbone, whatever its modules are called.
+    Subclasses of batch norm, such as those with an activation inside, are left alone.
+
+    Args:
+        network: takes (B, 3, H, W) images.
+    """
+    made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # the tensors too, so that no two live ones share an id
+    pairs = []
+
+    def note_output(module: nn.Module, _: object, output: Tensor) -> None:
+        made[id(output)] = (output, module)  # type: ignore[assignment]
+
+    def note_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if id(inputs[0]) in made:
+            pairs.append((made[id(inputs[0])][1], module))
+
+    modules = list(network.modules())
+    handles = [module.register_forward_hook(note_output) for module in modules if isinstance(module, nn.Conv2d)]
+    handles += [module.register_forward_pre_hook(note_input) for module in modules if type(module) is nn.BatchNorm2d]
+    parameter, was_training = next(network.parameters()), network.training
+    try:
+        network.eval()(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        network.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return pairs  # type: ignore[return-value]

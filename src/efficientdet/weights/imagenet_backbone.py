@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from efficientdet.errors import WeightsError
 from efficientdet.network.efficientnet import EfficientNet
+from efficientdet.network.layers import conv_norm_pairs
 from efficientdet.weights.checkpoint import check_finite, mismatches, shapes_of
 
 # Layers of the classifier in such files, which a detector does not have.
@@ -40,7 +41,8 @@ def load_folded_backbone(backbone: EfficientNet, path: str | Path, batches: Iter
             listed), or has NaN or infinite values; or there are no images.
     """
     arrays = _read(Path(path))
-    pairs = _conv_norm_pairs(backbone)
+    names = {module: name for name, module in backbone.named_modules()}
+    pairs = {names[conv]: (conv, norm) for conv, norm in conv_norm_pairs(backbone)}
     expected = {f"{name}.weight": tuple(conv.weight.shape) for name, (conv, _) in pairs.items()}
     expected |= {f"{name}.bias": (norm.num_features,) for name, (_, norm) in pairs.items()}
     problems = mismatches(expected, shapes_of({name: x for name, x in arrays.items() if name not in UNUSED}))
@@ -73,19 +75,6 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     # A damaged file makes numpy and zipfile raise nearly anything (BadZipFile, zlib.error, EOFError, MemoryError ...).
     except Exception as error:
         raise WeightsError(f"{path}: not a .npz file, or a damaged one ({error})") from error
-
-
-def _conv_norm_pairs(backbone: EfficientNet) -> dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Every convolution that has a batch norm after it, with that norm, by name."""
-    pairs: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
-    for prefix, module in backbone.named_modules():
-        order = ("conv_dw", "conv_pw") if not hasattr(module, "conv_pwl") else ("conv_pw", "conv_dw", "conv_pwl")
-        names = ("conv_stem",) if module is backbone else order
-        for i, name in enumerate(names, start=1):
-            if hasattr(module, name) and hasattr(module, f"bn{i}"):
-                full = f"{prefix}.{name}" if prefix else name
-                pairs[full] = (getattr(module, name), getattr(module, f"bn{i}"))
-    return pairs
 
 
 def _take_statistics(

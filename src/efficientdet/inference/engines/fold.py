@@ -7,17 +7,15 @@ become constants; and the heads, whose batch norms differ by level, get convolut
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.fusion import Fusion
 from efficientdet.network.heads import Head
-from efficientdet.network.layers import SeparableConv2d
-
-# Any input finds which norm follows which convolution; this one is the smallest with a place at every level.
-PROBE_SIZE = 64
+from efficientdet.network.layers import conv_norm_pairs
 
 
 def fold(model: EfficientDet) -> EfficientDet:
@@ -31,9 +29,9 @@ def fold(model: EfficientDet) -> EfficientDet:
         take no gradient, and its state dict has other names.
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
-    folded.class_head = FoldedHead(folded.class_head)  # type: ignore[assignment]
-    folded.box_head = FoldedHead(folded.box_head)  # type: ignore[assignment]
-    for conv, norm in _conv_norm_pairs(folded):
+    _fold_head(folded.class_head)
+    _fold_head(folded.box_head)
+    for conv, norm in conv_norm_pairs(folded):
         conv.weight, conv.bias = folded_parameters(conv, norm)
         _replace(folded, norm, nn.Identity())
     for module in folded.modules():
@@ -66,71 +64,16 @@ def folded_parameters(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Paramet
     return nn.Parameter(weight, requires_grad=False), nn.Parameter(bias.to(kind), requires_grad=False)
 
 
-class FoldedHead(nn.Module):
-    """A head whose batch norms are part of the convolutions: the same depthwise, a pointwise one of each level's own.
-
-    Args:
-        head: a trained head; not changed.
-    """
-
-    def __init__(self, head: Head) -> None:
-        super().__init__()
-        self.outputs_per_anchor = head.outputs_per_anchor
-        self.act = head.act
-        self.predict = head.predict
-        self.convs = nn.ModuleList(
-            nn.ModuleList(_folded_separable(conv, norm) for norm in norms)  # type: ignore[arg-type, attr-defined]
-            for conv, norms in zip(head.convs, head.bns, strict=True)
-        )
-
-    def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
-        """List of (B, width, h, w) to list of (B, h * w * anchors_per_cell, outputs_per_anchor)."""
-        outputs = []
-        for level, x in enumerate(pyramid):
-            for convs in self.convs:
-                x = self.act(convs[level](x))  # type: ignore[index]
-            x = self.predict(x).permute(0, 2, 3, 1)  # (B, h, w, anchors * outputs)
-            outputs.append(x.reshape(x.shape[0], -1, self.outputs_per_anchor))
-        return outputs
-
-
-def _folded_separable(conv: SeparableConv2d, norm: nn.BatchNorm2d) -> SeparableConv2d:
-    """A separable convolution that shares the depthwise part and does the norm's work in the pointwise one."""
-    result = copy.copy(conv)
-    pointwise = copy.copy(conv.pointwise)
-    pointwise._parameters = {}
-    pointwise.weight, pointwise.bias = folded_parameters(conv.pointwise, norm)
-    result._modules = {"depthwise": conv.depthwise, "pointwise": pointwise}
-    return result
-
-
-@torch.no_grad()
-def _conv_norm_pairs(model: EfficientDet) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions with the batch norm that reads their output, found by running the network once.
-
-    This works for any backbone, whatever its modules are called. Subclasses of batch norm, such as those with an
-    activation inside, are left alone.
-    """
-    made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # the tensors too, so that no two live ones share an id
-    pairs = []
-
-    def note_output(module: nn.Module, _: object, output: Tensor) -> None:
-        made[id(output)] = (output, module)  # type: ignore[assignment]
-
-    def note_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if id(inputs[0]) in made:
-            pairs.append((made[id(inputs[0])][1], module))
-
-    handles = [
-        module.register_forward_hook(note_output) for module in model.modules() if isinstance(module, nn.Conv2d)
-    ] + [module.register_forward_pre_hook(note_input) for module in model.modules() if type(module) is nn.BatchNorm2d]
-    parameter = next(model.parameters())
-    try:
-        model(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return pairs  # type: ignore[return-value]
+def _fold_head(head: Head) -> None:
+    """Give each level pointwise convolutions of its own, in the places of its batch norms; the depthwise ones stay."""
+    for repeat, norms in enumerate(head.bns):
+        conv: Any = head.convs[repeat]
+        assert isinstance(norms, nn.ModuleList)
+        for level, norm in enumerate(norms):
+            pointwise = copy.deepcopy(conv.pointwise)
+            pointwise.weight, pointwise.bias = folded_parameters(conv.pointwise, norm)  # type: ignore[arg-type]
+            norms[level] = pointwise
+        head.convs[repeat] = conv.depthwise
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
