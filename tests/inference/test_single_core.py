@@ -22,8 +22,8 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_threads")
 def test_this_thread_alone_and_no_longer_than_asked() -> None:
-    if one_core._runtime() is None:
-        pytest.skip("torch's OpenMP is not found here")
+    if not one_core._libraries().select(user_api="openmp").lib_controllers:
+        pytest.skip("torch has no OpenMP here")
     others: list[int] = []
     with on_one_core(), on_one_core():
         assert torch.get_num_threads() == 1
@@ -38,10 +38,7 @@ def test_this_thread_alone_and_no_longer_than_asked() -> None:
 
 @pytest.mark.usefixtures("two_threads")
 def test_without_openmp_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_core, "_candidates", lambda: ["/nowhere/libgomp.so", "libc.so.6"])
-    one_core._runtime.cache_clear()
-    try:
-        with on_one_core():
-            assert torch.get_num_threads() == 2
-    finally:
-        one_core._runtime.cache_clear()
+    none = one_core._libraries().select(user_api=[])
+    monkeypatch.setattr(one_core, "_libraries", lambda: none)
+    with on_one_core():
+        assert torch.get_num_threads() == 2

@@ -6,7 +6,6 @@ On a CPU numpy finds the candidates: on one core it compares several times as fa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +43,7 @@ class BatchDetections(NamedTuple):
     anchor_indices: Tensor
 
 
+@on_one_core()  # its operations are small
 def postprocess(
     class_logits: list[Tensor],
     box_deltas: list[Tensor],
@@ -68,18 +68,6 @@ def postprocess(
         The detections, boxes in original pixels. Where network outputs are not finite there is no detection.
     """
     settings = settings or PostprocessSettings()
-    with on_one_core() if class_logits[0].device.type == "cpu" else nullcontext():
-        return _postprocess(class_logits, box_deltas, anchors_xyxy, settings, scales, image_sizes)
-
-
-def _postprocess(
-    class_logits: list[Tensor],
-    box_deltas: list[Tensor],
-    anchors_xyxy: Tensor,
-    settings: PostprocessSettings,
-    scales: Tensor | None,
-    image_sizes: Tensor | None,
-) -> BatchDetections:
     deltas = torch.cat(box_deltas, 1).float() if len(box_deltas) > 1 else box_deltas[0].float()
     found = select_candidates(class_logits, settings.max_candidates, settings.score_threshold, settings.candidates)
     batch, count = found.logits.shape
