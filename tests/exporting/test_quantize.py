@@ -21,7 +21,7 @@ from efficientdet.data.read_split import read_split
 from efficientdet.errors import MissingExtraError, SettingError, UnknownNameError
 from efficientdet.exporting import parity
 from efficientdet.exporting.formats import open_file
-from efficientdet.exporting.quantize import Calibration, QuantizationReport, level_differences, quantize
+from efficientdet.exporting.quantize import QuantizationReport, network_input, quantize
 from efficientdet.family import MODELS
 from efficientdet.images.letterbox import LITE, letterbox
 from efficientdet.images.read import read
@@ -65,12 +65,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_calibration_images_are_what_the_network_sees(data: Path) -> None:
-    records = read_split(data, "train").images
-    calibration = Calibration(make_detector(), records[:3])
-    found = list(calibration)
-    assert len(calibration) == len(found) == 3
-    expected, _ = letterbox(read(records[2].path), (128, 128), LITE)
-    np.testing.assert_array_equal(found[2], expected[None])
+    record = read_split(data, "train").images[2]
+    expected, _ = letterbox(read(record.path), (128, 128), LITE)
+    np.testing.assert_array_equal(network_input(make_detector(), record), expected[None])
 
 
 @pytest.mark.parametrize(
@@ -112,9 +109,10 @@ def test_a_quantized_file_is_close_small_and_loads(written: SimpleNamespace, dat
     assert report.calibration["images"] == 4
     assert report.parity is not None and not report.parity.failures and report.parity.ap is not None
     assert json.loads(json.dumps(report.to_dict()))["parity"]["precision"] == "int8"
-    names = [level.output for level in report.levels]
+    levels = report.parity.differences
+    names = [level.output for level in levels]
     assert names == [f"{output} of P{level}" for output in ("class_logits", "box_deltas") for level in range(3, 8)]
-    for level in report.levels:
+    for level in levels:
         assert 0 < level.mean < 0.5 * level.spread
     detector = load(path)
     assert (detector.engine.precision, detector.class_names) == ("int8", INFO.class_names)
@@ -144,8 +142,10 @@ def test_level_differences_are_of_the_right_level(written: SimpleNamespace, data
     other = make_detector()
     with torch.no_grad():  # P5 alone: the third norms of the class head
         other.model.class_head.bns[0][2].bias.add_(1.0)  # type: ignore[index, union-attr, operator]
-    found = level_differences(other, path, read_split(data, "val").images)
-    before = level_differences(written.detector, path, read_split(data, "val").images)
+    found, before = (
+        parity.check_file(detector, path, "openvino", images=data, data=data).differences
+        for detector in (other, written.detector)
+    )
     changed = [a.output for a, b in zip(found, before, strict=True) if a.mean != b.mean]
     assert changed == ["class_logits of P5"]
 
@@ -172,7 +172,7 @@ def test_the_command_prints_what_it_cost(data: Path, tmp_path: Path, monkeypatch
         asked.clear()
         asked.update(settings, out=out, image_size=detector.image_size)
         report = parity.ParityReport("x.xml", "int8", 1, (), 49.5, 50.0, 1.0)
-        return QuantizationReport("x.xml", {}, 3_400_000, report, ())
+        return QuantizationReport("x.xml", {}, 3_400_000, report)
 
     monkeypatch.setattr("efficientdet.exporting.quantize.quantize", stand_in)
     save_checkpoint(tmp_path / "net.safetensors", make_detector().model.state_dict(), INFO)

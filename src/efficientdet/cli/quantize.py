@@ -13,7 +13,7 @@ from efficientdet.inference.settings import DetectorSettings
 from efficientdet.settings import divided
 
 if TYPE_CHECKING:
-    from efficientdet.exporting.quantize import QuantizationReport
+    from efficientdet.exporting.parity import ParityReport
 
 # Of a detector's settings, those that have no effect on a file.
 NO_EFFECT = ("device", "backend", "precision", "rectangular", "reduced_decoding")
@@ -32,36 +32,34 @@ def quantize(
 
     Example: `efficientdet quantize people --data people/ --out people.xml`
     """
-    from efficientdet.exporting.quantize import QuantizationError
+    from efficientdet.exporting.parity import ParityError
     from efficientdet.exporting.quantize import quantize as run
     from efficientdet.inference.detector import load
 
     own, loading = divided(settings, QuantizeSettings, DetectorSettings)
     try:
         report = run(load(weights, device="cpu", **loading), data, out, **own)
-    except QuantizationError as error:
-        _print(error.report, as_json)
-        complain(f"error: {error}")
+    except ParityError as error:
+        print_json(error.report.to_dict()) if as_json else _print(error.report)
+        complain(f"error: {error}; not written: {out}")
         raise typer.Exit(1) from None
-    _print(report, as_json)
-    if not as_json:
-        say(f"written: {out}")
-
-
-def _print(report: QuantizationReport, as_json: bool) -> None:
     if as_json:
         print_json(report.to_dict())
         return
-    parity = report.parity
-    row = {"file": report.file, "MB": f"{report.size_bytes / 1e6:.1f}"}
-    if parity is not None and parity.ap is not None and parity.reference_ap is not None:
-        row |= {"AP fp32": f"{parity.reference_ap:.2f}", "AP int8": f"{parity.ap:.2f}"}
-        row["difference"] = f"{parity.ap - parity.reference_ap:+.2f}"
+    if report.parity is not None:
+        _print(report.parity)
+    say(f"written: {out}, {report.size_bytes / 1e6:.1f} MB")
+
+
+def _print(report: ParityReport) -> None:
+    row = {"file": report.file}
+    if report.ap is not None and report.reference_ap is not None:
+        row |= {"AP fp32": f"{report.reference_ap:.2f}", "AP int8": f"{report.ap:.2f}"}
+        row["difference"] = f"{report.ap - report.reference_ap:+.2f}"
     print_table("quantized to int8", [row], ("file",))
-    if report.levels:
-        rows = [
-            {"output": level.output, "mean difference": f"{level.mean:.3g}", "largest": f"{level.maximum:.3g}",
-             "standard deviation": f"{level.spread:.3g}"}
-            for level in report.levels
-        ]  # fmt: skip
-        print_table("difference from float32, by level", rows, ("output",))
+    rows = [
+        {"output": level.output, "mean difference": f"{level.mean:.3g}", "largest": f"{level.maximum:.3g}",
+         "standard deviation": f"{level.spread:.3g}"}
+        for level in report.differences
+    ]  # fmt: skip
+    print_table("difference from float32, by level", rows, ("output",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from efficientdet.images.find import find_images, sample_image
 from efficientdet.images.letterbox import Preprocessing, letterbox
 from efficientdet.images.read import read
 
+_Item = TypeVar("_Item")
 # More images would tell nothing new of two networks that must agree on each.
 MOST_IMAGES = 16
 
@@ -66,6 +67,12 @@ def to_canvases(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (images * std + mean).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def spread(items: Sequence[_Item], most: int) -> list[_Item]:
+    """At most this many of the items, evenly spread."""
+    count = min(most, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
 def comparison_images(folder: str | Path | None) -> list[RgbImage]:
     """The images that a file and its network are compared on: at most 16 of a folder, evenly spread; or the sample.
 
@@ -74,8 +81,7 @@ def comparison_images(folder: str | Path | None) -> list[RgbImage]:
         MissingExtraError: no folder is given and the sample image is not installed.
     """
     found = [sample_image()] if folder is None else find_images([str(folder)]).images
-    step = -(-len(found) // MOST_IMAGES)
-    images = [read(path) for path in found[::step]]
+    images = [read(path) for path in spread(found, MOST_IMAGES)]
     if len(images) == 1:  # its mirror image makes a batch of it
         images.append(np.ascontiguousarray(images[0][:, ::-1]))
     return images

@@ -5,7 +5,6 @@ Raw outputs only: the runtime has no loop for NMS. The metadata are what the met
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from efficientdet.exporting.formats import OpenedFile
 from efficientdet.exporting.torch_export_file import make_program
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.metadata import FileMetadata
+from efficientdet.inference.engines.onnx_graph import quiet
 from efficientdet.weights.checkpoint import METADATA_KEY
 
 
@@ -27,8 +27,7 @@ def write(detector: Detector, path: Path, metadata: FileMetadata) -> None:
     Raises:
         MissingExtraError: executorch is not installed.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own code
+    with quiet("executorch"):
         exir = require("executorch.exir", "executorch")
         xnnpack = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
         lowered = exir.to_edge_transform_and_lower(
@@ -46,8 +45,7 @@ def open_file(path: Path) -> OpenedFile:
         MissingExtraError: executorch is not installed.
         WeightsError: it is no such file, is damaged, or holds no metadata of ours.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet("executorch"):
         runtime = require("executorch.runtime", "executorch")
     try:
         program = runtime.Runtime.get().load_program(path)

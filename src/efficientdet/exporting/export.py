@@ -10,7 +10,7 @@ from efficientdet.data.read_split import read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import require
 from efficientdet.exporting.comparison_images import comparison_images
-from efficientdet.exporting.formats import write_file
+from efficientdet.exporting.formats import module_of
 from efficientdet.exporting.parity import ParityError, ParityReport, check_file
 from efficientdet.exporting.settings import ExportSettings, check_abilities, find_format
 from efficientdet.inference.detector import Detector, load
@@ -62,7 +62,7 @@ def export(
         require("faster_coco_eval", "train")
         data = data if isinstance(data, Records) else read_split(data, split)
     with replacing(path) as file:
-        write_file(detector, file, to, make_metadata(detector, chosen))
+        module_of(to).write(detector, file, make_metadata(detector, chosen))
         report = check_file(detector, file, to, images=found, data=data)
         if report.failures:
             raise ParityError(report)

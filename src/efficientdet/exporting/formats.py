@@ -15,7 +15,6 @@ from torch import Tensor
 from efficientdet.errors import WeightsError
 from efficientdet.exporting.comparison_images import Batch
 from efficientdet.exporting.settings import FORMATS
-from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.engine import Session
 from efficientdet.inference.engines.metadata import FileMetadata
 
@@ -24,11 +23,6 @@ from efficientdet.inference.engines.metadata import FileMetadata
 Convolutions = Callable[[Sequence[NDArray[Any]], tuple[str, ...]], Iterable[tuple[str, Tensor]]]
 # The convolutions that give the raw outputs.
 LAST_CONVOLUTIONS = ("class_head.predict.pointwise", "box_head.predict.pointwise")
-
-
-def no_convolutions(inputs: Sequence[NDArray[Any]], names: tuple[str, ...]) -> Iterable[tuple[str, Tensor]]:
-    """For formats that do not tell what their convolutions give."""
-    return ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class OpenedFile:
 
     metadata: FileMetadata
     run: Session
-    run_convolutions: Convolutions = no_convolutions
+    run_convolutions: Convolutions = lambda inputs, names: ()
 
     def raw(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, A, K) class logits and (B, A, 4) box deltas; of an end-to-end file those inside its graph."""
@@ -74,15 +68,6 @@ class OpenedFile:
         return [batch.images.numpy()]
 
 
-def write_file(detector: Detector, path: Path, to: str, metadata: FileMetadata) -> None:
-    """Write a detector as a file that is what its metadata say.
-
-    Raises:
-        MissingExtraError: a library that the format needs is not installed; says how to install it.
-    """
-    _module(to).write(detector, path, metadata)
-
-
 def open_file(path: Path, to: str) -> OpenedFile:
     """Open a file to run it.
 
@@ -92,11 +77,12 @@ def open_file(path: Path, to: str) -> OpenedFile:
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
-    opened: OpenedFile = _module(to).open_file(path)
+    opened: OpenedFile = module_of(to).open_file(path)
     return opened
 
 
-def _module(to: str) -> Any:
+def module_of(to: str) -> Any:
+    """The module of a format; see this file's first line."""
     return importlib.import_module(f"efficientdet.exporting.{FORMATS[to].module}")
 
 

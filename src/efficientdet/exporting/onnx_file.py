@@ -21,7 +21,7 @@ from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.engine import Session
 from efficientdet.inference.engines.exported import open_file as open_exported
 from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, FileMetadata, add_checksum
-from efficientdet.inference.engines.onnx_graph import OPSET, onnx_network, quiet_exporter
+from efficientdet.inference.engines.onnx_graph import OPSET, onnx_network, quiet
 from efficientdet.inference.engines.onnxruntime_engine import as_session, open_onnx
 from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.network.anchors import level_sizes
@@ -162,7 +162,7 @@ def _front_and_back(metadata: FileMetadata) -> ModelProto:
         }
         height, width = 2 * stride, 3 * stride  # two sides of different length are not taken for one
     example = torch.zeros(batch, height, width, 3, dtype=torch.uint8), torch.tensor([[height, width]] * batch)
-    with quiet_exporter():
+    with quiet("torch.onnx"):
         program = torch.onnx.export(
             EndToEnd(_Gap(metadata), metadata, suppress).eval(), example, input_names=["images", "image_sizes"],
             output_names=list(DETECTION_OUTPUTS), dynamic_shapes={"images": image_axes, "image_sizes": axes},

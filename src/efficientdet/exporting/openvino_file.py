@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,14 +28,12 @@ def write(detector: Detector, path: Path, metadata: FileMetadata) -> None:
     Raises:
         MissingExtraError: openvino, onnx or onnxscript is not installed.
     """
-    openvino = require("openvino", "export")
+    require("openvino", "export")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model.onnx"
         onnx_file.write(detector, source, metadata)
-        model = openvino.convert_model(str(source))
-        if metadata.precision == "fp16":
-            _halve_weights(model)
-        save(model, path, metadata)
+        # Read, not converted, which would turn float16 weights into float32 again.
+        save(open_openvino(source), path, metadata)
 
 
 def save(model: Any, path: Path, metadata: FileMetadata) -> None:
@@ -47,18 +44,6 @@ def save(model: Any, path: Path, metadata: FileMetadata) -> None:
     add_checksum(path)
 
 
-def _halve_weights(model: Any) -> None:
-    """Store convolutions' weights as float16, with a conversion behind each; changes the model."""
-    ops = require("openvino", "export").opset13
-    for conv in _convolutions(model):
-        port = conv.input(1)
-        # Reshaping or conversion may stand before the weights.
-        while (source := port.get_source_output().get_node()).get_type_name() != "Constant":
-            port = source.input(0)
-        half = ops.constant(source.data.astype(np.float16))
-        port.replace_source_output(ops.convert(half, "f32").output(0))
-
-
 def _convolutions(model: Any) -> list[Any]:
     return [op for op in model.get_ordered_ops() if op.get_type_name() in ("Convolution", "GroupConvolution")]
 
@@ -67,7 +52,7 @@ def _with_bias(conv: Any) -> Any:
     """The output behind a convolution's bias, which is an addition of its own here."""
     for target in conv.output(0).get_target_inputs():
         node = target.get_node()
-        if node.get_type_name() == "Add" and node.input_value(1).get_node().get_type_name() == "Constant":
+        if node.get_type_name() == "Add" and node.input_value(1).get_node().get_type_name() in ("Constant", "Reshape"):
             return node.output(0)
     return conv.output(0)
 

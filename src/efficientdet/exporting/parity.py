@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,8 +44,6 @@ class Bounds(NamedTuple):
 BOUNDS = {"fp32": Bounds(1e-4, 0.1), "fp16": Bounds(1e-2, 0.5), "int8": Bounds(None, 1.0)}
 # Decoding and NMS in the file, against ours on the file's own raw outputs.
 DETECTION_BOUNDS = {"boxes_xyxy": 0.05, "scores": 1e-5}  # pixels; probability
-# In search of the first layer that differs, where the outputs have no bound.
-LOOSE_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,17 @@ class Difference:
     """How far one output is from what it should be.
 
     Attributes:
-        output: its name.
+        output: its name; of a raw output with the pyramid level, such as `class_logits of P3`.
         maximum: max |difference|; infinite where numbers are missing.
         mean: mean |difference|.
+        spread: standard deviation of what it should be, the scale for both.
         bound: on the maximum, in the same units; None for none.
     """
 
     output: str
     maximum: float
     mean: float
+    spread: float
     bound: float | None
 
     @property
@@ -80,7 +82,8 @@ class ParityReport:
         ap: of the file, in points; None without a dataset.
         reference_ap: of the network.
         ap_bound: on their difference.
-        first_difference: the first layer that differs, where a bound is broken.
+        first_difference: where a bound is broken, the first layer that differs; of int8, which rounds every layer, the
+            output that differs most.
     """
 
     file: str
@@ -115,15 +118,15 @@ class ParityReport:
 
 
 class ParityError(EfficientDetError):
-    """A file is too far from its network: the message says by how much and where it begins.
+    """A file is too far from its network and is not written: the message says by how much and where it begins.
 
     Attributes:
         report: the whole comparison.
     """
 
-    def __init__(self, report: ParityReport) -> None:
+    def __init__(self, report: ParityReport, advice: str = "") -> None:
         failures = "; ".join(report.failures)
-        super().__init__(f"{report.file}: {failures}; the first layer that differs: {report.first_difference}")
+        super().__init__(f"{report.file}: {failures}; the first layer that differs: {report.first_difference}{advice}")
         self.report = report
 
 
@@ -171,12 +174,21 @@ def check_file(
     )
     if not report.failures:
         return report
-    raw_is_kept = all(difference.is_kept for difference in differences[:2])
-    if raw_is_kept and not all(difference.is_kept for difference in differences):
-        where = "decoding and NMS (the network's own outputs agree)"
-    else:
-        where = first_difference(file, detector.model, worst, bounds.outputs or LOOSE_TOLERANCE)
-    return dataclasses.replace(report, first_difference=where)
+    return dataclasses.replace(report, first_difference=_where(file, detector, differences, worst, bounds))
+
+
+def _where(
+    file: OpenedFile, detector: Detector, differences: Sequence[Difference], worst: Batch, bounds: Bounds
+) -> str:
+    """What to look at first, in words; `worst` are the images on which the outputs differ most."""
+    if bounds.outputs is None:
+        most = max(differences, key=lambda difference: difference.mean / (difference.spread or 1.0))
+        return f"none alone; most for its spread does {most.output} (mean {most.mean:.3g}, spread {most.spread:.3g})"
+    broken = [difference.output for difference in differences if not difference.is_kept]
+    if broken and DETECTION_BOUNDS.keys() >= set(broken):
+        return "decoding and NMS (the network's own outputs agree)"
+    layer = first_difference(file, detector.model, worst, bounds.outputs)
+    return layer or (broken[0] if broken else "no single layer: small differences of many add up")
 
 
 def _check_metadata(file: OpenedFile, detector: Detector, path: Path) -> None:
@@ -191,11 +203,16 @@ def _check_metadata(file: OpenedFile, detector: Detector, path: Path) -> None:
         raise WeightsError(f"{path}: precision '{metadata.precision}' has no bounds; known: {', '.join(BOUNDS)}")
 
 
-def _reference(detector: Detector, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Raw outputs of the network itself, in float32."""
+def _by_level(
+    raw: tuple[Tensor, Tensor], detector: Detector, batch: Batch
+) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """Name of each raw output of each level, finest first, with the file's values and the float32 network's."""
     with torch.no_grad():
-        class_logits, box_deltas = detector.model(images.to(detector.device))
-    return torch.cat(class_logits, 1).cpu(), torch.cat(box_deltas, 1).cpu()
+        expected = detector.model(batch.images.to(detector.device))
+    for output, values, levels in zip(RAW_OUTPUTS, raw, expected, strict=True):
+        ends = list(itertools.accumulate(level.shape[1] for level in levels[:-1]))
+        for number, pair in enumerate(zip(values.tensor_split(ends, 1), levels, strict=True)):
+            yield f"{output} of P{detector.info.spec.levels[0] + number}", (pair[0], pair[1].cpu())
 
 
 def _ap(file: OpenedFile, detector: Detector, records: Records) -> tuple[float, float]:
@@ -222,7 +239,7 @@ class _Tally:
     """Differences of one output, added up over batches."""
 
     def __init__(self) -> None:
-        self.maximum = self.largest = self.total = 0.0
+        self.maximum = self.largest = self.total = self.sum = self.square_sum = 0.0
         self.count = 0
 
     def add(self, values: Tensor, wanted: Tensor) -> float:
@@ -232,41 +249,38 @@ class _Tally:
             return math.inf
         if wanted.numel() == 0:
             return 0.0
-        difference = (values.double() - wanted.double()).abs().nan_to_num(nan=math.inf)
+        wanted = wanted.double()
+        difference = (values.double() - wanted).abs().nan_to_num(nan=math.inf)
         worst = float(difference.max())
         self.maximum = max(self.maximum, worst)
         self.largest = max(self.largest, float(wanted.abs().max()))
         self.total += float(difference.sum())
+        self.sum += float(wanted.sum())
+        self.square_sum += float(wanted.square().sum())
         self.count += difference.numel()
         return worst
 
-    def difference(self, output: str, bound: float | None) -> Difference:
+    def difference(self, output: str, relative_bound: float | None) -> Difference:
         """The sum of it."""
-        return Difference(output, self.maximum, self.total / max(self.count, 1), bound)
+        count = max(self.count, 1)
+        spread = max(self.square_sum / count - (self.sum / count) ** 2, 0.0) ** 0.5
+        bound = None if relative_bound is None else relative_bound * max(1.0, self.largest)
+        return Difference(output, self.maximum, self.total / count, spread, DETECTION_BOUNDS.get(output, bound))
 
 
 def _compare(
     file: OpenedFile, detector: Detector, images: Sequence[RgbImage], bounds: Bounds
 ) -> tuple[list[Difference], Batch]:
     """Differences of the outputs, raw ones first, and the batch on which those are worst."""
-    raw_tallies = {name: _Tally() for name in RAW_OUTPUTS}
-    detection_tallies = {name: _Tally() for name in DETECTION_BOUNDS}
+    tallies: dict[str, _Tally] = defaultdict(_Tally)
     worst: dict[float, Batch] = {}
     for batch in _batches(file, detector, images):
-        raw, wanted = file.raw(batch), _reference(detector, batch.images)
-        here = max(tally.add(*pair) for tally, *pair in zip(raw_tallies.values(), raw, wanted, strict=True))
-        worst.setdefault(here, batch)
+        raw = file.raw(batch)
+        worst.setdefault(max(tallies[name].add(*pair) for name, pair in _by_level(raw, detector, batch)), batch)
         if file.metadata.end_to_end:
-            for tally, pair in zip(detection_tallies.values(), _detections(file, detector, batch, raw), strict=True):
-                tally.add(*pair)
-    relative = bounds.outputs
-    differences = [
-        tally.difference(name, None if relative is None else relative * max(1.0, tally.largest))
-        for name, tally in raw_tallies.items()
-    ]
-    if file.metadata.end_to_end:
-        differences += [tally.difference(name, DETECTION_BOUNDS[name]) for name, tally in detection_tallies.items()]
-    return differences, worst[max(worst)]
+            for name, pair in zip(DETECTION_BOUNDS, _detections(file, detector, batch, raw), strict=True):
+                tallies[name].add(*pair)
+    return [tally.difference(name, bounds.outputs) for name, tally in tallies.items()], worst[max(worst)]
 
 
 def _batches(file: OpenedFile, detector: Detector, images: Sequence[RgbImage]) -> Iterator[Batch]:

@@ -5,7 +5,6 @@ The metadata are an associated file in TensorFlow Lite's way: the .tflite is a z
 
 from __future__ import annotations
 
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from efficientdet.errors import WeightsError, require
 from efficientdet.exporting.formats import OpenedFile
 from efficientdet.exporting.torch_export_file import METADATA_FILE
 from efficientdet.inference.detector import Detector
-from efficientdet.inference.engines.fold import fold
 from efficientdet.inference.engines.metadata import FileMetadata
-from efficientdet.inference.engines.onnx_graph import FlatOutputs
+from efficientdet.inference.engines.onnx_graph import FlatNetwork, quiet
 
 
 def write(detector: Detector, path: Path, metadata: FileMetadata) -> None:
@@ -29,10 +27,9 @@ def write(detector: Detector, path: Path, metadata: FileMetadata) -> None:
     Raises:
         MissingExtraError: litert-torch is not installed.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own code
+    with quiet("litert_torch"):
         converter = require("litert_torch", "tflite")
-        network = FlatOutputs(fold(detector.model).cpu().float(), by_level=False).eval()
+        network = FlatNetwork(detector.model).eval()
         network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         converter.convert(network, (torch.zeros(1, 3, *metadata.image_size),)).export(str(path))
     with zipfile.ZipFile(path, "a") as archive:

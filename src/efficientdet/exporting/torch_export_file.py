@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,9 +16,8 @@ from efficientdet.errors import WeightsError
 from efficientdet.exporting.end_to_end import EndToEnd
 from efficientdet.exporting.formats import OpenedFile, layer_name
 from efficientdet.inference.detector import Detector
-from efficientdet.inference.engines.fold import fold
 from efficientdet.inference.engines.metadata import FileMetadata
-from efficientdet.inference.engines.onnx_graph import FlatOutputs
+from efficientdet.inference.engines.onnx_graph import FlatNetwork, quiet
 from efficientdet.weights.checkpoint import METADATA_KEY
 
 # Where the metadata lie in the archive.
@@ -52,8 +50,7 @@ def make_program(
 ) -> ExportedProgram:
     """A detector as an exported program: a graph of torch's operations with its weights, in this memory layout."""
     height, width = metadata.image_size
-    network: nn.Module = FlatOutputs(fold(detector.model).cpu().float(), by_level=False)
-    network = network.to(memory_format=layout)  # type: ignore[call-overload]
+    network: nn.Module = FlatNetwork(detector.model).to(memory_format=layout)  # type: ignore[call-overload]
     if metadata.precision == "fp16":
         network = HalfWeights(network)
     # With an example of one image the batch would be taken for the constant 1.
@@ -66,16 +63,14 @@ def make_program(
 
 
 def _export(module: nn.Module, example: tuple[Tensor, ...], axes: tuple[dict[int, Any], ...]) -> ExportedProgram:
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of torch's own code
+    with quiet("torch.export"), torch.no_grad():
         return torch.export.export(module.eval(), example, dynamic_shapes=axes)
 
 
 def write(detector: Detector, path: Path, metadata: FileMetadata) -> None:
     """Write `make_program` to a file, the metadata as an extra file in it."""
     program = make_program(detector, metadata)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet("torch.export"):
         torch.export.save(program, path, extra_files={METADATA_FILE: metadata.to_json()})
 
 
@@ -88,12 +83,11 @@ def open_file(path: Path) -> OpenedFile:
     if not zipfile.is_zipfile(path):
         raise WeightsError(f"{path}: not a torch.export file, or a damaged one")
     extra = {METADATA_FILE: ""}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        with quiet("torch.export"):
             program = torch.export.load(path, extra_files=extra)
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
-            raise WeightsError(f"{path}: a damaged torch.export file ({error})") from error
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise WeightsError(f"{path}: a damaged torch.export file ({error})") from error
     module = program.module()
 
     def run(*arrays: NDArray[Any]) -> list[Tensor]:

@@ -96,10 +96,6 @@ class Detector:
             own_model.spec = self.info.spec
             self._model = own_model.eval()
 
-    def __call__(self, source: Any, **settings: Unpack[PostprocessOptions]) -> Any:
-        """The same as `predict`."""
-        return self.predict(source, **settings)
-
     @overload
     def predict(
         self, source: list[Any] | tuple[Any, ...], *, batch_size: int = ..., **settings: Unpack[PostprocessOptions]
@@ -130,6 +126,8 @@ class Detector:
         if isinstance(source, (list, tuple)):
             return list(self.predict_many(source, batch_size=batch_size, **settings))
         return self._detect([self._prepare(source)], changed(self.postprocess, settings))[0]
+
+    __call__ = predict
 
     def predict_many(
         self, sources: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, **settings: Unpack[PostprocessOptions]
@@ -345,9 +343,8 @@ def load(name_or_path: str | Path, **settings: Unpack[DetectorOptions]) -> Detec
     path = find_weights(name_or_path)
     if not is_exported(path):
         return Detector(*load_checkpoint(path), **settings)
-    file = open_exported(path, chosen.backend, chosen.precision, chosen.device)
-    settings["image_size"] = file.choose_size(chosen.image_size, chosen.rectangular)
-    return Detector(None, file.info, engine=file.engine, **settings)
+    info, engine, settings["image_size"] = open_exported(path, chosen)
+    return Detector(None, info, engine=engine, **settings)
 
 
 def _with_conventions(info: CheckpointInfo, settings: DetectorSettings) -> CheckpointInfo:

@@ -23,8 +23,6 @@ from efficientdet.inference.engines.openvino_engine import open_openvino, openvi
 from efficientdet.inference.engines.torch_engine import torch_run
 from efficientdet.network.efficientdet import EfficientDet
 
-BACKENDS = ("eager", "compile", "onnxruntime", "openvino", "tensorrt")
-PRECISIONS = ("fp32", "bf16", "fp16")
 # Which precisions each backend can be asked for here; fp16 needs a GPU.
 OFFERED = {
     "eager": ("fp32", "bf16", "fp16"),
@@ -49,9 +47,9 @@ def open_engine(
 
     Args:
         model: the network; not changed.
-        backend: one of `BACKENDS`; `auto` takes what the variable EFFICIENTDET_BACKEND says, else on a CPU OpenVINO or
+        backend: one of `OFFERED`; `auto` takes what the variable EFFICIENTDET_BACKEND says, else on a CPU OpenVINO or
             ONNX Runtime, whichever is installed, else torch as it is.
-        precision: one of `PRECISIONS`.
+        precision: of the arithmetic, one that the backend offers.
         device: where to run. ONNX Runtime and OpenVINO run on the CPU here, TensorRT on a GPU.
 
     Raises:
@@ -63,14 +61,19 @@ def open_engine(
     backend = choose_backend(backend, precision, device)
     if backend in ("eager", "compile"):
         return Engine(backend, precision, torch_run(model, backend, precision, device), device)
-    graphs = _Graphs(model)
+    key = _fingerprint(model)
 
     def by_shape(streams: int) -> SessionByShape:
-        return SessionByShape(lambda shape: _open_session(graphs, shape, backend, precision, streams))
+        def open_session(shape: tuple[int, ...]) -> Session:
+            path = _find_graph(model, key, (shape[2], shape[3]))
+            if backend == "openvino":
+                return openvino_session(open_openvino(path), shape, precision, streams=streams, cache=path.stem)
+            return onnxruntime_session(path, shape, precision=precision, streams=streams, on_gpu=backend == "tensorrt")
 
-    if backend == "tensorrt":
-        return Engine(backend, precision, by_shape(1), device)
-    return Engine(backend, precision, by_shape(1), device, by_shape(torch.get_num_threads()))
+        return SessionByShape(open_session)
+
+    on_one_core = None if backend == "tensorrt" else by_shape(torch.get_num_threads())
+    return Engine(backend, precision, by_shape(1), device, on_one_core)
 
 
 def choose_backend(backend: str, precision: str, device: torch.device) -> str:
@@ -79,10 +82,10 @@ def choose_backend(backend: str, precision: str, device: torch.device) -> str:
         backend = os.environ.get(BACKEND_VARIABLE, "auto")
     if backend == "auto":
         backend = _fastest(precision, device)
-    if backend not in BACKENDS:
-        raise unknown_name("backend", backend, ("auto", *BACKENDS))
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, PRECISIONS)
+    if backend not in OFFERED:
+        raise unknown_name("backend", backend, ("auto", *OFFERED))
+    if precision not in OFFERED["eager"]:
+        raise unknown_name("precision", precision, OFFERED["eager"])
     if precision not in OFFERED[backend]:
         able = [name for name, offered in OFFERED.items() if precision in offered]
         raise SettingError(f"backend {backend} does not offer precision {precision}; these do: {', '.join(able)}")
@@ -105,24 +108,16 @@ def _fastest(precision: str, device: torch.device) -> str:
     return "eager"
 
 
-class _Graphs:
-    """A network's ONNX files, written at the first need."""
+def _find_graph(model: EfficientDet, key: str, size: tuple[int, int]) -> Path:
+    """A network's ONNX file for a size, written at the first need; one serves all multiples of the coarsest stride."""
+    is_regular = not any(side % model.spec.strides[-1] for side in size)
+    name = f"engines/{key}-{'any' if is_regular else f'{size[0]}x{size[1]}'}.onnx"
 
-    def __init__(self, model: EfficientDet) -> None:
-        self.model = model
-        self.key = _fingerprint(model)
+    def make(path: Path) -> None:
+        write_onnx_network(model, path, size, dynamic_size=is_regular, by_level=True)
+        seal(path)
 
-    def find(self, size: tuple[int, int]) -> Path:
-        """The ONNX file for a size; one serves all whose sides are multiples of the coarsest stride."""
-        coarsest = self.model.spec.strides[-1]
-        is_regular = not (size[0] % coarsest or size[1] % coarsest)
-        name = "any" if is_regular else f"{size[0]}x{size[1]}"
-
-        def make(path: Path) -> None:
-            write_onnx_network(self.model, path, size, dynamic_size=is_regular, by_level=True)
-            seal(path)
-
-        return cached(f"engines/{self.key}-{name}.onnx", is_sealed, make)
+    return cached(name, is_sealed, make)
 
 
 def _fingerprint(model: EfficientDet) -> str:
@@ -135,10 +130,3 @@ def _fingerprint(model: EfficientDet) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:24]
-
-
-def _open_session(graphs: _Graphs, shape: tuple[int, ...], backend: str, precision: str, streams: int) -> Session:
-    path = graphs.find((shape[2], shape[3]))
-    if backend == "openvino":
-        return openvino_session(open_openvino(path), shape, precision, streams=streams, cache=path.stem)
-    return onnxruntime_session(path, shape, precision=precision, streams=streams, on_gpu=backend == "tensorrt")

@@ -25,9 +25,9 @@ class Engine:
     """A network ready to run.
 
     Attributes:
-        backend: one of `BACKENDS`.
-        precision: of the arithmetic: one of `PRECISIONS`, or `int8` (a quantized file). Inputs and outputs are float32,
-            but class logits may come in the precision that they were computed in.
+        backend: what runs it, such as `onnxruntime`.
+        precision: of the arithmetic: `fp32`, `bf16`, `fp16`, or `int8` (a quantized file). Inputs and outputs are
+            float32, but class logits may come in the precision that they were computed in.
         run: (B, 3, H, W) float32 normalized images, on the engine's device, to the raw outputs. Any thread may call it;
             a thread's next call may overwrite the outputs of the last one.
         device: where inputs and outputs lie.

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from efficientdet.errors import SettingError, WeightsError, unknown_name
+from efficientdet.inference.engines.choose import OFFERED
 from efficientdet.inference.engines.engine import Engine, Session, SessionByShape
 from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, FileMetadata, verify_checksum
 from efficientdet.inference.engines.onnxruntime_engine import as_session, open_onnx
 from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
+from efficientdet.inference.settings import DetectorSettings
 from efficientdet.network.anchors import make_anchors
 from efficientdet.settings import to_dict
 from efficientdet.weights.checkpoint import METADATA_KEY, CheckpointInfo
@@ -26,82 +27,57 @@ from efficientdet.weights.checkpoint import METADATA_KEY, CheckpointInfo
 RUNNERS = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
 
 
-@dataclass(frozen=True)
-class ExportedNetwork:
-    """A raw network from a file.
-
-    Attributes:
-        path: the file.
-        metadata: what it says of itself.
-        engine: runs it.
-    """
-
-    path: Path
-    metadata: FileMetadata
-    engine: Engine
-
-    @property
-    def info(self) -> CheckpointInfo:
-        """What the checkpoint behind it says of itself, with the post-processing that the file was exported with."""
-        return dataclasses.replace(self.metadata.checkpoint, postprocess=to_dict(self.metadata.postprocess))
-
-    def choose_size(self, image_size: int | tuple[int, int] | None, is_rectangular: bool) -> tuple[int, int]:
-        """The (height, width) that images are letterboxed to.
-
-        Args:
-            image_size: what was asked for; None for the file's own.
-            is_rectangular: whether images are to be padded to less where that is enough.
-
-        Raises:
-            SettingError: the file cannot take that size; says which it can.
-        """
-        own = self.metadata.image_size
-        size = own if image_size is None else image_size
-        size = (size, size) if isinstance(size, int) else size
-        if not self.metadata.dynamic_size and (size != own or is_rectangular):
-            raise SettingError(
-                f"{self.path}: takes images of {own[0]}x{own[1]} pixels only; export it with --image-size, or with "
-                "--dynamic-size for any multiple of the coarsest stride"
-            )
-        step = self.info.spec.strides[-1]
-        if any(side % step for side in size) and size != own:
-            raise SettingError(f"{self.path}: image_size is {size}; this file takes multiples of {step} only")
-        return size
-
-
 def is_exported(path: Path) -> bool:
     """Whether a file's name is that of an exported network."""
     return path.suffix in RUNNERS
 
 
-def open_exported(path: Path, backend: str = "auto", precision: str = "fp32", device: str = "auto") -> ExportedNetwork:
+def open_exported(path: Path, settings: DetectorSettings) -> tuple[CheckpointInfo, Engine, tuple[int, int]]:
     """Open a raw network that was exported or quantized.
 
     Args:
         path: an `.onnx` file, or the `.xml` of an OpenVINO one, whose `.bin` lies beside it.
-        backend: `onnxruntime` (for `.onnx`) or `openvino`; `auto` for the first that suits.
-        precision: `fp32`, or `bf16` in OpenVINO, of what the file does not fix: int8 stays int8.
-        device: `auto` or `cpu`.
+        settings: backend (`onnxruntime`, for `.onnx`, or `openvino`; `auto` for the first that suits); precision
+            (`bf16`, in OpenVINO, of what the file does not fix: int8 stays int8); device (`auto` or `cpu`); image size.
 
     Returns:
-        The network; its engine runs images one by one, since a batch is no faster on a CPU.
+        What the checkpoint behind it says of itself, with the post-processing that the file was exported with; the
+        engine, which runs images one by one, since a batch is no faster on a CPU; and the (height, width) that images
+        are letterboxed to.
 
     Raises:
         WeightsError: the file is missing, damaged, not one of ours, or end-to-end; says what to load instead.
-        SettingError: the file cannot be run so; says how it can.
+        SettingError: the file cannot be run so, or cannot take that size; says what it can.
         MissingExtraError: the library that runs it is not installed.
     """
-    backend = _check_choice(path, backend, precision, device)
+    backend = _choose_runner(path, settings)
     if path.is_file():
         verify_checksum(path)
-    metadata, open_session = open_file(path, backend, precision)
+    metadata, open_session = open_file(path, backend, settings.precision)
     if metadata.end_to_end:
         raise WeightsError(
             f"{path}: goes from bytes to boxes by itself (--end-to-end), for programs without this package; to load a "
             "file here, export it without --end-to-end, or load the checkpoint"
         )
     run = SessionByShape(lambda shape: _guarded(lambda: open_session(shape), metadata, path), one_by_one=True)
-    return ExportedNetwork(path, metadata, Engine(backend, "int8" if metadata.precision == "int8" else precision, run))
+    engine = Engine(backend, "int8" if metadata.precision == "int8" else settings.precision, run)
+    info = dataclasses.replace(metadata.checkpoint, postprocess=to_dict(metadata.postprocess))
+    return info, engine, _choose_size(path, metadata, settings)
+
+
+def _choose_size(path: Path, metadata: FileMetadata, settings: DetectorSettings) -> tuple[int, int]:
+    own = metadata.image_size
+    size = settings.image_size or own
+    size = (size, size) if isinstance(size, int) else size
+    if not metadata.dynamic_size and (size != own or settings.rectangular):
+        raise SettingError(
+            f"{path}: takes images of {own[0]}x{own[1]} pixels only; export it with --image-size, or with "
+            "--dynamic-size for any multiple of the coarsest stride"
+        )
+    step = metadata.checkpoint.spec.strides[-1]
+    if any(side % step for side in size) and size != own:
+        raise SettingError(f"{path}: image_size is {size}; this file takes multiples of {step} only")
+    return size
 
 
 def _guarded(open_session: Callable[[], Session], metadata: FileMetadata, path: Path) -> Session:
@@ -129,16 +105,17 @@ def _guarded(open_session: Callable[[], Session], metadata: FileMetadata, path: 
     return run
 
 
-def _check_choice(path: Path, backend: str, precision: str, device: str) -> str:
+def _choose_runner(path: Path, settings: DetectorSettings) -> str:
     runners = RUNNERS[path.suffix]
-    if backend not in ("auto", *runners):
+    backend = runners[0] if settings.backend == "auto" else settings.backend
+    if backend not in runners:
         raise unknown_name(f"backend for a {path.suffix} file", backend, ("auto", *runners))
-    if str(device) not in ("auto", "cpu"):
-        raise SettingError(f"{path}: device is '{device}'; exported files run on the CPU here")
-    backend = runners[0] if backend == "auto" else backend
-    offered = ("fp32", "bf16") if backend == "openvino" else ("fp32",)
-    if precision not in offered:
-        raise SettingError(f"{path}: precision is '{precision}'; {backend} runs it in: {', '.join(offered)}")
+    if settings.device not in ("auto", "cpu"):
+        raise SettingError(f"{path}: device is '{settings.device}'; exported files run on the CPU here")
+    if settings.precision not in OFFERED[backend]:
+        raise SettingError(
+            f"{path}: precision is '{settings.precision}'; {backend} runs it in: {', '.join(OFFERED[backend])}"
+        )
     return backend
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from efficientdet.atomic_write import replacing
-from efficientdet.errors import SettingError, require
+from efficientdet.errors import require
 from efficientdet.inference.engines.fold import fold
 from efficientdet.inference.engines.metadata import RAW_OUTPUTS
 from efficientdet.network.efficientdet import EfficientDet
@@ -26,12 +26,17 @@ if TYPE_CHECKING:
 OPSET = 18
 
 
-class FlatOutputs(nn.Module):
-    """A network whose outputs stand side by side: two that hold all levels, or first classes, then boxes, by level."""
+class FlatNetwork(nn.Module):
+    """A network folded for inference, in float32 on the CPU, whose outputs stand side by side.
 
-    def __init__(self, model: nn.Module, by_level: bool) -> None:
+    Args:
+        model: the network; not changed.
+        by_level: give first class logits, then box deltas, by level; otherwise two outputs that hold all levels.
+    """
+
+    def __init__(self, model: EfficientDet, by_level: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model = fold(model).cpu().float()
         self.by_level = by_level
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -62,21 +67,16 @@ def onnx_network(
 
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
-        SettingError: dynamic_size with an `image_size` that is no multiple of the coarsest stride.
     """
-    coarsest = model.spec.strides[-1]
-    if dynamic_size and (image_size[0] % coarsest or image_size[1] % coarsest):
-        raise SettingError(f"image_size {image_size} is no multiple of {coarsest}, which a dynamic size must be")
     require("onnx", "export")
     require("onnxscript", "export")
-    folded = fold(model).cpu().float()
-    levels = range(folded.spec.levels[0], folded.spec.levels[1] + 1)
+    levels = range(model.spec.levels[0], model.spec.levels[1] + 1)
     names = [f"{name}_{level}" for name in RAW_OUTPUTS for level in levels] if by_level else list(RAW_OUTPUTS)
     # With an example of one image the batch would be taken for the constant 1.
     example = torch.zeros(2 if dynamic_batch else 1, 3, *image_size)
-    with quiet_exporter():
+    with quiet("torch.onnx"):
         program = torch.onnx.export(
-            FlatOutputs(folded, by_level).eval(), (example,), input_names=["images"], output_names=names,
+            FlatNetwork(model, by_level).eval(), (example,), input_names=["images"], output_names=names,
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}} if dynamic_batch else None,
             opset_version=OPSET, dynamo=True, verbose=False,
         )  # fmt: skip
@@ -113,9 +113,13 @@ def free_shapes(graph: ModelProto, free_size: bool) -> None:
 
 
 @contextlib.contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's progress and its remarks on its own code and on torchvision away from the user."""
-    logger = logging.getLogger("torch.onnx")
+def quiet(library: str) -> Iterator[None]:
+    """Keep a library's progress, reports and warnings, which are of its own code, away from the user.
+
+    Args:
+        library: name of its logger.
+    """
+    logger = logging.getLogger(library)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
