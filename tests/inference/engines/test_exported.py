@@ -17,7 +17,13 @@ from efficientdet.errors import SettingError, UnknownNameError, WeightsError
 from efficientdet.family import MODELS
 from efficientdet.images.letterbox import LITE, letterbox
 from efficientdet.inference.detector import Detector, load
-from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS
+from efficientdet.inference.engines.metadata import (
+    CHECKSUM,
+    DETECTION_OUTPUTS,
+    NO_CHECKSUM,
+    RAW_OUTPUTS,
+    add_checksum,
+)
 from efficientdet.network.anchors import make_anchors
 from efficientdet.weights.checkpoint import METADATA_KEY, CheckpointInfo
 
@@ -34,7 +40,7 @@ def facts(**changes: Any) -> dict[str, Any]:
     return {
         "checkpoint": json.loads(INFO.to_json()), "image_size": [64, 64], "end_to_end": False,
         "dynamic_size": False, "dynamic_batch": False, "precision": "fp32", "postprocess": {"iou_threshold": 0.4},
-        **changes,
+        **changes, "checksum": (CHECKSUM + NO_CHECKSUM).decode(),
     }  # fmt: skip
 
 
@@ -85,6 +91,8 @@ def write_stand_in(path: Path, metadata: dict[str, Any] | str | None, size: tupl
             converted.set_rt_info(text, METADATA_KEY)
         openvino.save_model(converted, str(path), compress_to_fp16=False)
         source.unlink()
+    if CHECKSUM in path.read_bytes():
+        add_checksum(path)
     return path
 
 
@@ -204,7 +212,7 @@ def test_int8_is_said(tmp_path: Path, suffix: str) -> None:
     [
         (None, "has no metadata of this package"),
         ("{", "damaged metadata"),
-        ({"end_to_end": False}, "damaged metadata .*image_size"),
+        ({"end_to_end": False, "checksum": (CHECKSUM + NO_CHECKSUM).decode()}, "damaged metadata .*image_size"),
         (facts(end_to_end=True), "without --end-to-end"),
         (facts(checkpoint={"format": "efficientdet-1"}), "damaged metadata"),
     ],
@@ -263,7 +271,7 @@ def test_damaged_files_are_refused(tmp_path: Path, suffix: str) -> None:
 def test_an_xml_without_its_bin_is_refused(tmp_path: Path) -> None:
     path = write_stand_in(tmp_path / "net.xml", facts())
     alone = shutil.copy(path, tmp_path / "alone.xml")
-    with pytest.raises(WeightsError, match=r"\.bin beside it"):
+    with pytest.raises(WeightsError, match=r"its \.bin beside it"):
         load(alone)
 
 

@@ -152,7 +152,8 @@ def verify_checksum(path: Path) -> None:
     place = found + len(CHECKSUM)
     if found >= 0 and content[place : place + len(NO_CHECKSUM)] != _checksum(path, content, place):
         raise WeightsError(
-            f"{path}: damaged or changed: it does not match its checksum; copy the file again, or export it anew"
+            f"{path}: damaged or changed: it does not match its checksum; copy the file again (an .xml with its .bin "
+            "beside it), or export it anew"
         )
 
 
