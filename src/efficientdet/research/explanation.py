@@ -150,7 +150,9 @@ def explain_detection(
         logit=float(logits[row, label]),
         box_xyxy=tuple(found.boxes_xyxy[0, index].tolist()),
         anchor=anchor,
-        anchor_iou=float(pairwise_iou(torch.tensor([anchor.box_xyxy]), found.boxes_xyxy[0, index : index + 1])),
+        anchor_iou=min(
+            float(pairwise_iou(torch.tensor([anchor.box_xyxy]), found.boxes_xyxy[0, index : index + 1])), 1.0
+        ),
         classes=_best_classes(logits[row], detector.class_names),
         suppressed=_suppressed(candidates, row, label, chosen.iou_threshold),
         feature_network=network.topology.name,

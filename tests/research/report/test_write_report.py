@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from efficientdet.errors import MissingExtraError, SettingError
-from efficientdet.research import report
-from efficientdet.research.report import networks, scaling, write_report
+from efficientdet.research import report, scaling
+from efficientdet.research.report import networks, write_report
 from efficientdet.research.settings import ReportSettings
 
 
 @pytest.mark.slow
 def test_every_section_is_there_and_every_figure_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "LARGEST_PHI", 2)
+    monkeypatch.setattr(scaling, "TABLED_PHI", 2)
     monkeypatch.setattr(networks, "SCALES", ("d0",))
     said: list[str] = []
     path = write_report(tmp_path / "report", ReportSettings(timing=False), say=said.append)

@@ -18,7 +18,7 @@ from efficientdet.inference.hardware import Hardware
 from efficientdet.research.report.family import family_parts
 from efficientdet.research.report.fusions import fusions_parts
 from efficientdet.research.report.networks import networks_parts
-from efficientdet.research.report.scaling import scaling_parts
+from efficientdet.research.scaling import scaling_parts
 from efficientdet.research.settings import ReportSettings
 from efficientdet.version import __version__
 
