@@ -136,7 +136,7 @@ def explain_detection(
     never = float("-inf")  # as `postprocess` does
     logits = torch.cat(class_logits, 1)[0].float().nan_to_num(nan=never, posinf=never, neginf=never)  # (A, K)
     _check_index(index, int(found.counts[0]), float(logits.max().sigmoid()), chosen.score_threshold)
-    row, label = int(found.anchor_indices[0, index]), int(found.labels[0, index])
+    row, label, box = int(found.anchor_indices[0, index]), int(found.labels[0, index]), found.boxes_xyxy[0, index]
     candidates = detect(
         dataclasses.replace(chosen, nms="hard", iou_threshold=1.0, max_detections=chosen.max_candidates)
     )
@@ -148,11 +148,9 @@ def explain_detection(
         class_name=detector.class_names[label],
         score=float(found.scores[0, index]),
         logit=float(logits[row, label]),
-        box_xyxy=tuple(found.boxes_xyxy[0, index].tolist()),
+        box_xyxy=tuple(box.tolist()),
         anchor=anchor,
-        anchor_iou=min(
-            float(pairwise_iou(torch.tensor([anchor.box_xyxy]), found.boxes_xyxy[0, index : index + 1])), 1.0
-        ),
+        anchor_iou=min(float(pairwise_iou(torch.tensor([anchor.box_xyxy]), box[None])), 1.0),
         classes=_best_classes(logits[row], detector.class_names),
         suppressed=_suppressed(candidates, row, label, chosen.iou_threshold),
         feature_network=network.topology.name,
