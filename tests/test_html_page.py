@@ -68,6 +68,15 @@ def every_part(text: str) -> str:
     return html.page(text, [html.Section("a", text, body, text, "error"), html.Section("b", text, body)], text)
 
 
+def test_a_long_line_is_drawn_whole() -> None:
+    points = [(i / 999, (i % 7) / 7) for i in range(1000)]
+    drawn = Reader(html.chart([html.Line("a", points), html.Line("b", points[:2], marks=True)], "x", "y", "zigzag"))
+    lines = [(attributes["points"] or "").split() for tag, attributes in drawn.elements if tag == "polyline"]
+    assert [len(line) for line in lines] == [1000, 2]
+    assert lines[0][0] == "44.0,230.0" and lines[0][-1].startswith("364.0,")
+    assert [tag for tag, _ in drawn.elements].count("circle") == 2
+
+
 @settings(deadline=None)
 @given(st.text(min_size=1, max_size=80).filter(lambda text: text != "bar"))
 def test_what_is_put_in_is_text(text: str) -> None:

@@ -58,6 +58,20 @@ class MarkedBox(NamedTuple):
     title: str = ""
 
 
+class Line(NamedTuple):
+    """A line of a chart; x and y from 0 to 1.
+
+    Attributes:
+        name: what it is, in the legend.
+        points: (x, y) in order.
+        marks: whether each point is marked.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    marks: bool = False
+
+
 class Figure(NamedTuple):
     """An image with boxes and a caption.
 
@@ -127,6 +141,42 @@ def bar(share: float, text: str, tone: str = "") -> Html:
         class_=f"bar {tone}".strip(),
     )  # fmt: skip
     return element("span", element("span", text), chart, class_="barred")
+
+
+def chart(lines: Sequence[Line], x_name: str, y_name: str, summary: str) -> Html:
+    """Lines over the unit square, as vector graphics with a legend.
+
+    Args:
+        lines: at most as many as there are colors, 8.
+        x_name: what the horizontal axis is.
+        y_name: what the vertical axis is.
+        summary: what the chart shows, for those who do not see it.
+    """
+    left, top, width, height = 44, 10, 320, 220
+    parts = []
+    for tick in range(0, 11, 2):
+        x, y = left + width * tick / 10, top + height * (1 - tick / 10)
+        parts += [
+            element("line", x1=left, x2=left + width, y1=f"{y:g}", y2=f"{y:g}", class_="grid"),
+            element("line", x1=f"{x:g}", x2=f"{x:g}", y1=top, y2=top + height, class_="grid"),
+            element("text", f"{tick / 10:g}", x=left - 6, y=f"{y + 4:g}", text_anchor="end"),
+            element("text", f"{tick / 10:g}", x=f"{x:g}", y=top + height + 16, text_anchor="middle"),
+        ]
+    parts += [
+        element("text", x_name, x=left + width / 2, y=top + height + 34, text_anchor="middle"),
+        element("text", y_name, x=12, y=top + height / 2, text_anchor="middle", class_="upright"),
+    ]
+    for number, one in enumerate(lines):
+        color = f"line{number % 8}"
+        places = [(left + width * x, top + height * (1 - y)) for x, y in one.points]
+        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(Html(f'<polyline points="{drawn}" class="curve {color}"/>'))  # longer than text may be
+        if one.marks:
+            parts += [element("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3, class_=f"mark {color}") for x, y in places]
+    drawing = element("svg", *parts, viewBox="0 0 376 272", role="img", aria_label=summary, class_="chart")
+    names = [element("li", one.name, class_=f"line{number % 8}") for number, one in enumerate(lines)]
+    legend = element("ul", *names, class_="legend") if len(lines) > 1 else Html("")
+    return element("div", drawing, legend, class_="charted")
 
 
 def table(rows: Sequence[Mapping[str, object]], text: Sequence[str] = (), caption: str = "") -> Html:

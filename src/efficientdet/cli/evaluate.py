@@ -24,7 +24,9 @@ def evaluate(
     settings: dict[str, Any],
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "val",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for the metrics.")] = None,
-    report: Annotated[Path | None, typer.Option(help="File for the whole report: .json, or .md for a review.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="File for the whole report: .html, .json, or .md for a review.")
+    ] = None,
     save_thresholds: Annotated[
         bool, typer.Option("--save-thresholds", help="Store the chosen score threshold in the checkpoint.")
     ] = False,
@@ -34,8 +36,9 @@ def evaluate(
 ) -> None:
     """Measure COCO AP, overall and by class; name the mistakes, and choose a score threshold.
 
-    Example: `efficientdet evaluate runs/1/best.safetensors --data dataset/ --split test --report report.md`
+    Example: `efficientdet evaluate runs/1/best.safetensors --data dataset/ --split test --report report.html`
     """
+    from efficientdet.data.read_split import read_split
     from efficientdet.evaluation.evaluate import evaluate as run_evaluation
     from efficientdet.evaluation.operating_points import save_threshold
     from efficientdet.evaluation.report import check_report_name, summarize, summary_table, write_report
@@ -45,14 +48,13 @@ def evaluate(
         check_report_name(report)
     aim, post, own = divided(settings, ThresholdSettings, PostprocessSettings, DetectorSettings)
     detector = load(weights, **post, **own)
+    records = read_split(data, split, skip_missing)
     with progress_bar(as_json) as progress:
         task = progress.add_task("evaluating", total=None)
         metrics = run_evaluation(
             detector,
-            data,
-            split=split,
+            records,
             batch_size=batch_size,
-            skip_missing=skip_missing,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     summary = summarize(metrics, ThresholdSettings(**aim))
@@ -60,7 +62,7 @@ def evaluate(
         if out is not None:
             metrics.to_json(out)
         if report is not None:
-            write_report(report, summary)
+            write_report(report, summary, metrics, records)
         if save_thresholds:
             save_threshold(weights, (summary["threshold"] or {}).get("score_threshold"))
     finally:  # what was measured is shown, even where it cannot be written

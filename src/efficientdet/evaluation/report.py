@@ -1,9 +1,8 @@
-"""The report of an evaluation: numbers with intervals, curves, confusion and mistakes, as JSON or markdown."""
+"""The report of an evaluation: numbers with intervals, curves, confusion and mistakes, as JSON, markdown or HTML."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,16 @@ import numpy as np
 from rich.table import Table
 
 from efficientdet.atomic_write import write_json, write_text
+from efficientdet.data.records import Records
 from efficientdet.errors import DataError, SettingError
 from efficientdet.evaluation.coco_ap import Metrics
 from efficientdet.evaluation.curves import bootstrap_interval, calibration, class_ap, mean_iou_of_hits, precision_recall
 from efficientdet.evaluation.matching import Matches
 from efficientdet.evaluation.mistakes import KINDS, confusion_matrix, cost_of_mistakes, find_mistakes
 from efficientdet.evaluation.operating_points import choose_threshold
+from efficientdet.evaluation.report_page import write_page
 from efficientdet.evaluation.settings import ThresholdSettings
-from efficientdet.text import in_markdown
+from efficientdet.text import in_markdown, printable
 
 # Points of a curve that are kept: enough to draw it.
 CURVE_POINTS = 200
@@ -49,9 +50,7 @@ def summarize(metrics: Metrics, settings: ThresholdSettings | None = None) -> di
         SettingError: the metrics hold no matches; those of a training run do not.
         DataError: no score threshold reaches the aim of the settings.
     """
-    matches = metrics.matches
-    if matches is None:
-        raise SettingError("these metrics hold no matches; take those that `evaluate` returns")
+    matches = matches_of(metrics)
     threshold = _threshold(matches, settings)
     mistakes = find_mistakes(matches)
     counts, costs = mistakes.count_by_kind(), cost_of_mistakes(matches, mistakes)
@@ -79,6 +78,17 @@ def summarize(metrics: Metrics, settings: ThresholdSettings | None = None) -> di
     }
     result: dict[str, Any] = _without_nan(content)
     return result
+
+
+def matches_of(metrics: Metrics) -> Matches:
+    """The matches of an evaluation.
+
+    Raises:
+        SettingError: the metrics hold none.
+    """
+    if metrics.matches is None:
+        raise SettingError("these metrics hold no matches; take those that `evaluate` returns")
+    return metrics.matches
 
 
 def _threshold(matches: Matches, settings: ThresholdSettings | None) -> dict[str, Any] | None:
@@ -184,10 +194,7 @@ def summary_table(report: dict[str, Any]) -> Table:
     return table
 
 
-WRITERS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
-    ".json": write_json,
-    ".md": lambda path, report: write_text(path, to_markdown(report)),
-}
+ENDINGS = (".json", ".md", ".html")
 
 
 def check_report_name(path: Path) -> None:
@@ -196,21 +203,30 @@ def check_report_name(path: Path) -> None:
     Raises:
         SettingError: it is none of those that `write_report` knows.
     """
-    if path.suffix not in WRITERS:
-        raise SettingError(f"{path}: a report's name ends in {' or '.join(WRITERS)}")
+    if path.suffix not in ENDINGS:
+        raise SettingError(f"{path}: a report's name ends in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
 
 
-def write_report(path: str | Path, report: dict[str, Any]) -> None:
+def write_report(path: str | Path, report: dict[str, Any], metrics: Metrics, records: Records) -> None:
     """Write a report, whole or not at all; the name's end says how.
 
     Args:
-        path: ending in .json or .md.
+        path: ending in .json, .md or .html.
         report: of `summarize`.
+        metrics: of the same evaluation.
+        records: its images, for the gallery of the page.
 
     Raises:
-        SettingError: the name has another end.
+        SettingError: the name has another end, or the metrics hold no matches.
     """
     path = Path(path)
     check_report_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    WRITERS[path.suffix](path, report)
+    if path.suffix == ".json":
+        write_json(path, report)
+    elif path.suffix == ".md":
+        write_text(path, to_markdown(report))
+    else:
+        paths = {record.image_id: record.path for record in records.images}
+        title = f"Evaluation on {printable(records.source.name, 80)}"
+        write_text(path, write_page(report, matches_of(metrics), paths, title))

@@ -11,10 +11,11 @@ from PIL import Image
 
 from efficientdet import html_page as html
 from efficientdet.data.quality.anchors import AnchorReport, options_of
-from efficientdet.data.quality.findings import Box, Finding, grouped
+from efficientdet.data.quality.findings import Finding, grouped
 from efficientdet.data.quality.report import DataReport, SplitSummary
 from efficientdet.errors import ImageError
 from efficientdet.images.read import read
+from efficientdet.images.thumbnail import QUALITY, small, window_around
 from efficientdet.text import printable
 
 # Sample images, and lines, of each code.
@@ -23,11 +24,6 @@ MOST_LINES = 200
 # Findings that are listed without being asked for.
 SHORT = 8
 WHAT, FILE = "what", "file"
-# Longest side of a sample image in pixels, and the JPEG quality.
-LONGEST_SIDE, QUALITY = 420, 78
-# A small box is shown with so many times its size around it.
-CONTEXT = 5.0
-SMALLEST_WINDOW = 64.0
 
 
 def write_page(report: DataReport) -> str:
@@ -170,10 +166,10 @@ def _figure(finding: Finding) -> html.Figure | None:
     except ImageError:
         return None
     height, width = pixels.shape[:2]
-    window = _window(finding.boxes_xyxy, width, height)
-    image = _small(Image.fromarray(pixels).crop(window))
+    window = window_around(finding.boxes_xyxy, width, height)
+    image = small(Image.fromarray(pixels).crop(window))
     if other is not None:
-        image = _side_by_side(image, _small(Image.fromarray(other)))
+        image = _side_by_side(image, small(Image.fromarray(other)))
         window = (0.0, 0.0, float(image.width), float(image.height))
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=QUALITY)
@@ -183,31 +179,9 @@ def _figure(finding: Finding) -> html.Figure | None:
     return html.Figure(encoded.getvalue(), window, boxes, caption, f"{finding.rule.title}: {caption}")
 
 
-def _small(image: Image.Image) -> Image.Image:
-    scale = min(1.0, LONGEST_SIDE / max(image.size))
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS) if scale < 1 else image
-
-
 def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     gap, height = 6, max(left.height, right.height)
     both = Image.new("RGB", (left.width + gap + right.width, height), (128, 128, 128))
     both.paste(left, (0, 0))
     both.paste(right, (left.width + gap, 0))
     return both
-
-
-def _window(boxes: Sequence[Box], width: int, height: int) -> tuple[float, float, float, float]:
-    """The part of an image to show: all of it, or what is around small boxes; whole pixels."""
-    whole = (0.0, 0.0, float(width), float(height))
-    inside = [box for box in boxes if box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0]
-    if not inside or len(inside) < len(boxes):
-        return whole
-    left, top = min(box[0] for box in inside), min(box[1] for box in inside)
-    right, bottom = max(box[2] for box in inside), max(box[3] for box in inside)
-    side = max(CONTEXT * max(right - left, bottom - top), SMALLEST_WINDOW)
-    if side >= min(width, height):
-        return whole
-    x, y = (left + right - side) / 2, (top + bottom - side) / 2
-    x, y = min(max(x, 0.0), width - side), min(max(y, 0.0), height - side)
-    return float(int(x)), float(int(y)), float(int(x + side)), float(int(y + side))
