@@ -25,4 +25,13 @@ def test_the_network_can_be_lifted_out() -> None:
         "print(*sorted({name.split('.')[1] for name in sys.modules if name.startswith('efficientdet.')}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) <= {"network", "boxes", "family", "errors", "settings", "text", "version", "yaml_text"}
+    assert set(done.stdout.split()) <= {
+        "network",
+        "boxes",
+        "family",
+        "errors",
+        "settings",
+        "text",
+        "version",
+        "yaml_text",
+    }

@@ -321,7 +321,7 @@ def test_the_report_and_the_threshold_of_an_evaluation(
         assert code == 0
         assert read_info(mine).postprocess["score_threshold"] == content["threshold"]["score_threshold"]
     code, _, err = command("evaluate", mine, "--data", data / "train.json", "--report", tmp_path / "report.pdf")
-    assert code == 2 and "ends in .json or .md" in err
+    assert code == 2 and "ends in .json, .md or .html" in err
 
 
 def test_comparing(data: Path, checkpoint: Path, command: Command) -> None:

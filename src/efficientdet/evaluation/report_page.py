@@ -83,7 +83,8 @@ def _mistakes(report: Mapping[str, Any]) -> html.Html:
         for kind, row in report["mistakes"].items()
     ]
     advice = html.paragraph(
-        "All detections down to a score of 0.001 are counted. Work on the largest gain first: missed objects want a larger image size or more examples, poor boxes better "
+        "All detections down to a score of 0.001 are counted. Work on the largest gain first: "
+        "missed objects want a larger image size or more examples, poor boxes better "
         "annotations or longer training, wrong classes more examples of the two.", class_="advice",
     )  # fmt: skip
     return html.join([html.table(rows, ("kind", "what it is")), advice])
