@@ -6,22 +6,21 @@ that was made in another way. numpy and Pillow only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from efficientdet.errors import SettingError
 from efficientdet.images.convert import FloatImage, RgbImage
-from efficientdet.settings import check_settings
+from efficientdet.settings import Settings, setting
 
 ResizeMethod: TypeAlias = Literal["official", "effdet"]
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(Settings):
     """How pixels become the numbers that a network was trained on; saved in every checkpoint.
 
     Attributes:
@@ -32,14 +31,8 @@ class Preprocessing:
     """
 
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[float, float, float] = setting(MISSING, "Standard deviations of R, G, B.", above=0)
     resize: ResizeMethod = "effdet"
-
-    def __post_init__(self) -> None:
-        """Check types, choices and ranges; the error names the first field that is wrong."""
-        check_settings(self)
-        if min(self.std) <= 0:
-            raise SettingError(f"std is {self.std}; it must be above 0")
 
 
 IMAGENET = Preprocessing(mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255))

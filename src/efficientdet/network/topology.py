@@ -13,13 +13,13 @@ from typing import Literal, NamedTuple, cast
 
 from efficientdet.errors import SettingError, find_name
 from efficientdet.family import ModelSpec
-from efficientdet.settings import check_settings
+from efficientdet.settings import Settings
 
 Combine = Literal["sum", "attention"]
 
 
 @dataclass(frozen=True)
-class Node:
+class Node(Settings):
     """One node of a cell.
 
     Attributes:
@@ -34,10 +34,6 @@ class Node:
     level: int
     inputs: tuple[str, ...]
     combine: Combine = "sum"
-
-    def __post_init__(self) -> None:
-        """Check the types; the error names the field."""
-        check_settings(self)
 
 
 @dataclass(frozen=True)
