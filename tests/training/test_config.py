@@ -74,7 +74,7 @@ def test_long_runs_jitter_more() -> None:
         ("save_every", 0), ("devices", 0), ("flip", 1.5), ("flip", -0.1), ("flip", float("nan")),
         ("scale_jitter", (2.0, 1.0)), ("scale_jitter", 0.5),
         ("layer_decay", 0.0), ("layer_decay", 1.1),
-        ("anchor_scale", 0.0), ("aspects", (1.0, 0.0)), ("image_size", 100_000), ("workers", 10_000),
+        ("anchor_scale", 0.0), ("image_size", 100_000), ("workers", 10_000),
     ],
 )  # fmt: skip
 def test_a_number_out_of_range_is_named(name: str, value: Any) -> None:
@@ -82,6 +82,11 @@ def test_a_number_out_of_range_is_named(name: str, value: Any) -> None:
         TrainConfig(**{name: value})
     assert name in str(caught.value)
     assert (repr(value) if isinstance(value, str) else str(value)) in str(caught.value)
+
+
+def test_an_aspect_out_of_range_is_named() -> None:
+    with pytest.raises(SettingError, match=r"aspects is 0\.0"):
+        TrainConfig(aspects=(1.0, 0.0))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +102,16 @@ def test_an_unknown_choice_lists_the_known(name: str, value: str, near: str) -> 
 def test_half_floats_need_a_gpu() -> None:
     with pytest.raises(SettingError, match="fp16 needs a GPU"):
         TrainConfig(precision="fp16", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("box_loss", "setting"), [("giou", {"box_weight": 10.0}), ("giou", {"delta": 1.0}), ("huber", {"giou_weight": 1.0})]
+)
+def test_settings_of_the_other_box_loss_are_refused(box_loss: Any, setting: dict[str, Any]) -> None:
+    name, other = next(iter(setting)), "huber" if box_loss == "giou" else "giou"
+    with pytest.raises(SettingError, match=f"loss.{name} has no effect with box_loss {box_loss}; set .* to {other}"):
+        TrainConfig(box_loss=box_loss, loss=LossSettings(**setting))
+    assert TrainConfig(box_loss=other, loss=LossSettings(**setting)).box_loss == other  # type: ignore[arg-type]
 
 
 def test_a_dict_of_it_is_plain() -> None:

@@ -15,6 +15,8 @@ from efficientdet.settings import Settings, setting
 SMALLEST_BATCH_FOR_STATISTICS = 4
 # The paper's jitter of 0.1-2.0 pays in long runs; at 30 epochs 0.5-1.5 is better (appendix: 35.3 against 34.6 AP).
 LONG_RUN_EPOCHS = 150
+# Settings of the losses that matter for one kind of box loss alone.
+OF_BOX_LOSS = {"huber": ("delta", "box_weight", "skips_zero_targets"), "giou": ("giou_weight",)}
 # Settings that name a file.
 FILES = ("weights", "backbone_weights", "feature_network")
 
@@ -164,6 +166,10 @@ class TrainConfig(Settings):
             raise SettingError(f"scale_jitter is {self.scale_jitter}; the first factor must not be above the second")
         if self.precision == "fp16" and self.device == "cpu":
             raise SettingError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+        other = "huber" if self.box_loss == "giou" else "giou"
+        for name in OF_BOX_LOSS[other]:
+            if getattr(self.loss, name) != getattr(LossSettings(), name):
+                raise SettingError(f"loss.{name} has no effect with box_loss {self.box_loss}; set box_loss to {other}")
 
     def anchors(self) -> dict[str, Any]:
         """The fields of `ModelSpec` for the anchors that were asked for."""
