@@ -175,6 +175,7 @@ def write(folder: Path, content: Any, name: str = "set.json") -> Path:
         (coco(images=[{"id": 1}]), ["image id 1", "'file_name'"]),
         (coco(images=[{"id": 1, "file_name": "a.png", "width": 40}]), ["image id 1", "'height'"]),
         (coco(images=[{"id": 1, "file_name": "a.png", "width": "40", "height": 30}]), ["'width'", "'40'"]),
+        (coco(images=[{"id": 1, "file_name": "a.png", "width": 10**400, "height": 30}]), ["image id 1", "'width'"]),
         (coco(categories=[]), ["categories", "no class names"]),
         (coco(categories=[{"id": "1", "name": "x"}]), ["index 0", "'id'", "'1'"]),
         (coco(categories=[{"id": 1}]), ["'name'", "None"]),

@@ -107,7 +107,7 @@ def turned_upright(
 
 def shown(value: Any, write: Callable[[Any], str] = repr) -> str:
     """A value from a file, as it stands in a message: short, on one line."""
-    if isinstance(value, int):  # nearly always, and once for every entry of a COCO file
+    if isinstance(value, int) and -(10**18) < value < 10**18:  # nearly always, and once for every entry of a COCO file
         return str(value)
     try:
         return printable(write(value), 60)

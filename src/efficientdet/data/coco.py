@@ -248,7 +248,7 @@ def _stated_size(item: dict[str, Any], place: str) -> tuple[int, int] | None:
     if item.get("width") is None and item.get("height") is None:
         return None
     for name in ("width", "height"):
-        if not _is_integer(item.get(name)) or item[name] <= 0:
+        if not _is_integer(item.get(name)) or not 0 < item[name] < 2**31:
             raise DataError(
                 f"{place}, field '{name}': {shown(item.get(name))} is not a size in pixels; write the image's"
             )

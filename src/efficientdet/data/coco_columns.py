@@ -59,10 +59,11 @@ def read_columns(path: Path) -> CocoColumns | None:
     with _without_garbage_collection():
         try:
             content: Any = msgspec.json.decode(path.read_bytes(), type=file)
-        except (OSError, ValueError, RecursionError):  # msgspec's own errors are ValueErrors
+            images = _images(content.images)
+            boxes = _boxes(content, images) if images is not None else None
+        # msgspec's own errors are ValueErrors; some of its numbers are too large for numpy.
+        except (OSError, ValueError, RecursionError, OverflowError):
             return None
-        images = _images(content.images)
-        boxes = _boxes(content, images) if images is not None else None
     return CocoColumns(content.categories, boxes[0], boxes[1]) if boxes is not None else None
 
 
