@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch  # noqa: F401  # as in every process that starts loaders; it teaches pickle to pass memory
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from efficientdet.data.records import (
     IMAGES_OF_IGNORED,
     IMAGES_SKIPPED,
     IMAGES_WITHOUT_BOXES,
+    AnyIds,
     ChangedBox,
     ImageTable,
     Records,
@@ -33,6 +35,8 @@ from efficientdet.text import printable
 ROUNDING_PX = 0.05
 # Larger stated areas are nonsense, and might not fit float32.
 LARGEST_AREA = 1e12
+# Boxes that are cleaned at a time: they and what is computed from them stay in the processor's cache.
+CHUNK = 2**14
 
 
 class RawBox(NamedTuple):
@@ -102,15 +106,15 @@ def clean_boxes(
 
 
 def _any_in_row(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    result: NDArray[np.bool_] = np.logical_or.reduce(flags, axis=1)
-    return result
+    # Column by column: several times as fast as along the rows.
+    return functools.reduce(np.logical_or, flags.T)
 
 
 class RawImages(NamedTuple):
     """Images as the file has them, N of them, in columns."""
 
     file_names: Sequence[str]
-    image_ids: Sequence[int | str]
+    image_ids: AnyIds
     sizes: NDArray[np.int64]
     box_counts: NDArray[np.int64]
 
@@ -120,7 +124,7 @@ class RawBoxes(NamedTuple):
 
     xyxy: NDArray[np.float64]
     labels: NDArray[np.int64]
-    annotation_ids: Sequence[int | str]
+    annotation_ids: AnyIds
     is_ignored: NDArray[np.bool_]
     areas: NDArray[np.float64]
 
@@ -132,6 +136,17 @@ def boxes_in_columns(boxes: Iterable[RawBox]) -> RawBoxes:
         np.array(xyxy, dtype=np.float64).reshape(-1, 4), np.array(labels, dtype=np.int64), annotation_ids,
         np.array(is_ignored, dtype=np.bool_), np.array([area or 0.0 for area in areas], dtype=np.float64),
     )  # fmt: skip
+
+
+def take(ids: AnyIds, kept: NDArray[np.bool_]) -> AnyIds:
+    """The ids to keep."""
+    return ids[kept] if isinstance(ids, np.ndarray) else list(itertools.compress(ids, kept.tolist()))
+
+
+def plain_id(ids: AnyIds, index: int) -> int | str:
+    """One of the ids, as a plain number or text."""
+    one = ids[index]
+    return one if isinstance(one, str) else int(one)
 
 
 class RecordsBuilder:
@@ -210,16 +225,23 @@ class RecordsBuilder:
                 f"({self.counts[IMAGES_SKIPPED]} missing); give the folder that holds the images"
             )
         image_of_box = np.repeat(np.arange(len(images.sizes)), images.box_counts)
-        clean = clean_boxes(boxes.xyxy, images.sizes[image_of_box], self.smallest_side)
-        kept, image_of_box = clean.kept, image_of_box[clean.kept]
-        labels, is_ignored = boxes.labels[kept], boxes.is_ignored[kept]
-        boxes_xyxy = clean.boxes_xyxy[kept]
+        parts = [
+            clean_boxes(boxes.xyxy[start : start + CHUNK], images.sizes[image_of_box[start : start + CHUNK]],
+                        self.smallest_side)
+            for start in range(0, len(image_of_box) or 1, CHUNK)
+        ]  # fmt: skip
+        clean = CleanBoxes(*map(np.concatenate, zip(*parts, strict=True)))
+        kept = clean.kept
+        labels, is_ignored, boxes_xyxy = boxes.labels, boxes.is_ignored, clean.boxes_xyxy
+        if not kept.all():
+            image_of_box, boxes_xyxy, labels = image_of_box[kept], boxes_xyxy[kept], labels[kept]
+            is_ignored = is_ignored[kept]
         ids = boxes.annotation_ids
         table = ImageTable(
             self.image_folder, images.file_names, images.image_ids, images.sizes,
             np.bincount(image_of_box, minlength=len(images.sizes)), boxes_xyxy, labels, is_ignored,
             _areas(boxes_xyxy, boxes.areas[kept], clean.clipped[kept]),
-            ids if kept.all() else list(itertools.compress(ids, kept.tolist())),
+            take(ids, kept),
         )  # fmt: skip
         self._count(clean, len(images.sizes), image_of_box, labels, is_ignored)
         changed = list(self._changed(clean, images, boxes))
@@ -233,8 +255,9 @@ class RecordsBuilder:
             what = BOXES_OUTSIDE if clean.outside[index] else BOXES_CLIPPED
             height, width = images.sizes[image].tolist()
             yield ChangedBox(
-                BOXES_DEGENERATE if clean.degenerate[index] else what, images.image_ids[image],
-                self.image_folder / images.file_names[image], (height, width), boxes.annotation_ids[index],
+                BOXES_DEGENERATE if clean.degenerate[index] else what, plain_id(images.image_ids, image),
+                self.image_folder / images.file_names[image], (height, width),
+                plain_id(boxes.annotation_ids, index),
                 tuple(boxes.xyxy[index].tolist()), int(boxes.labels[index]), bool(boxes.is_ignored[index]),
             )  # fmt: skip
 

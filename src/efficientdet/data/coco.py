@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientdet.data.builder import RawBox, RawBoxes, RawImages, RecordsBuilder, boxes_in_columns
+from efficientdet.data.builder import RawBox, RawBoxes, RawImages, RecordsBuilder, boxes_in_columns, plain_id, take
 from efficientdet.data.check import (
-    PLAIN_NAME,
     Entry,
     check_class_names,
     check_file_name,
@@ -34,7 +33,9 @@ from efficientdet.text import printable
 KEYS = ("images", "annotations", "categories")
 SIZES_NOT_CHECKED = "image sizes taken from the annotations"
 # The headers of all images are read of datasets up to this size; of larger ones those of a sample of this size.
-MEASURED, SAMPLE = 20_000, 1_000
+MEASURED, SAMPLE = 20_000, 500
+# No file name that has none of these, and does not begin with a slash, leaves the folder.
+LEAD_ELSEWHERE = ("..", "\n/", "\\", ":", "\0")
 # With more images, the files of their folders are listed.
 LOOKED_UP_ONE_BY_ONE = 1_000
 
@@ -68,44 +69,52 @@ def read_coco(annotations: str | Path, image_folder: str | Path | None = None, s
     columns = read_columns(path) or _read_carefully(path)
     category_ids, class_names = _categories(columns.categories, path)
     names = columns.images.file_names
-    is_sound = np.fromiter(_are_inside(columns.images, path), dtype=np.bool_)
+    is_sound = _are_inside(columns.images, path)
     folder = Path(image_folder) if image_folder is not None else find_image_folder(_folders(path), names)
     builder = RecordsBuilder(path, folder, skip_missing)
-    is_sound &= np.fromiter(_have_files(builder, columns.images, is_sound, path), dtype=np.bool_)
+    is_sound &= _have_files(builder, columns.images, is_sound, path)
     is_sound[_measure(builder, columns.images, np.flatnonzero(is_sound), path)] = False
     images, boxes = _only(columns, is_sound)
     return builder.finish_columns(images, boxes, class_names, category_ids)
 
 
-def _are_inside(images: RawImages, path: Path) -> Iterator[bool]:
+def _are_inside(images: RawImages, path: Path) -> NDArray[np.bool_]:
     """Whether each file name stays in the image folder; others are an error."""
-    for index, name in enumerate(images.file_names):
-        if PLAIN_NAME.fullmatch(name):
-            yield True
-            continue
-        with Entry(images.image_ids[index]) as one:
-            check_file_name(name, _place_of_image(path, images, index))
-        yield one.fault is None
+    result = np.ones(len(images.sizes), dtype=np.bool_)
+    joined = "\n".join(images.file_names)
+    if any(sign in joined for sign in LEAD_ELSEWHERE) or joined.startswith("/"):
+        for index, name in enumerate(images.file_names):
+            with Entry(plain_id(images.image_ids, index)) as one:
+                check_file_name(name, _place_of_image(path, images, index))
+            result[index] = one.fault is None
+    return result
 
 
-def _have_files(builder: RecordsBuilder, images: RawImages, is_inside: NDArray[np.bool_], path: Path) -> Iterator[bool]:
+def _have_files(
+    builder: RecordsBuilder, images: RawImages, is_inside: NDArray[np.bool_], path: Path
+) -> NDArray[np.bool_]:
     """Whether each image has a file; those without are an error, or counted."""
-    listed = _listed(builder.image_folder, images.file_names) if len(images.sizes) > LOOKED_UP_ONE_BY_ONE else set()
+    result, listed = np.ones(len(images.sizes), dtype=np.bool_), set[str]()
+    if len(result) > LOOKED_UP_ONE_BY_ONE:
+        listed = _listed(builder.image_folder, images.file_names)
+        if listed.issuperset(images.file_names):
+            return result
     for index, (name, boxes) in enumerate(zip(images.file_names, images.box_counts.tolist(), strict=True)):
         has_file = name in listed
         if not has_file and is_inside[index]:
-            with Entry(images.image_ids[index], file=builder.image_folder / name):
+            with Entry(plain_id(images.image_ids, index), file=builder.image_folder / name):
                 has_file = builder.locate(name, _place_of_image(path, images, index), boxes) is not None
-        yield has_file
+        result[index] = has_file
+    return result
 
 
 def _listed(folder: Path, names: Sequence[str]) -> set[str]:
-    """The files below a folder, of the folders that some names are in: much faster than looking for each."""
-    found = set()
+    """What is in the folders that some names are in: much faster than looking for each."""
+    found: set[str] = set()
     for parent in {name.rpartition("/")[0] for name in names}:
-        with suppress(OSError), os.scandir(folder / parent) as entries:
+        with suppress(OSError):
             start = f"{parent}/" if parent else ""
-            found |= {start + entry.name for entry in entries if entry.is_file()}
+            found.update(map(start.__add__, os.listdir(folder / parent)) if start else os.listdir(folder))
     return found
 
 
@@ -123,7 +132,7 @@ def _measure(builder: RecordsBuilder, images: RawImages, indices: NDArray[np.int
         indices = checked
     for index in indices.tolist():
         place, image = _place_of_image(path, images, index), builder.image_folder / images.file_names[index]
-        with Entry(images.image_ids[index], file=image) as one:
+        with Entry(plain_id(images.image_ids, index), file=image) as one:
             image_size = measure(image, place)
             height, width = images.sizes[index].tolist()
             images.sizes[index] = image_size
@@ -141,16 +150,16 @@ def _only(columns: CocoColumns, kept: NDArray[np.bool_]) -> tuple[RawImages, Raw
         return images, boxes
     of_kept = np.repeat(kept, images.box_counts)
     return RawImages(
-        list(itertools.compress(images.file_names, kept)), list(itertools.compress(images.image_ids, kept)),
+        list(itertools.compress(images.file_names, kept)), take(images.image_ids, kept),
         images.sizes[kept], images.box_counts[kept],
     ), RawBoxes(
-        boxes.xyxy[of_kept], boxes.labels[of_kept], list(itertools.compress(boxes.annotation_ids, of_kept)),
+        boxes.xyxy[of_kept], boxes.labels[of_kept], take(boxes.annotation_ids, of_kept),
         boxes.is_ignored[of_kept], boxes.areas[of_kept],
     )  # fmt: skip
 
 
 def _place_of_image(path: Path, images: RawImages, index: int) -> str:
-    return f"{path}: image id {_short(images.image_ids[index])} (index {index})"
+    return f"{path}: image id {_short(plain_id(images.image_ids, index))} (index {index})"
 
 
 def _folders(path: Path) -> list[Path]:

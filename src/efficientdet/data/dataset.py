@@ -231,11 +231,18 @@ class DetectionDataset(Dataset[Sample]):
         )  # fmt: skip
 
 
+def usable_images(records: Records) -> list[int]:
+    """Indices of the images to train on: all but those whose objects are all ignored, which are no negatives either."""
+    return [
+        index for index, image in enumerate(records.images) if image.is_negative or not bool(image.is_ignored.all())
+    ]  # fmt: skip
+
+
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (index, epoch), shuffled each epoch by the seed alone; can start in the middle of an epoch.
 
-    Images whose objects are all ignored are left out: they are no negatives, and hold nothing to train on. The last
-    batch of an epoch is dropped if it is not full, unless it is the only one.
+    Images whose objects are all ignored are left out (see `usable_images`). The last batch of an epoch is dropped if it
+    is not full, unless it is the only one.
 
     Args:
         records: the split.
@@ -246,9 +253,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, records: Records, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.usable = [
-            index for index, record in enumerate(records.images) if record.is_negative or not record.is_ignored.all()
-        ]
+        self.usable = usable_images(records)
         if not self.usable:
             raise DataError(f"{records.source}: no image to train on; all {len(records)} hold ignored regions only")
         if len(self.usable) < world_size:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import context
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,13 +112,19 @@ class SharedArrays:
             self.__dict__[name] = value.numpy() if is_tensor else value
 
 
+# Ids of a dataset, which are whole numbers or texts.
+AnyIds: TypeAlias = "Sequence[int | str] | NDArray[np.int64]"
+
+
 class Texts(SharedArrays):
     """Many texts as one array of bytes: processes share it, and no text is touched until it is read."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-        self.ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-        self.bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        texts = list(texts)
+        joined = "".join(texts)
+        lengths = texts if joined.isascii() else [text.encode("utf-8", "surrogatepass") for text in texts]
+        self.ends = np.cumsum(np.fromiter(map(len, lengths), dtype=np.int64), dtype=np.int64)
+        self.bytes = np.frombuffer(joined.encode("utf-8", "surrogatepass"), dtype=np.uint8)
 
     def __getitem__(self, index: int) -> str:
         """The text at an index from 0."""
@@ -129,10 +135,12 @@ class Texts(SharedArrays):
 class Ids(SharedArrays):
     """Ids, which are whole numbers or texts."""
 
-    def __init__(self, ids: Sequence[int | str]) -> None:
+    def __init__(self, ids: AnyIds) -> None:
         self.numbers: NDArray[np.int64] | None = None
         self.texts: Texts | None = None
-        if all(type(one) is int and -(2**63) <= one < 2**63 for one in ids):
+        if isinstance(ids, np.ndarray):
+            self.numbers = ids
+        elif all(type(one) is int and -(2**63) <= one < 2**63 for one in ids):
             self.numbers = np.array(ids, dtype=np.int64)
         else:
             self.texts = Texts(json.dumps(one) for one in ids)
@@ -165,9 +173,9 @@ class ImageTable(SharedArrays, Sequence[ImageRecord]):
     """
 
     def __init__(
-        self, folder: Path, file_names: Iterable[str], image_ids: Sequence[int | str], sizes: NDArray[np.int64],
+        self, folder: Path, file_names: Iterable[str], image_ids: AnyIds, sizes: NDArray[np.int64],
         box_counts: NDArray[np.int64], boxes_xyxy: NDArray[np.float32], labels: NDArray[np.int64],
-        is_ignored: NDArray[np.bool_], areas: NDArray[np.float32], annotation_ids: Sequence[int | str],
+        is_ignored: NDArray[np.bool_], areas: NDArray[np.float32], annotation_ids: AnyIds,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.file_names, self.image_ids, self.annotation_ids = Texts(file_names), Ids(image_ids), Ids(annotation_ids)

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from efficientdet.data.augment import Augmentation, count_too_small
-from efficientdet.data.dataset import DetectionDataset, EpochBatches
+from efficientdet.data.dataset import DetectionDataset, EpochBatches, usable_images
 from efficientdet.data.quality.check import quick_check
 from efficientdet.data.quality.report import brief
 from efficientdet.data.read_split import has_several_splits, read_split
@@ -146,7 +146,7 @@ def build_network(job: Job, records: Records, console: Console) -> tuple[Efficie
         network.spec = dataclasses.replace(network.spec, **config.anchors())
     size = config.image_size or network.spec.image_size
     coarsest = network.spec.strides[-1]
-    if min(config.batch_size, len(records)) == 1 and size <= coarsest:
+    if min(config.batch_size, len(usable_images(records))) == 1 and size <= coarsest:
         raise SettingError(
             f"a batch of one image at image_size {size}: the coarsest level has a single cell, from which batch norms "
             f"cannot take statistics; train on 2 images or more at a time, or at more than {coarsest} pixels"
