@@ -42,7 +42,13 @@ def test_the_help_of_every_command_imports_nothing_heavy() -> None:
 import sys
 from efficientdet import cli
 commands = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
-for words in ([], *([command] for command in commands)):
+groups = [
+    [group.name, command.name or command.callback.__name__]
+    for group in cli.app.registered_groups
+    for command in group.typer_instance.registered_commands
+]
+assert ["data", "convert"] in groups
+for words in ([], *([command] for command in commands), *groups):
     sys.argv = ["efficientdet", *words, "--help"]
     try:
         cli.main()

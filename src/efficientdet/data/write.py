@@ -111,7 +111,7 @@ def write_dataset(
     class_names = _same_classes(splits)
     _check_names(class_names, to)
     _spare_images(splits, out)
-    lost = {name: count for name, count in (lost or {}).items() if count}
+    lost = {name: int(count) for name, count in (lost or {}).items() if count}
     no_place = {name: sum(COUNT[name](records) for records in splits.values()) for name in NO_PLACE[to]}
     if CATEGORY_IDS in no_place:  # the same in every split
         no_place[CATEGORY_IDS] = _count_category_ids(next(iter(splits.values())))
