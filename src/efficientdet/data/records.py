@@ -156,7 +156,7 @@ class Ids(SharedArrays):
 class ImageTable(SharedArrays, Sequence[ImageRecord]):
     """Images as columns of numbers, made into an `ImageRecord` when one is asked for.
 
-    A dataset of COCO's size takes 50 MB, which loader processes share: those that are forked because nothing writes
+    A dataset of COCO's size takes 40 MB, which loader processes share: those that are forked because nothing writes
     to it, those that are spawned because it is passed in shared memory.
 
     Args:

@@ -1,7 +1,7 @@
 """Assignment of boxes to anchors: argmax matching at IoU 0.5, with a forced best anchor for each box.
 
 Source: google/automl efficientdet, anchors.py and argmax_matcher.py; as in RetinaNet (Lin et al. 2017, section 4.1),
-except that no anchor is ignored.
+except that no IoU leaves an anchor out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TIE_TOLERANCE = 1e-5
 BACKGROUND = -1
 # An anchor that trains no class: it lies in an ignored region.
 IGNORED = -2
-# An anchor lies in an ignored region if this share of the anchor does (as in RetinaNet's and Faster R-CNN's code).
+# An anchor lies in an ignored region if at least this share of the anchor does.
 IGNORED_SHARE = 0.5
 
 
