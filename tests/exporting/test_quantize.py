@@ -113,7 +113,7 @@ def test_a_quantized_file_is_close_small_and_loads(written: SimpleNamespace, dat
     names = [level.output for level in levels]
     assert names == [f"{output} of P{level}" for output in ("class_logits", "box_deltas") for level in range(3, 8)]
     for level in levels:
-        assert 0 < level.mean < 0.5 * level.spread
+        assert 0 < level.mean < 0.6 * level.spread  # of random weights, on one map of a single cell too
     detector = load(path)
     assert (detector.engine.precision, detector.class_names) == ("int8", INFO.class_names)
     square = detector.predict(data / "val1.png", score_threshold=0.0)
