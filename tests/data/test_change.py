@@ -57,6 +57,8 @@ def boxes_of(draw: st.DrawFn, size: tuple[int, int]) -> list[RawBox]:
     found = []
     for number in range(draw(st.integers(0, 4))):
         coordinates = [draw(st.floats(0, side, width=32)) for side in (size[1], size[0]) for _ in range(2)]
+        # VOC counts from 1, where a millionth of a pixel and less has fewer digits than at 0.
+        coordinates = [0.0 if one < 1e-6 else one for one in coordinates]
         x1, x2, y1, y2 = (*sorted(coordinates[:2]), *sorted(coordinates[2:]))
         is_ignored = draw(st.booleans())
         label = draw(st.integers(-1 if is_ignored else 0, 2))
