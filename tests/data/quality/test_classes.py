@@ -45,7 +45,7 @@ def test_a_sound_dataset_is_not_mentioned() -> None:
         ("class-unused", [30, 20, 0], [3, 2, 0], "1 of 3 classes have no box: 'owl'"),
         ("class-untrained", [30, 20, 0], [3, 2, 4], "'owl' has no box in train (boxes in val 4)"),
         ("class-unmeasured", [30, 20, 40], [3, 2, 0], "none in val: 'owl'"),
-        ("class-rare", [30, 20, 4], [3, 2, 4], "'owl' has 4 boxes in train"),
+        ("class-rare", [30, 20, 4], [3, 2, 4], "1 classes have fewer than 10 boxes in train, at least 4: 'owl'"),
         ("class-imbalance", [900, 20, 40], [3, 2, 4], "'cat' has 900 boxes in train, 'dog' 20"),
         ("class-first-unused", [0, 20, 40], [0, 2, 4], "the first class, 'cat', has no box"),
         ("no-boxes", [0, 0, 0], [3, 2, 4], "none of its 1 images has a box"),

@@ -110,9 +110,11 @@ def _learned(names: tuple[str, ...], counts: Mapping[str, NDArray[np.int64]], so
         if unmeasured:
             what = f"{len(unmeasured)} classes have boxes in train and none in val: {_names(unmeasured)}"
             yield Finding("class-unmeasured", what, VAL, source, count=len(unmeasured))
-    for label in np.flatnonzero((train > 0) & (train < RARE)).tolist():
-        what = f"'{printable(names[label], 80)}' has {train[label]} boxes in train"
-        yield Finding("class-rare", what, TRAIN, source, weight=-float(train[label]))
+    rare = np.flatnonzero((train > 0) & (train < RARE))
+    if len(rare):
+        rarest_first = [names[label] for label in rare[train[rare].argsort(kind="stable")].tolist()]
+        what = f"{len(rare)} classes have fewer than {RARE} boxes in train, at least {train[rare].min()}: "
+        yield Finding("class-rare", what + _names(rarest_first), TRAIN, source, count=len(rare))
     used = train[train > 0]
     if len(used) > 1 and used.max() >= IMBALANCE * used.min():
         most, least = names[int(train.argmax())], names[int(np.where(train > 0, train, train.max() + 1).argmin())]
