@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from efficientdet.errors import SettingError
-from efficientdet.settings import check_settings, setting
+from efficientdet.settings import Settings, setting
 
 
 @dataclass(frozen=True)
-class CheckSettings:
+class CheckSettings(Settings):
     """What a dataset is checked for."""
 
     model: str = setting("lite0", "Model whose anchors are compared with the boxes: d0-d7x or lite0-lite4.", flag="-m")
@@ -45,7 +45,7 @@ class CheckSettings:
         Raises:
             SettingError: a value is out of range, or two contradict each other; names them.
         """
-        check_settings(self)
+        super().__post_init__()
         if self.folds == 1:
             raise SettingError("folds is 1; a model must be trained on other images than it looks at: 2 or more")
         if self.folds and self.weights:
