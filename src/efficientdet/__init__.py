@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from efficientdet.training.config import TrainConfig
     from efficientdet.training.run import train
     from efficientdet.training.run_folder import TrainingRun
+    from efficientdet.training.tune import TunedRun, tune
     from efficientdet.weights.create import create_model
 
 _SUBMODULES = ("boxes", "data", "errors", "family", "weights")
@@ -52,6 +53,7 @@ _HOMES = {
     "Records": "efficientdet.data.records",
     "TrainConfig": "efficientdet.training.config",
     "TrainingRun": "efficientdet.training.run_folder",
+    "TunedRun": "efficientdet.training.tune",
     "ablate": "efficientdet.research.ablation",
     "compare": "efficientdet.evaluation.compare",
     "check_data": "efficientdet.training.check_data",
@@ -62,6 +64,7 @@ _HOMES = {
     "quantize": "efficientdet.exporting.quantize",
     "read_split": "efficientdet.data.read_split",
     "train": "efficientdet.training.run",
+    "tune": "efficientdet.training.tune",
 }
 
 __all__ = [
@@ -78,6 +81,7 @@ __all__ = [
     "Records",
     "TrainConfig",
     "TrainingRun",
+    "TunedRun",
     "__version__",
     "ablate",
     "boxes",
@@ -93,6 +97,7 @@ __all__ = [
     "quantize",
     "read_split",
     "train",
+    "tune",
     "weights",
 ]
 

@@ -58,7 +58,8 @@ class Kind:
 
     Attributes:
         types: the plain types that are allowed, such as (int,) or (float,).
-        choices: the values that are allowed, of a field annotated as Literal; else none.
+        choices: the values that are allowed, of a field annotated as Literal; else none. Of a field that takes both,
+            such as `int | Literal["auto"]`, those beside the numbers.
         items: type of the items, of a field annotated as tuple; else None.
         length: number of items of a tuple; None for any number.
         is_optional: whether None is allowed.
@@ -113,14 +114,20 @@ def check_settings(settings: Any) -> None:
         value, kind = getattr(settings, field.name), allowed[field.name]
         if value is None and kind.is_optional:
             continue
-        if kind.choices and value not in kind.choices:
+        if kind.choices and value not in kind.choices and not _is_other_than(kind, value):
             raise unknown_name(field.name, str(value), map(str, kind.choices))
         if isinstance(value, list) and tuple in kind.types:  # as JSON gives it
             value = tuple(value)
             object.__setattr__(settings, field.name, value)
-        _check_type(field.name, value, kind)
+        if value not in kind.choices:
+            _check_type(field.name, value, kind)
         for one in value if isinstance(value, tuple) else (value,):
             _check_limits(field.name, one, field.metadata.get("limits", {}))
+
+
+def _is_other_than(kind: Kind, value: Any) -> bool:
+    """Whether a value is of another type than a field's choices, which may take both: a number or `auto`."""
+    return len(kind.types) > 1 and not isinstance(value, type(kind.choices[0]))
 
 
 def _check_type(name: str, value: Any, kind: Kind) -> None:

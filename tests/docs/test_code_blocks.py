@@ -42,6 +42,7 @@ PAGES += sorted((ROOT / "docs").rglob("*.md"))
 # What makes commands that train short, put after their own options.
 SHORTER = {
     "train": "--epochs 1 --image-size 64 --batch-size 2 --device cpu --precision fp32",
+    "tune": "--epochs 1 --image-size 64 --batch-size 2 --device cpu --precision fp32 --learning-rate 0.01",
     "ablate": "--epochs 1 --image-size 64 --seeds 1 --jobs 1 --device cpu --feature-networks bifpn,fpn --fusions fast",
 }
 # Images of each split that are copied from a shared dataset, into a folder of its name.

@@ -281,7 +281,8 @@ def test_a_loss_that_is_not_finite_is_skipped(
     """The image that makes it comes once an epoch; batch statistics that saw it would be NaN for good."""
     monkeypatch.setattr(DetectionDataset, "__getitem__", _poisoned(4))
     done = run(batch_norm="train", accumulate=accumulate)
-    assert len(done.report["skipped_steps"]) == 3
+    # Two batches make a step; the third of an epoch, which in the last epoch has the image, is left out.
+    assert len(done.report["skipped_steps"]) == (3 if accumulate == 1 else 2)
     identity = json.loads((data / "train.json").read_text())["images"][4]["id"]
     for epoch, message in enumerate(done.report["skipped_steps"]):
         assert message.startswith(f"epoch {epoch}, step ")
@@ -657,7 +658,7 @@ def test_nothing_to_resume(run: Callable[..., TrainingRun], tmp_path: Path) -> N
     ("settings", "message"),
     [
         ({"seed": 1}, "seed was 0, now 1"),
-        ({"learning_rate": 0.5, "epochs": 9}, "epochs was 3, now 9, learning_rate was None, now 0.5"),
+        ({"learning_rate": 0.5, "flip": 0.1}, "learning_rate was None, now 0.5, flip was 0.5, now 0.1"),
         ({"weights": "best.safetensors"}, "weights was None, now 'best.safetensors'"),
     ],
 )
@@ -677,7 +678,7 @@ def test_a_run_is_resumed_with_its_own_model_and_classes(
     own = {"ema_decay": 0.5, "frozen_stages": 2, "batch_norm": "frozen", "evaluate_every": 2}
     with pytest.raises(SettingError, match="model head_depth was 1, now 2"):
         run(out=trained.folder, resume=True, model=dataclasses.replace(shapes.TINY, head_depth=2), **own)
-    other = shapes.write_shapes(tmp_path / "shapes", {"train": 2}, classes=("cat", "dog"))
+    other = shapes.write_shapes(tmp_path / "shapes", {"train": 2, "val": 2}, classes=("cat", "dog"))
     with pytest.raises(SettingError, match="class_names was "):
         run(out=trained.folder, resume=True, data=other, **own)
 
@@ -899,6 +900,129 @@ def test_a_resumed_run_keeps_the_anchors_that_were_asked_for(
         run(out=tmp_path / "parts", **settings)
     parts = run(out=tmp_path / "parts", resume=True, **settings)
     assert parts.last.read_bytes() == whole.last.read_bytes()
+
+
+def test_a_resumed_run_can_have_more_epochs(
+    run: Callable[..., TrainingRun], trained: TrainingRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained.folder, tmp_path / "copy")
+    own = {"ema_decay": 0.5, "frozen_stages": 2, "batch_norm": "frozen", "evaluate_every": 2, "quiet": False}
+    more = run(out=tmp_path / "copy", resume=True, epochs=5, **own)
+    said = capsys.readouterr().err
+    assert "resumed with epochs 5 instead of 3: the weights will not be those of an uninterrupted run" in said
+    assert "epoch 4/5: loss " in said
+    assert "epoch 3/" not in said
+    assert more.report["best_epoch"] is not None
+    assert load(more.last, device="cpu").info.training["epochs"] == 5
+    again = run(out=tmp_path / "copy", resume=True, **{**own, "epochs": 5})  # the settings were kept
+    assert "resumed with" not in capsys.readouterr().err
+    assert again.last.read_bytes() == more.last.read_bytes()
+    with pytest.raises(SettingError, match="epochs was 5, now 2; a resumed run can only have more"):
+        run(out=tmp_path / "copy", resume=True, **{**own, "epochs": 2})
+
+
+@pytest.mark.parametrize("stopped_at", [2, 5])
+def test_a_resumed_run_can_take_its_steps_in_smaller_batches(
+    stopped_at: int, shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = shapes.write_shapes(tmp_path / "set", {"train": 17, "val": 2})
+    settings: dict[str, Any] = {"data": folder, "batch_size": 4, "save_every": 1, "batch_norm": "frozen"}
+    seen: list[list[int]] = []
+    step = DetectionModule.training_step
+
+    def recorded(self: DetectionModule, batch: Any, batch_idx: int) -> Tensor | None:
+        seen.append(batch.indices.tolist())
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DetectionModule, "training_step", recorded)
+    run(out=tmp_path / "whole", **settings)
+    whole, seen = seen, []
+    with monkeypatch.context() as patched, pytest.raises(_StoppedError):
+        _stop_before(patched, stopped_at)
+        run(**settings)
+    first = list(seen)
+    seen.clear()
+    done = run(resume=True, **{**settings, "batch_size": 2, "quiet": False})
+    assert "batch_size 2 instead of 4, accumulate 2 instead of 1" in capsys.readouterr().err
+    pairs = [seen[i] + seen[i + 1] for i in range(0, len(seen), 2)]
+    assert first + pairs == whole
+    assert _is_finite(done.last)
+    with pytest.raises(SettingError, match="a step sees 4 images, which batch_size 3 on 1 devices cannot give"):
+        run(resume=True, **{**settings, "batch_size": 3})
+
+
+# Which checkpoint is best, and when a run ends
+
+
+def _evaluations(monkeypatch: pytest.MonkeyPatch, **values: list[float]) -> None:
+    """Evaluations that find these values, one after the other."""
+    end = DetectionModule.on_validation_epoch_end
+    count = iter(range(1000))
+
+    def found(self: DetectionModule) -> None:
+        end(self)
+        number = next(count)
+        assert self.metrics is not None
+        chosen = {name: given[number] for name, given in values.items()}
+        if "loss" in chosen:
+            self.val_loss = chosen.pop("loss")
+        self.metrics = dataclasses.replace(self.metrics, **chosen)
+
+    monkeypatch.setattr(DetectionModule, "on_validation_epoch_end", found)
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("ap", 2), ("ap50", 1), ("loss", 3), ("ar100", 4), ("ap75", 4)]
+)  # fmt: skip
+def test_the_best_checkpoint_is_chosen_by_the_metric_that_is_named(
+    metric: str, best: int, run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _evaluations(
+        monkeypatch, ap=[0.1, 0.4, 0.3, 0.2], ap50=[0.9, 0.5, 0.5, 0.6], loss=[4.0, 3.0, 1.0, 2.0],
+        ar100=[0.1, 0.2, 0.3, 0.4], ap75=[0.5, 0.2, 0.3, 0.5],
+    )  # fmt: skip
+    done = run(epochs=4, best_metric=metric)
+    assert done.report["best_epoch"] == best
+    assert done.report["best_ap"] == [0.1, 0.4, 0.3, 0.2][best - 1]
+    assert load(done.best, device="cpu").info.metrics["ap"] == done.report["best_ap"]
+
+
+def test_the_loss_of_an_evaluation_is_that_of_its_images(run: Callable[..., TrainingRun]) -> None:
+    done = run(epochs=2, best_metric="loss", batch_size=3)
+    logged = [float(row["val/loss"]) for row in _log(done) if "val/loss" in row]
+    assert len(logged) == 2
+    assert all(0 < loss < 1000 for loss in logged)
+    assert done.report["best_epoch"] == 1 + logged.index(min(logged))
+
+
+def test_a_run_ends_when_its_patience_does(
+    run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with monkeypatch.context() as patched:
+        _evaluations(patched, ap=[0.1, 0.3, 0.2, 0.3, 0.1, 0.0, 0.0, 0.0])
+        done = run(epochs=8, patience=2, quiet=False)
+    said = capsys.readouterr().err
+    assert "no better ap in 2 evaluations: the run ends; the best was epoch 4" in said  # as good counts as the best
+    assert "epoch 5/8" not in said
+    assert done.report["best_epoch"] == 4
+    before = done.last.read_bytes()
+    assert run(resume=True, epochs=8, patience=2).last.read_bytes() == before  # and stays ended
+
+
+def test_evaluating_some_images(run: Callable[..., TrainingRun]) -> None:
+    done = run(epochs=1, evaluate_images=2)
+    assert done.metrics is not None
+    assert done.metrics.images == 2
+    assert done.report["val"]["images"] == 2
+    assert load(done.best, device="cpu").info.metrics["data"] == "shapes, val (2 images)"
+
+
+def test_a_setting_without_effect_leaves_no_folder(run: Callable[..., TrainingRun], data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="patience is 2 but has no effect: there is no validation split"):
+        run(data=data / "train.json", patience=2)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_save_that_is_interrupted_leaves_the_one_before(

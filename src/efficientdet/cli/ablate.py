@@ -16,7 +16,7 @@ from efficientdet.training.config import TrainConfig
 @takes_settings(
     AblationSettings,
     TrainConfig,
-    leave_out=["weights", "feature_network", "fusion", "seed", "evaluate_every", "devices"],
+    leave_out=["weights", "feature_network", "fusion", "seed", "evaluate_every", "devices", "minutes"],
 )
 def ablate(
     model: Annotated[str, typer.Argument(help="Model whose backbone, width, depth and heads every trial has.")],

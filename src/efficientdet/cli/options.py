@@ -117,9 +117,9 @@ def takes_settings(
 
 def _option(field: dataclasses.Field[Any], kind: Kind, before: str) -> inspect.Parameter:
     """A field as an option that is None unless typed; `before` goes before the default in the help."""
-    text, own = field.metadata["help"], field.default
+    text, own, between = field.metadata["help"], field.default, " " if kind.length else ","
     if not (own is None or own is False or own == ()):
-        text += f" Default: {before}{' '.join(map(str, own)) if isinstance(own, tuple) else own}."
+        text += f" Default: {before}{between.join(map(str, own)) if isinstance(own, tuple) else own}."
     name = field.name.replace("_", "-")
     names = [f"--{one.replace('_', '-')}" for one in (field.name, field.metadata["also"]) if one]
     if kind.types == (bool,):
@@ -127,7 +127,9 @@ def _option(field: dataclasses.Field[Any], kind: Kind, before: str) -> inspect.P
     names += [field.metadata["flag"]] if field.metadata["flag"] else []
     extra: dict[str, Any] = {}
     annotation: Any = kind.types[0]
-    if kind.choices:
+    if kind.choices and int in kind.types:
+        annotation, extra = str, {"parser": _number_parser(field.name, kind.choices), "metavar": "N"}
+    elif kind.choices:
         annotation = str
     elif int in kind.types and tuple in kind.types:
         annotation, extra = str, {"parser": parse_size, "metavar": "SIZE"}
@@ -160,6 +162,18 @@ def _list_parser(name: str, item: type) -> Callable[[str], tuple[Any, ...]]:
             return tuple(dict.fromkeys(item(part.strip()) for part in text.split(",") if part.strip()))
         except ValueError:
             raise SettingError(f"{name} '{text}': write numbers between commas, such as 1,8") from None
+
+    return parse
+
+
+def _number_parser(name: str, words: tuple[str, ...]) -> Callable[[str], int | str]:
+    def parse(text: str) -> int | str:
+        """A whole number or one of some words."""
+        if text in words:
+            return text
+        if text.lstrip("-").isdigit():
+            return int(text)
+        raise SettingError(f"{name} '{text}': write a whole number or {' or '.join(words)}")
 
     return parse
 

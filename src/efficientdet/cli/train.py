@@ -44,4 +44,6 @@ def train(
         out_console.print(run.metrics.table())
     if run.report["skipped_steps"]:
         say(f"steps skipped: {len(run.report['skipped_steps'])}; see {run.folder}/report.json")
+    if run.report["best_epoch"] is not None:
+        say(f"best: AP {run.report['best_ap']:.3f} after epoch {run.report['best_epoch']}")
     say(f"best checkpoint: {run.best}")

@@ -241,8 +241,9 @@ def usable_images(records: Records) -> list[int]:
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (index, epoch), shuffled each epoch by the seed alone; can start in the middle of an epoch.
 
-    Images whose objects are all ignored are left out (see `usable_images`). The last batch of an epoch is dropped if it
-    is not full, unless it is the only one.
+    Images whose objects are all ignored are left out (see `usable_images`). The last step of an epoch is dropped if it
+    is not full, unless it is the only one. A step is made of the same images whether they come in one batch or in
+    several that are accumulated.
 
     Args:
         records: the split.
@@ -250,9 +251,12 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         seed: of the order.
         rank: number of this device.
         world_size: number of devices that share the epoch.
+        accumulate: batches of a step.
     """
 
-    def __init__(self, records: Records, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, records: Records, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1
+    ) -> None:
         self.usable = usable_images(records)
         if not self.usable:
             raise DataError(f"{records.source}: no image to train on; all {len(records)} hold ignored regions only")
@@ -264,6 +268,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.accumulate = accumulate
         self.epoch = 0
         self.start = 0
         # Lightning calls `set_epoch` on the sampler of a batch sampler, not on the batch sampler; so this is both.
@@ -275,7 +280,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __len__(self) -> int:
         """Batches of a full epoch on each device."""
-        return max(1, len(self.usable) // (self.batch_size * self.world_size))
+        whole = self.batch_size * self.world_size
+        return len(self.usable) // (whole * self.accumulate) * self.accumulate or max(1, len(self.usable) // whole)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """The epoch's batches from `start` on; the next epoch starts at 0."""

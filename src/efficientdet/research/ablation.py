@@ -111,6 +111,8 @@ def ablate(
     chosen = changed(AblationSettings(), own)
     config = changed(TrainConfig(), training)
     config = changed(config, {"evaluate_every": training.get("evaluate_every", config.epochs)})
+    if config.minutes is not None:
+        raise SettingError("minutes is no setting of an ablation, whose trials have the same epochs")
     trials = plan_trials(chosen)
     spec = find_spec(model) if isinstance(model, str) else model
     folder = Path(out)

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, WeightAveraging
@@ -45,30 +45,57 @@ class Ema(WeightAveraging):
         return module.model.state_dict()
 
 
+class Best(NamedTuple):
+    """The best evaluation of a run.
+
+    Attributes:
+        value: of the metric that chooses it, larger for better; None before the first evaluation.
+        ap: its AP.
+        epoch: its number.
+        evaluations_since: that were not better.
+    """
+
+    value: float | None = None
+    ap: float | None = None
+    epoch: int = -1
+    evaluations_since: int = 0
+
+
 class SaveCheckpoints(Callback):
     """Saves `last` and `best` after each epoch, and the state to resume from every `save_every` steps.
 
-    Where the run is asked to stop, the state is saved at the end of the step, or of the epoch's evaluation.
+    Where the run is asked to stop, the state is saved at the end of the step, or of the epoch's evaluation. Where
+    `patience` evaluations have not been better than the best, the run ends.
     """
 
     def __init__(
-        self, folder: Path, info: CheckpointInfo, config: TrainConfig, ema: Ema | None, stop: StopRequest
-    ) -> None:
+        self, folder: Path, info: CheckpointInfo, config: TrainConfig, ema: Ema | None, stop: StopRequest,
+        console: Console,
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.info = info
         self.config = config
         self.ema = ema
         self.stop = stop
-        self.best_ap = -1.0
+        self.console = console
+        self.best = Best()
         self.has_started = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The best AP so far, for a resumed run."""
-        return {"best_ap": self.best_ap}
+        """The best evaluation so far, for a resumed run."""
+        return {"best": self.best._asdict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
-        self.best_ap = state_dict["best_ap"]
+        self.best = Best(**state_dict["best"])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run whose patience is at its end stays ended when it is resumed."""
+        if self._is_out_of_patience():
+            trainer.should_stop = True
+
+    def _is_out_of_patience(self) -> bool:
+        return self.config.patience is not None and self.best.evaluations_since >= self.config.patience
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on signals wait for the end of a step; Lightning has just set handlers of its own."""
@@ -79,7 +106,7 @@ class SaveCheckpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save the state between two steps of the weights; the end of an epoch has a save of its own."""
-        is_last = batch_idx + 1 >= trainer.num_training_batches
+        is_last = batch_idx + 1 >= trainer.num_training_batches or trainer.should_stop
         has_stepped = (batch_idx + 1) % self.config.accumulate == 0
         if has_stepped and not is_last:
             self._save_state(trainer, is_due=trainer.global_step % self.config.save_every == 0)
@@ -87,9 +114,30 @@ class SaveCheckpoints(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the network, and the state to resume from."""
         module: DetectionModule = pl_module  # type: ignore[assignment]
+        evaluated = module.evaluated_epoch == trainer.current_epoch
+        is_best = module.val_set is None or (evaluated and self._note_evaluation(module))
         if trainer.is_global_zero:
-            self._save_network(module, evaluated=module.evaluated_epoch == trainer.current_epoch)
+            self._save_network(module, evaluated, is_best)
+        if self._is_out_of_patience() and not trainer.should_stop:
+            trainer.should_stop = True
+            self.console.print(
+                f"no better {self.config.best_metric} in {self.best.evaluations_since} evaluations: the run ends; the "
+                f"best was epoch {self.best.epoch + 1}"
+            )
         self._save_state(trainer, is_due=True)
+
+    def _note_evaluation(self, module: DetectionModule) -> bool:
+        """Whether the evaluation was as good as the best before, or better, which is then noted."""
+        name = self.config.best_metric
+        value = -(module.val_loss or 0.0) if name == "loss" else float(getattr(module.metrics, name))
+        is_better = self.best.value is None or value > self.best.value
+        if not is_better and value != self.best.value:
+            self.best = self.best._replace(evaluations_since=self.best.evaluations_since + 1)
+            return False
+        ap = module.metrics.ap if module.metrics is not None else None
+        waited = 0 if is_better else self.best.evaluations_since + 1
+        self.best = Best(value, ap, module.evaluated_epoch, waited)
+        return True
 
     def _save_state(self, trainer: Trainer, is_due: bool) -> None:
         """Save the state if it is due, or if a device is asked to stop; then stop."""
@@ -107,28 +155,27 @@ class SaveCheckpoints(Callback):
         if stops:
             raise Stopped
 
-    def _save_network(self, module: DetectionModule, evaluated: bool) -> None:
+    def _save_network(self, module: DetectionModule, evaluated: bool, is_best: bool) -> None:
         state = self.ema.network_state() if self.ema is not None else module.model.state_dict()
         metrics: dict[str, Any] = {}
         if evaluated and module.metrics is not None:
-            metrics = {"data": f"{self.info.training['data']}, val", **module.metrics.to_dict()}
+            some = f" ({len(module.val_set)} images)" if module.val_set and self.config.evaluate_images else ""
+            metrics = {"data": f"{self.info.training['data']}, val{some}", **module.metrics.to_dict()}
         info = dataclasses.replace(self.info, metrics=metrics)
         save_checkpoint(self.folder / "last.safetensors", state, info)
-        if not evaluated and module.val_set is not None:
-            return
-        ap = module.metrics.ap if module.metrics is not None else 0.0
-        if module.val_set is None or ap >= self.best_ap:
-            self.best_ap = ap
+        if is_best:
             save_checkpoint(self.folder / "best.safetensors", state, info)
 
     def finish(self, module: DetectionModule) -> TrainingRun:
         """Write the report and return the run."""
         last, best = self.folder / "last.safetensors", self.folder / "best.safetensors"
         report = {
-            "best_ap": self.best_ap if module.val_set is not None else None,
+            "best_ap": self.best.ap,
+            "best_epoch": self.best.epoch + 1 if module.val_set is not None else None,
             "train": _counts(module.train_set),
             "val": _counts(module.val_set) if module.val_set is not None else None,
             "skipped_steps": module.skipped_steps,
+            "planned_anew": len(module.pace.stretches) - 1,
             "metrics": module.metrics.to_dict() if module.metrics is not None else None,
         }
         if module.global_rank == 0:

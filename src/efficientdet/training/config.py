@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from efficientdet.errors import SettingError
+from efficientdet.errors import SettingError, find_name
 from efficientdet.family import aspect_factors
-from efficientdet.settings import Settings, setting
+from efficientdet.settings import Settings, kinds, setting
 
 # Batch statistics of a pretrained backbone are too rough below this many images a device.
 SMALLEST_BATCH_FOR_STATISTICS = 4
@@ -17,6 +19,7 @@ SMALLEST_BATCH_FOR_STATISTICS = 4
 LONG_RUN_EPOCHS = 150
 # Settings of the losses that matter for one kind of box loss alone.
 OF_BOX_LOSS = {"huber": ("delta", "box_weight", "skips_zero_targets"), "giou": ("giou_weight",)}
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 # Settings that name a file.
 FILES = ("weights", "backbone_weights", "feature_network")
 
@@ -81,7 +84,15 @@ class TrainConfig(Settings):
         maximum=1e3,
     )
     epochs: int = setting(50, "Passes over the training split.", minimum=1)
-    batch_size: int = setting(8, "Batch size on each device.", minimum=1)
+    minutes: float | None = setting(
+        None,
+        "Budget of the whole run, in minutes. Image size, epochs and other settings that are not given are then chosen "
+        "to suit it, the dataset and this machine, and the run ends in time.",
+        above=0,
+    )
+    batch_size: int | Literal["auto"] = setting(
+        8, "Batch size on each device, or auto: the largest power of two that fits its memory, at most 64.", minimum=1
+    )
     accumulate: int = setting(1, "Batches whose gradients are added up before each step of the weights.", minimum=1)
     optimizer: Literal["sgd", "adamw"] = setting("adamw", "Optimizer: adamw or sgd (momentum 0.9).")
     learning_rate: float | None = setting(
@@ -133,6 +144,16 @@ class TrainConfig(Settings):
         False, "Recompute feature maps in the backward pass: less memory, about 40 % more time, the same result."
     )
     evaluate_every: int = setting(1, "Epochs between evaluations; the last epoch always has one.", minimum=1)
+    best_metric: Literal["ap", "ap50", "ap75", "ar100", "loss"] = setting(
+        "ap", "What chooses the best checkpoint on the validation split: the highest AP or AR, or the lowest loss."
+    )
+    patience: int | None = setting(
+        None, "Evaluations without a better value of best_metric after which the run ends; by default it goes on.",
+        minimum=1,
+    )  # fmt: skip
+    evaluate_images: int | None = setting(
+        None, "Images of the validation split that are evaluated, evenly chosen; by default all.", minimum=1
+    )
     save_every: int = setting(
         200, "Steps between saves of the state to resume from; each epoch's end saves too.", minimum=1
     )
@@ -145,6 +166,9 @@ class TrainConfig(Settings):
         None, "Processes that load images; by default none on a CPU, up to 8 on a GPU.", minimum=0, maximum=256
     )
     cache: bool | None = setting(None, "Keep decoded images in memory; by default if they fit.")
+    logger: tuple[str, ...] = setting(
+        ("csv", "tensorboard"), "Loggers, between commas: csv, tensorboard, wandb, mlflow."
+    )
     skip_missing: bool = setting(False, "Leave out images whose file is missing.")
     allow_no_boxes: bool = setting(False, "Train even if the training split holds no box.")
     loss: LossSettings = LossSettings()
@@ -162,6 +186,8 @@ class TrainConfig(Settings):
         if isinstance(self.loss, dict):  # as JSON gives it
             object.__setattr__(self, "loss", LossSettings(**self.loss))
         super().__post_init__()
+        for name in self.logger:
+            find_name("logger", name, LOGGERS)
         if self.scale_jitter and self.scale_jitter[0] > self.scale_jitter[1]:
             raise SettingError(f"scale_jitter is {self.scale_jitter}; the first factor must not be above the second")
         if self.precision == "fp16" and self.device == "cpu":
@@ -176,6 +202,17 @@ class TrainConfig(Settings):
         given = {"anchor_scale": self.anchor_scale, "aspects": self.aspects and aspect_factors(self.aspects)}
         return {name: value for name, value in given.items() if value is not None}
 
+    @property
+    def images_at_once(self) -> int:
+        """The batch size on each device, as a number.
+
+        Raises:
+            SettingError: it is `auto` and has not been found yet.
+        """
+        if isinstance(self.batch_size, str):
+            raise SettingError(f"batch_size is {self.batch_size}, which only a training run turns into a number")
+        return self.batch_size
+
     def scale_range(self) -> tuple[float, float]:
         """The range of the scale jitter."""
         return self.scale_jitter or ((0.1, 2.0) if self.epochs >= LONG_RUN_EPOCHS else (0.5, 1.5))
@@ -184,7 +221,7 @@ class TrainConfig(Settings):
         """The learning rate after warm-up, from the number of images that a step of the weights sees."""
         if self.learning_rate is not None:
             return self.learning_rate
-        images = self.batch_size * self.accumulate * self.devices
+        images = self.images_at_once * self.accumulate * self.devices
         return 0.08 * images / 64 if self.optimizer == "sgd" else 2e-3 * math.sqrt(images / 8)
 
     def decay(self) -> float:
@@ -197,8 +234,34 @@ class TrainConfig(Settings):
         """Whether the backbone's batch norms keep their running statistics."""
         if self.batch_norm == "auto":
             is_pretrained = bool(self.weights or self.backbone_weights)
-            return is_pretrained and self.batch_size < SMALLEST_BATCH_FOR_STATISTICS
+            return is_pretrained and self.images_at_once < SMALLEST_BATCH_FOR_STATISTICS
         return self.batch_norm == "frozen"
+
+
+def typed_settings(config: TrainConfig | None, settings: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the settings that a user has given: by keyword, or in a config with another value than the default."""
+    fields = dataclasses.fields(TrainConfig) if config else ()
+    given = {name for name, value in settings.items() if value is not None}
+    return frozenset(given) | {one.name for one in fields if getattr(config, one.name) != one.default}
+
+
+def as_options(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as words of the command line; those that are None, or have no option, are left out."""
+    words = []
+    for name, value in settings.items():
+        option, kind = name.replace("_", "-"), kinds(TrainConfig).get(name)
+        if value is None or kind is None or kind.types == (LossSettings,):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+            continue
+        texts = [f"{one:.4g}" if isinstance(one, float) else str(one) for one in _listed(value)]
+        words += [f"--{option}", *(texts if kind.length else [",".join(texts)])]
+    return words
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 class TrainOptions(TypedDict, total=False):
@@ -213,7 +276,8 @@ class TrainOptions(TypedDict, total=False):
     anchor_scale: float | None
     aspects: tuple[float, ...] | None
     epochs: int
-    batch_size: int
+    minutes: float | None
+    batch_size: int | Literal["auto"]
     accumulate: int
     optimizer: Literal["sgd", "adamw"]
     learning_rate: float | None
@@ -232,12 +296,16 @@ class TrainOptions(TypedDict, total=False):
     drop_path: float
     gradient_checkpointing: bool
     evaluate_every: int
+    best_metric: Literal["ap", "ap50", "ap75", "ar100", "loss"]
+    patience: int | None
+    evaluate_images: int | None
     save_every: int
     seed: int
     device: Literal["auto", "cpu", "cuda", "mps"]
     devices: int
     workers: int | None
     cache: bool | None
+    logger: tuple[str, ...]
     skip_missing: bool
     allow_no_boxes: bool
     loss: LossSettings

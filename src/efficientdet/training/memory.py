@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from efficientdet.data.dataset import free_memory
 
@@ -20,6 +21,15 @@ PAGE = 2 * 1024**2
 KEEP_VARIABLE = "EFFICIENTDET_KEEP_MEMORY"
 # How much address space (not memory) of the heap is marked for large pages.
 LARGEST_HEAP = 16 * 1024**3
+
+
+def kept_memory_for(device: str, workers: int) -> AbstractContextManager[None]:
+    """`kept_memory` where a run gains by it: on a CPU, without loader processes, unless it is switched off.
+
+    Loader processes are copies of this one, so its memory should be no larger than needed then.
+    """
+    keeps = device == "cpu" and workers == 0 and os.environ.get(KEEP_VARIABLE) != "0"
+    return kept_memory() if keeps else nullcontext()
 
 
 @contextmanager

@@ -29,7 +29,8 @@ from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.training.assignment import match_batch
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.gradient_checkpointing import checkpoint_gradients
-from efficientdet.training.losses import matched_loss
+from efficientdet.training.losses import Losses, matched_loss
+from efficientdet.training.pace import Pace
 from efficientdet.training.schedule import batch_norm_momentum, build_optimizer, check_stages, rate_factor
 
 
@@ -58,6 +59,9 @@ class DetectionModule(LightningModule):
         metrics: of the last evaluation; None before the first.
         evaluated_epoch: the epoch of the last evaluation; -1 before the first.
         skipped_steps: a line for each skipped step: why, and the ids of its images.
+        results: COCO results of the last evaluation by image id, of this device's images.
+        pace: where in its schedule the run is.
+        val_loss: of the last evaluation, where it chooses the best checkpoint; None else.
     """
 
     def __init__(
@@ -73,7 +77,10 @@ class DetectionModule(LightningModule):
         self.metrics: Metrics | None = None
         self.evaluated_epoch = -1
         self.skipped_steps: list[str] = []
-        self._results: dict[int | str, list[dict[str, Any]]] = {}  # COCO results by image id
+        self.pace = Pace()
+        self.val_loss: float | None = None
+        self.results: dict[int | str, list[dict[str, Any]]] = {}
+        self._val_losses: list[tuple[float, int]] = []  # of batches: sum over images, number of images
         # Of the batches whose gradients are being added up: indices of the images, and the losses' normalizers.
         self._indices: list[Tensor] = []
         self._normalizers: list[Tensor] = []
@@ -107,16 +114,24 @@ class DetectionModule(LightningModule):
 
     def _batches(self) -> EpochBatches:
         return EpochBatches(
-            self.train_set.records, self.config.batch_size, self.config.seed,
-            self.trainer.global_rank, self.trainer.world_size,
+            self.train_set.records, self.config.images_at_once, self.config.seed,
+            self.trainer.global_rank, self.trainer.world_size, self.config.accumulate,
         )  # fmt: skip
 
-    def _total_steps(self) -> int:
-        """Steps of the weights in the whole run.
+    def steps_per_epoch(self) -> int:
+        """Steps of the weights in an epoch.
 
         Lightning's own estimate would build the loader, and before the state of a resumed run is restored.
         """
-        return math.ceil(len(self._batches()) / self.config.accumulate) * self.config.epochs
+        return math.ceil(len(self._batches()) / self.config.accumulate)
+
+    def total_steps(self) -> int:
+        """Steps of the weights in the schedule of the whole run."""
+        return self.steps_per_epoch() * self.config.epochs
+
+    def steps_done(self) -> int:
+        """Steps of the schedule that the run has done, those included that were skipped."""
+        return int(self.trainer.lr_scheduler_configs[0].scheduler.last_epoch)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Augmented batches, from where in the epoch a resumed run stopped."""
@@ -132,13 +147,13 @@ class DetectionModule(LightningModule):
         if self.val_set is None:
             return []
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return eval_loader(self.val_set, self.config.batch_size, self.workers, rank, world_size)
+        return eval_loader(self.val_set, self.config.images_at_once, self.workers, rank, world_size)
 
     # Training
 
     def on_train_start(self) -> None:
         """Set the momentum of batch norms to suit the length of the run."""
-        momentum = batch_norm_momentum(self._total_steps())
+        momentum = batch_norm_momentum(self.total_steps())
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = momentum
@@ -146,7 +161,7 @@ class DetectionModule(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step's random numbers by its number, so that a resumed run draws the same ones."""
         torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch * 100_003 + batch_idx)
-        if self.current_epoch + 1 == self.config.epochs:  # the last epoch is evaluated whatever evaluate_every
+        if self.current_epoch + 1 == self.trainer.max_epochs:  # the last epoch is evaluated whatever evaluate_every
             self.trainer.check_val_every_n_epoch = 1
         self._keep_statistics()
 
@@ -172,12 +187,22 @@ class DetectionModule(LightningModule):
         class_logits, box_deltas = self.model(batch.images.contiguous(memory_format=torch.channels_last))
         return class_logits, box_deltas, self.model.anchors((batch.images.shape[2], batch.images.shape[3]))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Loss of a batch; None, which skips the step, where it is not finite."""
-        class_logits, box_deltas, anchors = self._predict(batch)
+    def losses(self, batch: Batch) -> Losses:
+        """The losses of a batch."""
+        return self._compare(batch, *self._predict(batch))[0]
+
+    def _compare(
+        self, batch: Batch, class_logits: list[Tensor], box_deltas: list[Tensor], anchors: Tensor
+    ) -> tuple[Losses, Tensor]:
+        """The losses of a batch, and their normalizer."""
         targets = match_batch(anchors, batch.boxes_xyxy, batch.labels, batch.ignored_xyxy)
         giou_anchors = anchors if self.config.box_loss == "giou" else None
         losses = matched_loss(class_logits, box_deltas, targets, self.config.loss, giou_anchors)
+        return losses, targets.normalizer()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Loss of a batch; None, which skips the step, where it is not finite."""
+        losses, normalizer = self._compare(batch, *self._predict(batch))
         if not bool(losses.total.isfinite()):
             self._skip("the loss is not finite", [batch.indices])
             self._restore_statistics()
@@ -189,7 +214,7 @@ class DetectionModule(LightningModule):
         self.log_dict({f"train/{name}": value.detach() for name, value in shown.items()}, batch_size=len(batch.indices))
         self.log("loss", losses.total.detach(), prog_bar=True, logger=False, batch_size=len(batch.indices))
         self._indices.append(batch.indices)
-        return losses.total if self.config.accumulate == 1 else losses.total * self._weight(targets.normalizer())
+        return losses.total if self.config.accumulate == 1 else losses.total * self._weight(normalizer)
 
     def _weight(self, normalizer: Tensor) -> Tensor:
         """Weight of a batch among those whose gradients are added up, relative to the first of them.
@@ -230,22 +255,25 @@ class DetectionModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, with warm-up and cosine by the step."""
         optimizer = build_optimizer(self.model, self.config)
-        total = self._total_steps()
+        total = self.total_steps()
         warmup = min(round(total * min(1.0, self.config.warmup_epochs / self.config.epochs)), total // 2)
-        schedule = LambdaLR(optimizer, lambda step: rate_factor(step, warmup, total))
+        schedule = LambdaLR(optimizer, lambda step: rate_factor(self.pace.position(step), warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
         """Drop the results of the last evaluation."""
-        self._results = {}
+        self.results, self._val_losses = {}, []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predict with the post-processing of a user's prediction, and keep the results."""
         if self.val_set is None:
             return
         class_logits, box_deltas, anchors = self._predict(batch)
+        if self.config.best_metric == "loss":
+            total = self._compare(batch, class_logits, box_deltas, anchors)[0].total
+            self._val_losses.append((float(total) * len(batch.indices), len(batch.indices)))
         records = self.val_set.records
         images = [records.images[i] for i in batch.indices.tolist()]
         found = postprocess(
@@ -263,20 +291,29 @@ class DetectionModule(LightningModule):
                 boxes[i, kept], scores[i, kept], labels[i, kept], records.class_names, image.image_size,
                 records.category_ids,
             )  # fmt: skip
-            self._results[image.image_id] = detections.to_coco(image.image_id)
+            self.results[image.image_id] = detections.to_coco(image.image_id)
 
     def on_validation_epoch_end(self) -> None:
         """AP over the results of all devices."""
         if self.val_set is None or self.trainer.sanity_checking:
             return
-        gathered: list[Any] = [self._results]
-        if self.trainer.world_size > 1:
-            gathered = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(gathered, self._results)
-        results = {image_id: rows for part in gathered for image_id, rows in part.items()}
+        results = {image_id: rows for part in self._gather(self.results) for image_id, rows in part.items()}
         self.metrics = coco_metrics(self.val_set.records.to_coco(), [row for rows in results.values() for row in rows])
         self.evaluated_epoch = self.current_epoch
         self.log_dict({f"val/{name}": getattr(self.metrics, name) for name in ("ap", "ap50", "ap75", "ar100")})
+
+        losses = [one for part in self._gather(self._val_losses) for one in part]
+        if losses:
+            self.val_loss = sum(loss for loss, _ in losses) / sum(count for _, count in losses)
+            self.log("val/loss", self.val_loss)
+
+    def _gather(self, own: Any) -> list[Any]:
+        """What each device has."""
+        if self.trainer.world_size == 1:
+            return [own]
+        gathered: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(gathered, own)
+        return gathered
 
     # State of a resumed run
 
@@ -284,6 +321,8 @@ class DetectionModule(LightningModule):
         """Add what the report of a resumed run needs."""
         metrics = self.metrics.to_dict() if self.metrics is not None else None
         checkpoint["report"] = {"skipped": self.skipped_steps, "metrics": metrics, "epoch": self.evaluated_epoch}
+        checkpoint["pace"] = self.pace.state_dict()
+        checkpoint["batches_per_epoch"] = len(self._batches())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it."""
@@ -291,3 +330,9 @@ class DetectionModule(LightningModule):
         self.skipped_steps = list(report["skipped"])
         self.metrics = Metrics(**report["metrics"]) if report["metrics"] else None
         self.evaluated_epoch = report["epoch"]
+        self.pace.load_state_dict(checkpoint["pace"])
+        before, now = checkpoint["batches_per_epoch"], len(self._batches())
+        if before != now:  # the same steps in smaller batches: count in those
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                counts.update({name: count * now // before for name, count in counts.items()})

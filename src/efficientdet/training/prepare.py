@@ -22,11 +22,14 @@ from efficientdet.network.efficientdet import EfficientDet, build_model
 from efficientdet.settings import to_dict
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.device import choose_device, choose_workers
+from efficientdet.training.effects import refuse_without_effect
 from efficientdet.training.initial_weights import start_backbone_from, start_from
 from efficientdet.training.run_folder import RunSettings, fingerprint
 from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
     from efficientdet.training.module import DetectionModule
 
 
@@ -40,6 +43,7 @@ class Job(NamedTuple):
         folder: of the run.
         started: what the run was started with, if it is resumed.
         state: the saved state that it is resumed from; None to start from the beginning.
+        callbacks: Lightning's, that the caller adds.
     """
 
     model: str | ModelSpec
@@ -48,38 +52,66 @@ class Job(NamedTuple):
     folder: Path
     started: RunSettings | None = None
     state: Path | None = None
+    callbacks: tuple[Callback, ...] = ()
 
 
-def prepare(job: Job, console: Console) -> tuple[DetectionModule, RunSettings]:
-    """Read the dataset and build the network.
+class Splits(NamedTuple):
+    """The dataset of a run.
+
+    Attributes:
+        train: to train on.
+        val: to evaluate on; None for no evaluation.
+    """
+
+    train: Records
+    val: Records | None
+
+
+def prepare(job: Job, splits: Splits, console: Console) -> tuple[DetectionModule, RunSettings]:
+    """Build the network and what feeds it.
 
     Raises:
-        DataError: the dataset is at fault, has no boxes, or its splits disagree on the classes.
+        DataError: no box of the dataset can be trained on.
         SettingError: a setting does not suit the network or the dataset.
         WeightsError: the starting weights do not fit.
     """
     from efficientdet.training.module import DetectionModule
 
     config = job.config
-    train_records, val_records = read_splits(job.data, config, console)
+    train_records, val_records = splits.train, _evenly(splits.val, config.evaluate_images)
     network, info = build_network(job, train_records, console)
-    for line in brief(quick_check(train_records, val_records, info.spec)):
-        console.print(f"check: {line}")
+    refuse_without_effect(config, val_records is not None, len(network.backbone.stages()) - 1)
+    if not console.quiet:
+        for line in brief(quick_check(train_records, val_records, info.spec)):
+            console.print(f"check: {line}")
     size = (info.spec.image_size, info.spec.image_size)
     augmentation = Augmentation(config.scale_range(), config.flip)
     report_too_small(train_records, size, augmentation, config.allow_no_boxes, console)
-    EpochBatches(train_records, config.batch_size, config.seed, 0, config.devices)  # are there images for each device?
+    EpochBatches(
+        train_records, config.images_at_once, config.seed, 0, config.devices
+    )  # are there images for each device?
     train_set = DetectionDataset(train_records, size, info.preprocessing, augmentation, config.seed, config.cache)
     val_set = None
     if val_records is not None:
         val_set = DetectionDataset(val_records, size, info.preprocessing, cache=config.cache)
     workers = choose_workers(config.workers, choose_device(config))
     module = DetectionModule(network, config, train_set, val_set, workers)
-    return module, RunSettings(config, info, fingerprint(train_records, val_records))
+    return module, RunSettings(config, info, fingerprint(splits.train, splits.val))
 
 
-def read_splits(data: Path, config: TrainConfig, console: Console) -> tuple[Records, Records | None]:
-    """The training split, and the validation split where there is one; prints a line for each."""
+def _evenly(records: Records | None, count: int | None) -> Records | None:
+    """Some of the images, evenly chosen."""
+    if records is None or count is None or count >= len(records):
+        return records
+    return dataclasses.replace(records, images=[records.images[i * len(records) // count] for i in range(count)])
+
+
+def read_splits(data: Path, config: TrainConfig, console: Console) -> Splits:
+    """The training split, and the validation split where there is one; prints a line for each.
+
+    Raises:
+        DataError: the dataset is at fault, has no boxes, or its splits disagree on the classes.
+    """
     train_records = read_split(data, "train", config.skip_missing)
     val_records = None
     if has_several_splits(data):  # else it is the training split
@@ -97,7 +129,7 @@ def read_splits(data: Path, config: TrainConfig, console: Console) -> tuple[Reco
     ):
         ours, theirs = (dict(zip(r.category_ids, r.class_names, strict=True)) for r in (train_records, val_records))
         raise DataError(f"{val_records.source}: its classes {theirs} are not those of {train_records.source}: {ours}")
-    return train_records, val_records
+    return Splits(train_records, val_records)
 
 
 def _summary(records: Records | None) -> str:
@@ -146,7 +178,7 @@ def build_network(job: Job, records: Records, console: Console) -> tuple[Efficie
         network.spec = dataclasses.replace(network.spec, **config.anchors())
     size = config.image_size or network.spec.image_size
     coarsest = network.spec.strides[-1]
-    if min(config.batch_size, len(usable_images(records))) == 1 and size <= coarsest:
+    if min(config.images_at_once, len(usable_images(records))) == 1 and size <= coarsest:
         raise SettingError(
             f"a batch of one image at image_size {size}: the coarsest level has a single cell, from which batch norms "
             f"cannot take statistics; train on 2 images or more at a time, or at more than {coarsest} pixels"

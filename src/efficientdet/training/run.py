@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
+import dataclasses
+import gc
 import logging
-import os
+import pickle
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,12 @@ from efficientdet.errors import EfficientDetError, SettingError, Terminated, req
 from efficientdet.family import ModelSpec
 from efficientdet.settings import changed
 from efficientdet.text import printable
-from efficientdet.training.config import TrainConfig
+from efficientdet.training.batch_size import find_batch_size, halved, is_out_of_memory
+from efficientdet.training.config import TrainConfig, typed_settings
 from efficientdet.training.device import LIGHTNING_PRECISIONS, choose_device, choose_precision
-from efficientdet.training.memory import KEEP_VARIABLE, kept_memory
-from efficientdet.training.prepare import Job, prepare
+from efficientdet.training.memory import kept_memory_for
+from efficientdet.training.plan import Budget
+from efficientdet.training.prepare import Job, Splits, prepare, read_splits
 from efficientdet.training.processes import joining, other_processes
 from efficientdet.training.recipes import recipe_settings
 from efficientdet.training.run_folder import (
@@ -32,15 +35,16 @@ from efficientdet.training.run_folder import (
     claim_folder,
     find_state,
     read_settings,
+    resumed_config,
     write_settings,
 )
+from efficientdet.training.speed import plan_budget
 from efficientdet.training.stop import Stopped, StopRequest, stop_signals
 from efficientdet.weights.checkpoint import CheckpointInfo
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import Callback
-    from lightning.pytorch.loggers import CSVLogger
     from lightning.pytorch.strategies import Strategy
     from typing_extensions import Unpack
 
@@ -57,6 +61,7 @@ def train(
     quiet: bool = False,
     recipe: str | None = None,
     config: TrainConfig | None = None,
+    callbacks: Sequence[Callback] = (),
     **settings: Unpack[TrainOptions],
 ) -> TrainingRun:
     """Train a detector on a dataset; keeps the best and the last checkpoint.
@@ -68,10 +73,13 @@ def train(
         data: folder with a `train` and, if possible, a `val` split (see `read_split`), or one COCO JSON to train on.
         out: folder of the run; None for the next free `runs/N`.
         resume: continue the run in `out` from its last saved step, to the weights that it would have had. Its settings
-            are kept: they need not be given again, and cannot be changed if they would change the weights.
+            are kept: they need not be given again. More epochs or minutes, or another number of devices for the same
+            images a step, are allowed, and a line says what differs; other changes of the weights are refused.
         quiet: print nothing.
         recipe: `modern`, which is what the defaults of `TrainConfig` are, or `paper`; None for the defaults.
         config: the settings; None for the defaults, or those of the run that is resumed.
+        callbacks: of Lightning's, which are called after those of this package. With several devices each process has
+            a copy, so they must be picklable.
         **settings: fields of `TrainConfig`, such as `epochs=20`, which go before those of the recipe, which go before
             those of `config`.
 
@@ -89,36 +97,97 @@ def train(
         KeyboardInterrupt: SIGINT arrived; says how to resume.
         Terminated: SIGTERM arrived; says how to resume.
     """
+    budget = Budget.beginning_now()
     require("lightning.pytorch", "train")
     require("faster_coco_eval", "train")
     console = Console(quiet=quiet, stderr=True, markup=False, highlight=False, soft_wrap=True)
     with stop_signals() as stop, claim_folder(out, resume) as folder:
         started = read_settings(folder) if resume else None
         given = {**(recipe_settings(recipe) if recipe else {}), **settings}
+        typed = typed_settings(config, given)
         config = changed(config or (started.config if started else TrainConfig()), given)
+        if started is not None:
+            config = resumed_config(folder, started.config, config, typed)
         choose_device(config)
-        state = find_state(folder, console.print) if started else None
-        job = Job(model, Path(data), config, folder, started, state)
-        module, used = prepare(job, console)
-        if started is None:
-            write_settings(folder, used)
-        else:
-            check_same(folder, started, used)
         name = model if isinstance(model, str) else model.name
         command = shlex.join(["efficientdet", "train", name, "--data", str(data), "--out", str(folder), "--resume"])
         stop.message = f"the run can be resumed: {command}"
-        with _quiet_lightning(), other_processes(job, config.devices):
-            return _fit(job, module, used.info, stop, console)
+        job = Job(model, Path(data), config, folder, started, callbacks=_checked(callbacks, config.devices))
+        splits = read_splits(job.data, config, console)
+        with _quiet_lightning():
+            while True:
+                try:
+                    return _attempt(job, splits, typed, budget, stop, console)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    stored = read_settings(folder)
+                    job = job._replace(config=halved(stored.config if stored else job.config, console), started=stored)
+                gc.collect()
+                torch.cuda.empty_cache()
+
+
+def _checked(callbacks: Sequence[Callback], devices: int) -> tuple[Callback, ...]:
+    from lightning.pytorch.callbacks import Callback
+
+    for one in callbacks:
+        if not isinstance(one, Callback):
+            raise SettingError(f"callbacks holds {type(one).__name__}, which is none of Lightning's")
+        try:
+            if devices > 1:
+                pickle.dumps(one)
+        except Exception as error:  # whatever its parts raise
+            raise SettingError(f"callback {type(one).__name__} cannot be copied to other devices: {error}") from error
+    return tuple(callbacks)
+
+
+def _attempt(
+    job: Job, splits: Splits, typed: frozenset[str], budget: Budget, stop: StopRequest, console: Console
+) -> TrainingRun:
+    """Train until the end, or until memory runs out."""
+    if job.started is None:
+        job, budget = _with_choices(job, splits, typed, budget, console)
+    else:
+        budget = budget._replace(seconds=60 * (job.config.minutes or 0), most_epochs=job.config.epochs)
+        job = job._replace(state=find_state(job.folder, console.print))
+    module, used = prepare(job, splits, console)
+    if job.started is not None:
+        check_same(job.folder, job.started, used, console.print)
+    write_settings(job.folder, used)
+    with other_processes(job, job.config.devices):
+        return _fit(job, module, used.info, stop, console, budget)
+
+
+def _with_choices(
+    job: Job, splits: Splits, typed: frozenset[str], budget: Budget, console: Console
+) -> tuple[Job, Budget]:
+    """The run with the settings that are chosen when it is started: those of its budget, and the batch size."""
+    config, minutes = job.config, job.config.minutes
+    if minutes is not None:
+        if config.batch_size == "auto":  # the budget chooses it
+            config, typed = dataclasses.replace(config, batch_size=TrainConfig().batch_size), typed - {"batch_size"}
+        budget = budget._replace(seconds=60 * minutes)
+        plan = plan_budget(job._replace(config=config), splits, budget, typed)
+        for line in plan.lines:
+            console.print(line)
+        most = config.epochs if "epochs" in typed else budget.most_epochs
+        budget = budget._replace(evaluation_seconds=plan.evaluation_seconds, most_epochs=most)
+        config = changed(config, plan.settings)
+    if config.batch_size == "auto":
+        size = find_batch_size(job, splits)
+        console.print(f"batch size {size}")
+        config = dataclasses.replace(config, batch_size=size)
+    return job._replace(config=config), budget
 
 
 def join_run() -> None:
     """Take part in a run, in the process of another device than the first."""
     console = Console(quiet=True)
     with suppress(KeyboardInterrupt, Terminated), joining() as (job, ready), stop_signals() as stop:
-        module, used = prepare(job, console)
+        module, used = prepare(job, read_splits(job.data, job.config, console), console)
         ready()
         with _quiet_lightning():
-            _fit(job, module, used.info, stop, console)
+            _fit(job, module, used.info, stop, console, Budget.beginning_now())
 
 
 @contextmanager
@@ -143,10 +212,15 @@ def _quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _fit(job: Job, module: DetectionModule, info: CheckpointInfo, stop: StopRequest, console: Console) -> TrainingRun:
+def _fit(
+    job: Job, module: DetectionModule, info: CheckpointInfo, stop: StopRequest, console: Console, budget: Budget
+) -> TrainingRun:
     from lightning.pytorch import seed_everything
 
     from efficientdet.training.callbacks import Ema, SaveCheckpoints
+    from efficientdet.training.deadline import Deadline
+    from efficientdet.training.divergence import StopIfDiverging
+    from efficientdet.training.loggers import SampleImages
 
     config = job.config
     seed_everything(config.seed, verbose=False)
@@ -155,12 +229,13 @@ def _fit(job: Job, module: DetectionModule, info: CheckpointInfo, stop: StopRequ
     used = f"{torch.get_num_threads()} threads" if device == "cpu" else f"{config.devices} devices"
     console.print(f"training on {device}, {used}, in {precision}")
     ema = Ema(config.ema_decay) if config.ema_decay else None
-    saver = SaveCheckpoints(job.folder, info, config, ema, stop)
-    trainer = _trainer(job, device, precision, [*([ema] if ema else []), saver], console)
-    # Loader processes are copies of this one, so its memory should be no larger than needed then.
-    keeps = device == "cpu" and module.workers == 0 and os.environ.get(KEEP_VARIABLE) != "0"
+    saver = SaveCheckpoints(job.folder, info, config, ema, stop, console)
+    deadline = Deadline(budget, console) if config.minutes is not None else None
+    samples = SampleImages(job.folder, info.preprocessing)
+    own: list[Callback] = [one for one in (ema, samples, deadline, StopIfDiverging(config), saver) if one is not None]
+    trainer = _trainer(job, device, precision, [*own, *job.callbacks], console)
     try:
-        with kept_memory() if keeps else nullcontext():
+        with kept_memory_for(device, module.workers):
             trainer.fit(module, ckpt_path=str(job.state) if job.state else None, weights_only=True)
     except Exception as error:
         if stop:  # such as a loader process that the same signal has ended
@@ -170,6 +245,8 @@ def _fit(job: Job, module: DetectionModule, info: CheckpointInfo, stop: StopRequ
             raise
         raise explained from error
     run = saver.finish(module)
+    if module.pace.is_changed:
+        console.print("planned anew by the clock: the same command would end with other weights")
     if stop:  # after the last step
         raise Stopped
     return run
@@ -195,13 +272,13 @@ def _explain(error: Exception, job: Job, has_started: bool) -> EfficientDetError
 def _trainer(job: Job, device: str, precision: str, callbacks: list[Callback], console: Console) -> Trainer:
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import RichProgressBar
-    from lightning.pytorch.loggers import TensorBoardLogger
 
     from efficientdet.training.callbacks import EpochLines, Throughput
+    from efficientdet.training.loggers import build_loggers
 
     config = job.config
     shows_bar = not console.quiet and sys.stderr.isatty()
-    throughput = Throughput(config.batch_size * config.devices)
+    throughput = Throughput(config.images_at_once * config.devices)
     return Trainer(
         accelerator=device,
         devices=config.devices,
@@ -212,7 +289,7 @@ def _trainer(job: Job, device: str, precision: str, callbacks: list[Callback], c
         check_val_every_n_epoch=config.evaluate_every,
         num_sanity_val_steps=0,
         callbacks=[*callbacks, throughput, RichProgressBar() if shows_bar else EpochLines(console)],
-        logger=[_csv_logger(job), TensorBoardLogger(job.folder, "", "log")],
+        logger=build_loggers(job),
         log_every_n_steps=10,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -233,19 +310,3 @@ def _strategy(devices: int) -> Strategy | str:
             self._launcher = None
 
     return JoinedProcesses()
-
-
-def _csv_logger(job: Job) -> CSVLogger:
-    """The log as CSV. A resumed run keeps the rows up to its saved step, which Lightning would delete."""
-    from lightning.pytorch.loggers import CSVLogger
-
-    path, rows = job.folder / "log" / "metrics.csv", []
-    if job.state is not None and path.is_file():
-        step = torch.load(job.state, mmap=True, weights_only=True)["global_step"]
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-    logger = CSVLogger(job.folder, "", "log")
-    if rows:
-        logger.experiment.metrics = [{name: value for name, value in row.items() if value} for row in rows]
-        logger.save()
-    return logger

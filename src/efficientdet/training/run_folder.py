@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import itertools
@@ -10,7 +11,7 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,9 @@ SPARE_FILE = "resume.previous.ckpt"
 # There while a process works on the run; holds its number.
 LOCK_FILE = "run.lock"
 # Settings that do not change the weights; a resumed run may have others.
-WITHOUT_EFFECT = ("workers", "cache", "save_every", "skip_missing")
+WITHOUT_EFFECT = ("workers", "cache", "save_every", "skip_missing", "logger")
+# Settings that a resumed run may have others of, although its weights are then not those of an uninterrupted one.
+CHANGEABLE = ("epochs", "minutes", "patience", "devices", "batch_size", "accumulate", "batch_norm")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class TrainingRun:
 
     Attributes:
         folder: holds `best.safetensors`, `last.safetensors`, `metrics.json`, `report.json`, `log/metrics.csv`,
-            TensorBoard's events, `config.json`, `resume.ckpt`.
+            TensorBoard's events, `images/`, `config.json`, `resume.ckpt`.
         best: the checkpoint with the best AP on the validation split; without such a split, the last one.
         last: the checkpoint of the last epoch.
         metrics: of the last evaluation; None without a validation split.
@@ -234,8 +237,50 @@ def read_settings(folder: Path) -> RunSettings | None:
         ) from error
 
 
-def check_same(folder: Path, started: RunSettings, resumed: RunSettings) -> None:
+def resumed_config(folder: Path, started: TrainConfig, config: TrainConfig, typed: Collection[str]) -> TrainConfig:
+    """The settings of a resumed run: a step sees as many images as before, on however many devices.
+
+    Args:
+        folder: of the run.
+        started: what it was started with.
+        config: the same with the changes that are asked for.
+        typed: names of the settings that are asked for.
+
+    Raises:
+        SettingError: a step would see another number of images, or there would be fewer epochs.
+    """
+    changes: dict[str, Any] = {}
+    if started.minutes and config.minutes and "epochs" not in typed:
+        changes["epochs"] = max(started.epochs, round(started.epochs * config.minutes / started.minutes))
+    elif config.epochs < started.epochs:
+        raise SettingError(
+            f"{folder}: epochs was {started.epochs}, now {config.epochs}; a resumed run can only have more"
+        )
+    images = started.images_at_once * started.devices * started.accumulate
+    size = started.images_at_once if isinstance(config.batch_size, str) else config.batch_size
+    if config.devices != started.devices and ("batch_size" not in typed or size == started.batch_size):
+        size = max(1, started.images_at_once * started.devices // config.devices)
+    accumulate = config.accumulate
+    if "accumulate" not in typed or (size, config.devices) != (started.batch_size, started.devices):
+        accumulate = max(1, images // (size * config.devices))
+    if size * config.devices * accumulate != images:
+        raise SettingError(
+            f"{folder}: a step sees {images} images, which batch_size {size} on {config.devices} devices cannot give; "
+            f"choose numbers of which {images} is a multiple"
+        )
+    if size != started.images_at_once and "batch_norm" not in typed:  # auto could mean another in other batches
+        changes["batch_norm"] = "frozen" if started.freezes_batch_norm() else "train"
+    return dataclasses.replace(config, batch_size=size, accumulate=accumulate, **changes)
+
+
+def check_same(folder: Path, started: RunSettings, resumed: RunSettings, say: Callable[[str], None]) -> None:
     """Refuse to resume a run with other settings, another model or other data than it was started with.
+
+    Args:
+        folder: of the run.
+        started: what it was started with.
+        resumed: what it is to go on with.
+        say: called with a line if they differ in what a resumed run may change.
 
     Raises:
         SettingError: lists what differs.
@@ -249,13 +294,19 @@ def check_same(folder: Path, started: RunSettings, resumed: RunSettings) -> None
             changed.append(f"{name} {what}")
     if changed:
         raise SettingError(f"{folder}: the dataset has changed since the run was started: {', '.join(changed)}")
+    before, now = to_dict(started.config), to_dict(resumed.config)
+    differs = [f"{name} {now[name]} instead of {before[name]}" for name in CHANGEABLE if before[name] != now[name]]
+    if differs:
+        say(f"resumed with {', '.join(differs)}: the weights will not be those of an uninterrupted run")
 
 
 def _decisive(settings: RunSettings) -> dict[str, Any]:
-    info = settings.info
+    info, config = settings.info, settings.config
     model = {f"model {name}": value for name, value in info.spec.to_dict().items()}
     classes = {"class_names": info.class_names, "category_ids": info.category_ids}
-    return {**decisive_settings(settings.config), **model, **classes}
+    batch_norm = {"batch_norm": "frozen" if config.freezes_batch_norm() else "train"}
+    values = {name: value for name, value in decisive_settings(config).items() if name not in CHANGEABLE}
+    return {**values, **batch_norm, **model, **classes}
 
 
 def decisive_settings(config: TrainConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from efficientdet.training.config import TrainConfig
 WARMUP_START = 0.1
 
 
-def rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
+def rate_factor(step: float, warmup_steps: int, total_steps: int) -> float:
     """Factor on the peak learning rate at a step: linear warm-up from 0.1, then a cosine down to 0."""
     if step < warmup_steps:
         return WARMUP_START + (1 - WARMUP_START) * step / warmup_steps

@@ -1,0 +1,44 @@
+"""Refuses settings that would have no effect. Imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+import math
+
+from efficientdet.errors import SettingError
+from efficientdet.training.config import TrainConfig
+
+# Settings of the evaluation, and of what learns in the backbone.
+OF_EVALUATION = ("patience", "best_metric", "evaluate_every", "evaluate_images")
+OF_THE_BACKBONE = ("backbone_rate", "layer_decay")
+
+
+def refuse_without_effect(config: TrainConfig, has_validation: bool, stages: int) -> None:
+    """Refuse settings that would have no effect on this run.
+
+    Args:
+        config: the settings.
+        has_validation: whether there is a validation split.
+        stages: number of stages of the backbone above its stem; -1 where they are not known.
+
+    Raises:
+        SettingError: names the setting, and says why it has no effect.
+    """
+
+    def refuse(name: str, why: str) -> None:
+        raise SettingError(f"{name} is {getattr(config, name)} but has no effect: {why}")
+
+    defaults = TrainConfig()
+    for name in OF_EVALUATION:
+        if not has_validation and getattr(config, name) != getattr(defaults, name):
+            refuse(name, "there is no validation split to evaluate on; add one, or leave the setting out")
+    evaluations = math.ceil(config.epochs / config.evaluate_every)
+    if config.patience is not None and config.minutes is None and config.patience >= evaluations:
+        refuse("patience", f"the run has {evaluations} evaluations; choose fewer, or more epochs")
+    if 0 <= stages <= config.frozen_stages:
+        for name in OF_THE_BACKBONE:
+            if getattr(config, name) != getattr(defaults, name):
+                refuse(name, f"frozen_stages is {config.frozen_stages}, so that no stage of the backbone learns")
+        if config.batch_norm == "train":
+            refuse("batch_norm", "the backbone's stages are all frozen, and their batch norms with them")
+    if config.backbone_rate == 0 and config.layer_decay != 1:
+        refuse("layer_decay", "backbone_rate is 0, so that no stage of the backbone learns")
