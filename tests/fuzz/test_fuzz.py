@@ -35,6 +35,7 @@ from safetensors.torch import load_file
 
 from efficientdet.data.coco import read_coco
 from efficientdet.data.csv_file import read_csv
+from efficientdet.data.parquet import read_parquet
 from efficientdet.data.voc import read_voc
 from efficientdet.data.yolo import read_yolo
 from efficientdet.errors import EfficientDetError
@@ -318,6 +319,26 @@ def csv_target(folder: Path) -> Target:
     return Target(EITHER, read_case, 150, CSV)
 
 
+def parquet_target(folder: Path) -> Target:
+    """Parquet, and the Arrow streams of `datasets`, damaged byte by byte: pyarrow reads them in C++."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    write_images(folder / "images")
+    objects = {"bbox": [[1.0, 2.0, 20.0, 10.0]], "category": ["disc"]}
+    rows = [{"image": f"images/{n}.png", "image_id": n, "objects": objects} for n in (1, 2)]
+    table, stream = pyarrow.Table.from_pylist(rows), io.BytesIO()
+    parquet.write_table(table, folder / "x.parquet")
+    with pyarrow.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    whole = {"x.parquet": (folder / "x.parquet").read_bytes(), "x.arrow": stream.getvalue()}
+
+    def read_case(case: tuple[str, list[Damage]]) -> None:
+        name, damages = case
+        (folder / name).write_bytes(damaged(whole[name], damages))
+        read_parquet(folder / name)
+
+    return Target(st.tuples(st.sampled_from(list(whole)), DAMAGES), read_case, 150)
+
+
 YAML_TEXTS = [
     "a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]\n", "names: !!python/object/apply:os.getcwd []\n",
     "? [a, b]\n: c\nnames: [x]\n", "names: !odd [x]\n", "names: [x]\nnames: [y]\n", "names: {0: x, '0': y}\n",
@@ -568,6 +589,7 @@ def resume_target(folder: Path, shapes: ModuleType) -> Target:
 
 TARGETS: dict[str, Callable[..., Target]] = {
     "images": images_target, "coco": coco_target, "voc": voc_target, "yolo": yolo_target, "csv": csv_target,
+    "parquet": parquet_target,
     "graph": graph_target,
     "checkpoint": checkpoint_target, "pickle": pickle_target, "npz": npz_target, "onnx": onnx_target,
     "names": names_target, "download": download_target, "resume": resume_target,

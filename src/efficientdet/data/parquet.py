@@ -125,8 +125,11 @@ def _open(file: Path) -> Any:
     """The schema and the batches of a file: `schema_arrow`, `iter_batches`."""
     pyarrow, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
     try:
-        return parquet.ParquetFile(file) if file.suffix == ".parquet" else _ArrowFile(pyarrow.ipc.open_stream(file))
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        is_parquet = file.suffix == ".parquet"
+        opened = parquet.ParquetFile(file) if is_parquet else _ArrowFile(pyarrow.ipc.open_stream(file))
+        _ = opened.schema_arrow.names  # those of a damaged file may be no text
+        return opened
+    except (OSError, pyarrow.ArrowException, ValueError, TypeError) as error:
         raise DataError(f"{file}: not readable as {file.suffix[1:]} ({printable(error)}); write it again") from error
 
 
@@ -141,6 +144,7 @@ class _ArrowFile(NamedTuple):
 
     def iter_batches(self, batch_size: int, columns: Sequence[str]) -> Iterator[Any]:
         for batch in self.stream:
+            batch.validate(full=True)  # a damaged one would be read beyond its memory
             for start in range(0, batch.num_rows, batch_size):
                 yield batch.select([name for name in batch.schema.names if name in columns]).slice(start, batch_size)
 
@@ -150,7 +154,7 @@ def _batches(file: Path, columns: Sequence[str]) -> Iterator[Any]:
     try:
         for batch in _open(file).iter_batches(batch_size=ROWS_AT_A_TIME, columns=columns):
             yield from batch.to_pylist()
-    except (OSError, ValueError, NotImplementedError) as error:
+    except (OSError, require("pyarrow", "data").ArrowException, ValueError, TypeError, LookupError) as error:
         raise DataError(f"{file}: damaged ({printable(error)}); write it again") from error
 
 
