@@ -15,7 +15,7 @@ from efficientdet.training.config import TrainConfig
 @takes_settings(TrainConfig)
 def train(
     model: Annotated[str, typer.Argument(help="d0-d7x, lite0-lite4; see `efficientdet models`.")],
-    data: Annotated[Path, typer.Option(help="Folder with train and val annotations, or a COCO JSON to train on.")],
+    data: Annotated[Path, typer.Option(help="Dataset: its folder, data.yaml, or a COCO, CSV or parquet file.")],
     settings: dict[str, Any],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the run; by default the next free runs/N.")

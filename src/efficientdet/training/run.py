@@ -70,7 +70,7 @@ def train(
 
     Args:
         model: name of the family (`d0`, `lite0`, ...) or a spec.
-        data: folder with a `train` and, if possible, a `val` split (see `read_split`), or one COCO JSON to train on.
+        data: dataset with a `train` and, if possible, a `val` split (see `read_split`), or one file to train on.
         out: folder of the run; None for the next free `runs/N`.
         resume: continue the run in `out` from its last saved step, to the weights that it would have had. Its settings
             are kept: they need not be given again. More epochs or minutes, or another number of devices for the same
