@@ -1,6 +1,6 @@
 """What each part of the recipe `modern` gives: training runs on some datasets, a row of settings each, as Markdown.
 
-Every run starts from the same ImageNet backbone and has the same epochs, or minutes; AP is that of the last weights on
+Every run starts from the same ImageNet backbone and has the same epochs; AP is that of the last weights on
 the split to measure on. Results go into a file as they come, and a run that is in it is not done again.
 """
 
@@ -33,11 +33,11 @@ MEASURES = ("ap", "ap50", "ap75")
 
 def measure(data: Path, variant: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate once."""
-    limit = {"minutes": arguments.minutes} if arguments.minutes else {"epochs": arguments.epochs}
     with tempfile.TemporaryDirectory() as folder:
         run = ed.train(
             arguments.network, data, out=Path(folder) / "run", backbone_weights=arguments.backbone, seed=seed,
-            image_size=arguments.size, evaluate_every=10**6, quiet=True, **limit, **VARIANTS[variant],
+            image_size=arguments.size, epochs=arguments.epochs, evaluate_every=arguments.epochs, quiet=True,
+            **VARIANTS[variant],
         )  # fmt: skip
         metrics = ed.evaluate(run.last, read_split(data, arguments.split))
     found = {name: getattr(metrics, name) for name in MEASURES}
@@ -63,7 +63,6 @@ def main() -> None:
     parser.add_argument("--network", default="lite0")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--minutes", type=float, help="instead of epochs")
     parser.add_argument("--split", default="test", help="to measure on")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", action="append", choices=VARIANTS, help="these settings alone; can be repeated")
