@@ -30,14 +30,14 @@ class Ema(WeightAveraging):
         super().__init__(multi_avg_fn=EmaUpdate(decay))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the network, but not the images that a dataset may keep in memory."""
+        """Copy the network, but neither the images that a dataset may keep in memory nor the teacher."""
         module: DetectionModule = pl_module  # type: ignore[assignment]
-        sets = module.train_set, module.val_set
-        module.train_set = module.val_set = None  # type: ignore[assignment]
+        sets = module.train_set, module.val_set, module.teacher
+        module.train_set = module.val_set = module.teacher = None  # type: ignore[assignment]
         try:
             super().setup(trainer, pl_module, stage)
         finally:
-            module.train_set, module.val_set = sets
+            module.train_set, module.val_set, module.teacher = sets
 
     def network_state(self) -> dict[str, Tensor]:
         """State dict of the averaged network."""

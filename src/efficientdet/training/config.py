@@ -13,7 +13,7 @@ from efficientdet.errors import SettingError, find_name
 from efficientdet.family import aspect_factors
 from efficientdet.settings import Settings, kinds, setting
 
-# Batch statistics of a pretrained backbone are too rough below this many images a device.
+# Batch statistics of a pretrained backbone are too rough below this many images.
 SMALLEST_BATCH_FOR_STATISTICS = 4
 # The paper's jitter of 0.1-2.0 pays in long runs; at 30 epochs 0.5-1.5 is better (appendix: 35.3 against 34.6 AP).
 LONG_RUN_EPOCHS = 150
@@ -21,7 +21,7 @@ LONG_RUN_EPOCHS = 150
 OF_BOX_LOSS = {"huber": ("delta", "box_weight", "skips_zero_targets"), "giou": ("giou_weight",)}
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 # Settings that name a file.
-FILES = ("weights", "backbone_weights", "feature_network")
+FILES = ("weights", "teacher", "backbone_weights", "feature_network")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,17 @@ class TrainConfig(Settings):
         "Detector to start from: bundled model, checkpoint, released model, or hf://owner/repo. If its classes differ "
         "from the dataset's, the class layer starts afresh.",
         flag="-w",
+    )
+    keep_classes: bool = setting(
+        False,
+        "Keep the classes of --weights that the dataset lacks: the class layer is extended, and the old detector "
+        "teaches them on the dataset's images.",
+    )
+    teacher: str | Path | None = setting(
+        None, "Larger detector of the same classes, whose outputs the model also learns from."
+    )
+    distill_weight: float | None = setting(
+        None, "Weight of the distance from the teacher's outputs in the loss; by default 1.", minimum=0
     )
     backbone_weights: str | Path | None = setting(
         None,
@@ -126,8 +137,8 @@ class TrainConfig(Settings):
     )
     batch_norm: Literal["auto", "train", "frozen"] = setting(
         "auto",
-        "Batch norms of the backbone: train (statistics of the batch) or frozen (running statistics); auto freezes "
-        "those of pretrained weights in batches below 4.",
+        "Batch norms of the backbone: train (statistics of the batch on all devices) or frozen (running statistics); "
+        "auto freezes those of pretrained weights in batches below 4.",
     )
     backbone_rate: float = setting(0.25, "Factor on the learning rate of the backbone.", minimum=0)
     layer_decay: float = setting(
@@ -196,6 +207,15 @@ class TrainConfig(Settings):
         for name in OF_BOX_LOSS[other]:
             if getattr(self.loss, name) != getattr(LossSettings(), name):
                 raise SettingError(f"loss.{name} has no effect with box_loss {self.box_loss}; set box_loss to {other}")
+        self._check_teacher()
+
+    def _check_teacher(self) -> None:
+        if self.keep_classes and not self.weights:
+            raise SettingError("keep_classes keeps the classes of weights; give weights too")
+        if self.keep_classes and self.teacher:
+            raise SettingError("keep_classes makes the old weights the teacher; leave teacher out")
+        if self.distill_weight is not None and not (self.keep_classes or self.teacher):
+            raise SettingError("distill_weight has no effect without teacher or keep_classes")
 
     def anchors(self) -> dict[str, Any]:
         """The fields of `ModelSpec` for the anchors that were asked for."""
@@ -234,7 +254,7 @@ class TrainConfig(Settings):
         """Whether the backbone's batch norms keep their running statistics."""
         if self.batch_norm == "auto":
             is_pretrained = bool(self.weights or self.backbone_weights)
-            return is_pretrained and self.images_at_once < SMALLEST_BATCH_FOR_STATISTICS
+            return is_pretrained and self.images_at_once * self.devices < SMALLEST_BATCH_FOR_STATISTICS
         return self.batch_norm == "frozen"
 
 
@@ -268,6 +288,9 @@ class TrainOptions(TypedDict, total=False):
     """The fields of `TrainConfig` as keywords, for type checkers."""
 
     weights: str | Path | None
+    keep_classes: bool
+    teacher: str | Path | None
+    distill_weight: float | None
     backbone_weights: str | Path | None
     backbone: str | None
     feature_network: str | Path | None

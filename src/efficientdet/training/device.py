@@ -15,8 +15,12 @@ LIGHTNING_PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mix
 MOST_WORKERS = 8
 
 
-def choose_device(config: TrainConfig) -> str:
+def choose_device(config: TrainConfig, machines: int = 1) -> str:
     """`cpu`, `cuda` or `mps`.
+
+    Args:
+        config: the settings.
+        machines: number of machines that share the devices.
 
     Raises:
         SettingError: this machine has too few such devices (of a CPU, cores), or a CPU would have to compute in fp16.
@@ -29,9 +33,10 @@ def choose_device(config: TrainConfig) -> str:
         "mps": int(torch.backends.mps.is_available()),
         "cuda": torch.cuda.device_count(),
     }
-    if config.devices > there[device]:
+    wanted = config.devices // machines
+    if wanted > there[device]:
         raise SettingError(
-            f"device {device} with devices {config.devices}: this machine has {there[device]}; choose fewer, or another"
+            f"device {device} with devices {wanted}: this machine has {there[device]}; choose fewer, or another"
         )
     if config.precision == "fp16" and device == "cpu":
         raise SettingError("precision fp16 needs a GPU, and there is none here; use bf16 or fp32")

@@ -16,6 +16,7 @@ from efficientdet.images.read import read
 from efficientdet.network.efficientdet import CLASS_LAYER, EfficientDet
 from efficientdet.network.efficientnet import EfficientNet
 from efficientdet.network.resnet import ResNet
+from efficientdet.training.keep_classes import extend_class_layer
 from efficientdet.weights.checkpoint import check_finite, fit_state, load_checkpoint
 from efficientdet.weights.create import copy_weights
 from efficientdet.weights.foreign import unwrap
@@ -31,8 +32,9 @@ TORCHVISION_SUFFIXES = (".pth", ".pt")
 
 
 def start_from(
-    network: EfficientDet, weights: str | Path, class_names: tuple[str, ...], console: Console
-) -> Preprocessing:
+    network: EfficientDet, weights: str | Path, class_names: tuple[str, ...], console: Console,
+    keeps_classes: bool = False,
+) -> Preprocessing:  # fmt: skip
     """Copy a detector's weights and anchor shapes into a network of the same kind.
 
     If its classes differ in name or order, the last layer of the class head starts afresh, and a line says so.
@@ -42,6 +44,7 @@ def start_from(
         weights: what `find_weights` takes.
         class_names: of the dataset, by label.
         console: where the line is printed.
+        keeps_classes: the first classes are the detector's, whose part of that layer is kept.
 
     Returns:
         The preprocessing that the weights were trained with.
@@ -59,7 +62,9 @@ def start_from(
         )
     has_same_classes = info.class_names == class_names
     copy_weights(network, source, str(weights), with_class_layer=has_same_classes)
-    if not has_same_classes:
+    if keeps_classes:
+        extend_class_layer(network, source)
+    elif not has_same_classes:
         layer = [key for key in network.state_dict() if key.startswith(CLASS_LAYER)]
         console.print(f"{weights}: its classes differ, so these start afresh: {', '.join(layer)}")
     return info.preprocessing

@@ -140,15 +140,24 @@ def detection_loss(
 
 def matched_loss(
     class_logits: list[Tensor], box_deltas: list[Tensor], targets: Matches, settings: LossSettings | None = None,
-    giou_anchors_xyxy: Tensor | None = None,
+    giou_anchors_xyxy: Tensor | None = None, normalizer: Tensor | None = None,
 ) -> Losses:  # fmt: skip
-    """`detection_loss` for targets that `match_batch` found; with the GIoU box loss where the anchors are given."""
+    """`detection_loss` for targets that `match_batch` found.
+
+    Args:
+        class_logits: see `detection_loss`.
+        box_deltas: the same.
+        targets: what each anchor is to predict.
+        settings: the same.
+        giou_anchors_xyxy: the anchors, for the GIoU box loss instead of the Huber loss.
+        normalizer: what the sums are divided by, where several devices share one; by default the targets' own.
+    """
     settings = settings or LossSettings()
     with torch.autocast(class_logits[0].device.type, enabled=False):
         deltas = torch.cat(box_deltas, 1)
         deltas = deltas.double() if class_logits[0].dtype == torch.float64 else deltas.float()
         target_deltas = targets.deltas.to(deltas.dtype)
-        normalizer = targets.normalizer()
+        normalizer = targets.normalizer() if normalizer is None else normalizer
         shape = (settings.alpha, settings.gamma, settings.label_smoothing)
         focal: Tensor = FocalSum.apply(targets.labels, *shape, *class_logits)  # type: ignore[no-untyped-call]
         classes = focal / normalizer

@@ -28,10 +28,12 @@ from efficientdet.inference.settings import EVALUATION_SCORE_THRESHOLD, Postproc
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.training.assignment import match_batch
 from efficientdet.training.config import TrainConfig
+from efficientdet.training.distillation import Teacher
 from efficientdet.training.gradient_checkpointing import checkpoint_gradients
 from efficientdet.training.losses import Losses, matched_loss
 from efficientdet.training.pace import Pace
 from efficientdet.training.schedule import batch_norm_momentum, build_optimizer, check_stages, rate_factor
+from efficientdet.training.synchronize import device_count, gathered, summed, synchronize_batch_norms
 
 
 def loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
@@ -62,6 +64,7 @@ class DetectionModule(LightningModule):
         results: COCO results of the last evaluation by image id, of this device's images.
         pace: where in its schedule the run is.
         val_loss: of the last evaluation, where it chooses the best checkpoint; None else.
+        teacher: a trained detector to learn from; None for none.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class DetectionModule(LightningModule):
         self.val_loss: float | None = None
         self.results: dict[int | str, list[dict[str, Any]]] = {}
         self._val_losses: list[tuple[float, int]] = []  # of batches: sum over images, number of images
+        self.teacher: Teacher | None = None
         # Of the batches whose gradients are being added up: indices of the images, and the losses' normalizers.
         self._indices: list[Tensor] = []
         self._normalizers: list[Tensor] = []
@@ -151,6 +155,11 @@ class DetectionModule(LightningModule):
 
     # Training
 
+    def setup(self, stage: str) -> None:
+        """Join the batch norms of several devices."""
+        if self.trainer.world_size > 1:
+            synchronize_batch_norms(self.model)
+
     def on_train_start(self) -> None:
         """Set the momentum of batch norms to suit the length of the run."""
         momentum = batch_norm_momentum(self.total_steps())
@@ -160,7 +169,8 @@ class DetectionModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step's random numbers by its number, so that a resumed run draws the same ones."""
-        torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch * 100_003 + batch_idx)
+        seed = self.config.seed * 1_000_003 + self.current_epoch * 100_003 + batch_idx
+        torch.manual_seed(seed + self.global_rank * 10_000_019)
         if self.current_epoch + 1 == self.trainer.max_epochs:  # the last epoch is evaluated whatever evaluate_every
             self.trainer.check_val_every_n_epoch = 1
         self._keep_statistics()
@@ -192,27 +202,43 @@ class DetectionModule(LightningModule):
         return self._compare(batch, *self._predict(batch))[0]
 
     def _compare(
-        self, batch: Batch, class_logits: list[Tensor], box_deltas: list[Tensor], anchors: Tensor
+        self, batch: Batch, class_logits: list[Tensor], box_deltas: list[Tensor], anchors: Tensor, is_step: bool = False
     ) -> tuple[Losses, Tensor]:
-        """The losses of a batch, and their normalizer."""
-        targets = match_batch(anchors, batch.boxes_xyxy, batch.labels, batch.ignored_xyxy)
+        """The losses of a batch, and the normalizer that they were divided by.
+
+        In a step, devices average their gradients: with the positives of all of them, and times the number of devices,
+        the average is the gradient of one large batch.
+        """
+        logits, labels, teacher = class_logits, batch.labels, self.teacher if is_step else None
+        if self.teacher is not None:
+            logits, labels = self.teacher.of_dataset(class_logits, labels)
+        targets = match_batch(anchors, batch.boxes_xyxy, labels, batch.ignored_xyxy)
+        normalizer, devices = targets.normalizer(), 1
+        if is_step:
+            normalizer, devices = summed(normalizer - 1.0) + 1.0, device_count()
         giou_anchors = anchors if self.config.box_loss == "giou" else None
-        losses = matched_loss(class_logits, box_deltas, targets, self.config.loss, giou_anchors)
-        return losses, targets.normalizer()
+        losses = matched_loss(logits, box_deltas, targets, self.config.loss, giou_anchors, normalizer / devices)
+        if teacher is not None:
+            distance = devices * teacher.loss(batch.images, class_logits, box_deltas, targets.labels >= 0)
+            self.log("train/distill_loss", summed(distance.detach()) / devices, batch_size=len(batch.indices))
+            weight = 1.0 if self.config.distill_weight is None else self.config.distill_weight
+            losses = losses._replace(total=losses.total + weight * distance)
+        return losses, normalizer
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Loss of a batch; None, which skips the step, where it is not finite."""
-        losses, normalizer = self._compare(batch, *self._predict(batch))
-        if not bool(losses.total.isfinite()):
+        losses, normalizer = self._compare(batch, *self._predict(batch), is_step=True)
+        shown = summed(torch.stack([value.detach() for value in losses])) / device_count()
+        if not bool(shown[0].isfinite()):
             self._skip("the loss is not finite", [batch.indices])
             self._restore_statistics()
-            if self.trainer.world_size == 1:
+            if device_count() == 1:
                 return None
             # Every device must go through the backward pass: return a zero that depends on all weights.
             return torch.stack([(p.nan_to_num() * 0).sum() for p in self.model.parameters()]).sum()
-        shown = {"loss": losses.total, "class_loss": losses.classes, "box_loss": losses.boxes}
-        self.log_dict({f"train/{name}": value.detach() for name, value in shown.items()}, batch_size=len(batch.indices))
-        self.log("loss", losses.total.detach(), prog_bar=True, logger=False, batch_size=len(batch.indices))
+        size, names = len(batch.indices), ("train/loss", "train/class_loss", "train/box_loss")
+        self.log_dict(dict(zip(names, shown, strict=True)), batch_size=size)
+        self.log("loss", shown[0], prog_bar=True, logger=False, batch_size=size)
         self._indices.append(batch.indices)
         return losses.total if self.config.accumulate == 1 else losses.total * self._weight(normalizer)
 
@@ -233,7 +259,8 @@ class DetectionModule(LightningModule):
         self._normalizers = []
 
     def _skip(self, why: str, indices: list[Tensor]) -> None:
-        image_ids = [self.train_set.records.images[i].image_id for i in torch.cat(indices).tolist()]
+        indices_of_all = [i for part in gathered(torch.cat(indices).tolist()) for i in part]
+        image_ids = [self.train_set.records.images[i].image_id for i in indices_of_all]
         message = f"epoch {self.current_epoch}, step {self.global_step}: {why}; step skipped, image ids {image_ids}"
         self.skipped_steps.append(message)
         self.print(message)
@@ -245,11 +272,13 @@ class DetectionModule(LightningModule):
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         self._end_accumulation(parameters)
         indices, self._indices = self._indices, []
+        if not indices:  # all batches were skipped: no decay and no momentum either
+            self.zero_grad(set_to_none=True)
+            return
         norm = nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip or float("inf"), foreach=True)
         # Under fp16 the gradient scaler looks for overflows itself and lowers its scale.
         if self.trainer.precision != "16-mixed" and not bool(norm.isfinite()):
-            for parameter in parameters:
-                parameter.grad = None
+            self.zero_grad(set_to_none=True)
             self._skip("the gradient is not finite", indices)
 
     def configure_optimizers(self) -> Any:
@@ -297,23 +326,16 @@ class DetectionModule(LightningModule):
         """AP over the results of all devices."""
         if self.val_set is None or self.trainer.sanity_checking:
             return
-        results = {image_id: rows for part in self._gather(self.results) for image_id, rows in part.items()}
-        self.metrics = coco_metrics(self.val_set.records.to_coco(), [row for rows in results.values() for row in rows])
+        found = {image_id: rows for part in gathered(self.results) for image_id, rows in part.items()}
+        in_order = [found.get(image.image_id, []) for image in self.val_set.records.images]
+        self.metrics = coco_metrics(self.val_set.records.to_coco(), [row for rows in in_order for row in rows])
         self.evaluated_epoch = self.current_epoch
         self.log_dict({f"val/{name}": getattr(self.metrics, name) for name in ("ap", "ap50", "ap75", "ar100")})
 
-        losses = [one for part in self._gather(self._val_losses) for one in part]
+        losses = [one for part in gathered(self._val_losses) for one in part]
         if losses:
             self.val_loss = sum(loss for loss, _ in losses) / sum(count for _, count in losses)
             self.log("val/loss", self.val_loss)
-
-    def _gather(self, own: Any) -> list[Any]:
-        """What each device has."""
-        if self.trainer.world_size == 1:
-            return [own]
-        gathered: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(gathered, own)
-        return gathered
 
     # State of a resumed run
 

@@ -22,10 +22,13 @@ from efficientdet.network.efficientdet import EfficientDet, build_model
 from efficientdet.settings import to_dict
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.device import choose_device, choose_workers
+from efficientdet.training.distillation import larger_teacher, old_teacher
 from efficientdet.training.effects import refuse_without_effect
 from efficientdet.training.initial_weights import start_backbone_from, start_from
+from efficientdet.training.keep_classes import with_old_classes
 from efficientdet.training.run_folder import RunSettings, fingerprint
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
+from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, read_info
+from efficientdet.weights.names import find_weights
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -44,6 +47,7 @@ class Job(NamedTuple):
         started: what the run was started with, if it is resumed.
         state: the saved state that it is resumed from; None to start from the beginning.
         callbacks: Lightning's, that the caller adds.
+        machines: number of machines, each with the same number of devices.
     """
 
     model: str | ModelSpec
@@ -53,6 +57,7 @@ class Job(NamedTuple):
     started: RunSettings | None = None
     state: Path | None = None
     callbacks: tuple[Callback, ...] = ()
+    machines: int = 1
 
 
 class Splits(NamedTuple):
@@ -79,10 +84,13 @@ def prepare(job: Job, splits: Splits, console: Console) -> tuple[DetectionModule
 
     config = job.config
     train_records, val_records = splits.train, _evenly(splits.val, config.evaluate_images)
+    labeled = train_records.class_names
+    if config.keep_classes:
+        train_records, val_records = _with_old_classes(config, train_records, val_records, console)
     network, info = build_network(job, train_records, console)
     refuse_without_effect(config, val_records is not None, len(network.backbone.stages()) - 1)
     if not console.quiet:
-        for line in brief(quick_check(train_records, val_records, info.spec)):
+        for line in brief(quick_check(splits.train, splits.val, info.spec)):
             console.print(f"check: {line}")
     size = (info.spec.image_size, info.spec.image_size)
     augmentation = Augmentation(config.scale_range(), config.flip)
@@ -94,8 +102,12 @@ def prepare(job: Job, splits: Splits, console: Console) -> tuple[DetectionModule
     val_set = None
     if val_records is not None:
         val_set = DetectionDataset(val_records, size, info.preprocessing, cache=config.cache)
-    workers = choose_workers(config.workers, choose_device(config))
+    workers = choose_workers(config.workers, choose_device(config, job.machines))
     module = DetectionModule(network, config, train_set, val_set, workers)
+    if config.keep_classes:
+        module.teacher = old_teacher(str(config.weights), labeled, network, info)
+    elif config.teacher:
+        module.teacher = larger_teacher(str(config.teacher), network, info)
     return module, RunSettings(config, info, fingerprint(splits.train, splits.val))
 
 
@@ -104,6 +116,19 @@ def _evenly(records: Records | None, count: int | None) -> Records | None:
     if records is None or count is None or count >= len(records):
         return records
     return dataclasses.replace(records, images=[records.images[i * len(records) // count] for i in range(count)])
+
+
+def _with_old_classes(
+    config: TrainConfig, train: Records, val: Records | None, console: Console
+) -> tuple[Records, Records | None]:
+    """Both splits with labels of the extended detector; prints which classes are kept."""
+    old = read_info(find_weights(str(config.weights)))
+    kept = [name for name in old.class_names if name not in train.class_names]
+    train, val = with_old_classes(train, old), val and with_old_classes(val, old)
+    console.print(
+        f"kept classes of {config.weights}: {', '.join(kept)}; they have no boxes here, so AP is of the others"
+    )
+    return train, val
 
 
 def read_splits(data: Path, config: TrainConfig, console: Console) -> Splits:
@@ -174,11 +199,11 @@ def build_network(job: Job, records: Records, console: Console) -> tuple[Efficie
         network.spec = dataclasses.replace(network.spec, anchor_scale=started.anchor_scale, aspects=started.aspects)
         preprocessing = job.started.info.preprocessing
     elif config.weights:
-        preprocessing = start_from(network, config.weights, records.class_names, console)
+        preprocessing = start_from(network, config.weights, records.class_names, console, config.keep_classes)
         network.spec = dataclasses.replace(network.spec, **config.anchors())
     size = config.image_size or network.spec.image_size
     coarsest = network.spec.strides[-1]
-    if min(config.images_at_once, len(usable_images(records))) == 1 and size <= coarsest:
+    if min(config.images_at_once * config.devices, len(usable_images(records))) == 1 and size <= coarsest:
         raise SettingError(
             f"a batch of one image at image_size {size}: the coarsest level has a single cell, from which batch norms "
             f"cannot take statistics; train on 2 images or more at a time, or at more than {coarsest} pixels"

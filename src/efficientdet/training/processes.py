@@ -46,18 +46,18 @@ def other_processes(job: Any, devices: int) -> Iterator[None]:
     others = [_start(job, common | {"LOCAL_RANK": str(rank)}, share) for rank in range(1, devices)]
     torch.set_num_threads(share)
     try:
-        for other in others:
-            _raise_answer(other)  # when it is ready
+        for rank, other in enumerate(others, start=1):
+            _raise_answer(other, rank)  # when it is ready
         with _environment(common | {"LOCAL_RANK": "0"}):
             yield
         for other in others:
             with suppress(subprocess.TimeoutExpired):
                 other.wait(PATIENCE)
     except RuntimeError:  # such as a lost connection; another process may know more
-        for other in others:
+        for rank, other in enumerate(others, start=1):
             with suppress(subprocess.TimeoutExpired):
                 other.wait(MOMENT)
-                _raise_answer(other)
+                _raise_answer(other, rank)
         raise
     finally:
         for other in others:
@@ -79,7 +79,7 @@ def _start(job: Any, environment: Mapping[str, str], threads: int) -> subprocess
     return process
 
 
-def _raise_answer(process: subprocess.Popen[bytes]) -> None:
+def _raise_answer(process: subprocess.Popen[bytes], rank: int) -> None:
     """Wait for the next answer of a process: that it is ready, or its error, which is raised."""
     assert process.stdout is not None
     try:
@@ -89,7 +89,7 @@ def _raise_answer(process: subprocess.Popen[bytes]) -> None:
         if code == 0:
             return
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        error = SettingError(f"the process of another device {how}; resume the run from its last save")
+        error = SettingError(f"the process of device {rank} {how}; resume the run from its last save")
     if error is not None:
         raise error
 

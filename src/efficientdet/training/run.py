@@ -9,10 +9,10 @@ import pickle
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -22,6 +22,7 @@ from efficientdet.family import ModelSpec
 from efficientdet.settings import changed
 from efficientdet.text import printable
 from efficientdet.training.batch_size import find_batch_size, halved, is_out_of_memory
+from efficientdet.training.cluster import PATIENCE, Cluster, find_cluster, joined
 from efficientdet.training.config import TrainConfig, typed_settings
 from efficientdet.training.device import LIGHTNING_PRECISIONS, choose_device, choose_precision
 from efficientdet.training.memory import kept_memory_for
@@ -30,6 +31,7 @@ from efficientdet.training.prepare import Job, Splits, prepare, read_splits
 from efficientdet.training.processes import joining, other_processes
 from efficientdet.training.recipes import recipe_settings
 from efficientdet.training.run_folder import (
+    RunSettings,
     TrainingRun,
     check_same,
     claim_folder,
@@ -100,31 +102,64 @@ def train(
     budget = Budget.beginning_now()
     require("lightning.pytorch", "train")
     require("faster_coco_eval", "train")
-    console = Console(quiet=quiet, stderr=True, markup=False, highlight=False, soft_wrap=True)
-    with stop_signals() as stop, claim_folder(out, resume) as folder:
-        started = read_settings(folder) if resume else None
-        given = {**(recipe_settings(recipe) if recipe else {}), **settings}
-        typed = typed_settings(config, given)
-        config = changed(config or (started.config if started else TrainConfig()), given)
-        if started is not None:
-            config = resumed_config(folder, started.config, config, typed)
-        choose_device(config)
-        name = model if isinstance(model, str) else model.name
-        command = shlex.join(["efficientdet", "train", name, "--data", str(data), "--out", str(folder), "--resume"])
-        stop.message = f"the run can be resumed: {command}"
-        job = Job(model, Path(data), config, folder, started, callbacks=_checked(callbacks, config.devices))
-        splits = read_splits(job.data, config, console)
-        with _quiet_lightning():
-            while True:
-                try:
-                    return _attempt(job, splits, typed, budget, stop, console)
-                except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    stored = read_settings(folder)
-                    job = job._replace(config=halved(stored.config if stored else job.config, console), started=stored)
-                gc.collect()
-                torch.cuda.empty_cache()
+    cluster = find_cluster()
+    is_first = cluster is None or cluster.rank == 0
+    console = Console(quiet=quiet or not is_first, stderr=True, markup=False, highlight=False, soft_wrap=True)
+    with stop_signals() as stop, _quiet_lightning(), joined(cluster) as share:
+        if not is_first:
+            job = share(None)
+            module, used = prepare(job, read_splits(job.data, job.config, console), console)
+            return _fit(job, module, used.info, stop, console, Budget.beginning_now(), cluster)
+        with claim_folder(out, resume) as folder:
+            started = read_settings(folder) if resume else None
+            given = {**(recipe_settings(recipe) if recipe else {}), **settings}
+            typed = typed_settings(config, given)
+            config = _settings(config, given, cluster, started)
+            if started is not None:
+                config = resumed_config(folder, started.config, config, typed)
+            machines = cluster.machines if cluster else 1
+            choose_device(config, machines)
+            name = model if isinstance(model, str) else model.name
+            command = shlex.join(["efficientdet", "train", name, "--data", str(data), "--out", str(folder), "--resume"])
+            stop.message = f"the run can be resumed: {command}"
+            own = _checked(callbacks, config.devices)
+            job = Job(model, Path(data), config, folder, started, callbacks=own, machines=machines)
+            return _train_within_memory(job, Circumstances(typed, budget, stop, console, cluster, share))
+
+
+class Circumstances(NamedTuple):
+    """What a run takes place in.
+
+    Attributes:
+        typed: names of the settings that were given.
+        budget: of minutes.
+        stop: the signal to stop.
+        console: where lines are printed.
+        cluster: processes that a launcher has started; None for none.
+        share: tells those of a cluster what to do.
+    """
+
+    typed: frozenset[str]
+    budget: Budget
+    stop: StopRequest
+    console: Console
+    cluster: Cluster | None
+    share: Callable[[Any], Any]
+
+
+def _settings(
+    config: TrainConfig | None, given: Mapping[str, Any], cluster: Cluster | None, started: RunSettings | None
+) -> TrainConfig:
+    """What was given, over what a resumed run was started with; devices are the processes that a launcher started."""
+    chosen = changed(config or (started.config if started else TrainConfig()), given)
+    if cluster is not None:
+        if given.get("devices", cluster.devices) != cluster.devices:
+            raise SettingError(
+                f"devices is {given['devices']}, but {cluster.launcher} started {cluster.devices} processes; leave "
+                "devices out"
+            )
+        chosen = dataclasses.replace(chosen, devices=cluster.devices)
+    return chosen
 
 
 def _checked(callbacks: Sequence[Callback], devices: int) -> tuple[Callback, ...]:
@@ -141,12 +176,27 @@ def _checked(callbacks: Sequence[Callback], devices: int) -> tuple[Callback, ...
     return tuple(callbacks)
 
 
-def _attempt(
-    job: Job, splits: Splits, typed: frozenset[str], budget: Budget, stop: StopRequest, console: Console
-) -> TrainingRun:
+def _train_within_memory(job: Job, around: Circumstances) -> TrainingRun:
+    """Train; where memory runs out, go on in smaller batches."""
+    splits = read_splits(job.data, job.config, around.console)
+    while True:
+        try:
+            return _attempt(job, splits, around)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            stored = read_settings(job.folder)
+            smaller = halved(stored.config if stored else job.config, around.console)
+            job = job._replace(config=smaller, started=stored)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _attempt(job: Job, splits: Splits, around: Circumstances) -> TrainingRun:
     """Train until the end, or until memory runs out."""
+    console, budget = around.console, around.budget
     if job.started is None:
-        job, budget = _with_choices(job, splits, typed, budget, console)
+        job, budget = _with_choices(job, splits, around)
     else:
         budget = budget._replace(seconds=60 * (job.config.minutes or 0), most_epochs=job.config.epochs)
         job = job._replace(state=find_state(job.folder, console.print))
@@ -154,15 +204,15 @@ def _attempt(
     if job.started is not None:
         check_same(job.folder, job.started, used, console.print)
     write_settings(job.folder, used)
-    with other_processes(job, job.config.devices):
-        return _fit(job, module, used.info, stop, console, budget)
+    around.share(job)
+    with other_processes(job, 1 if around.cluster else job.config.devices):
+        return _fit(job, module, used.info, around.stop, console, budget, around.cluster)
 
 
-def _with_choices(
-    job: Job, splits: Splits, typed: frozenset[str], budget: Budget, console: Console
-) -> tuple[Job, Budget]:
+def _with_choices(job: Job, splits: Splits, around: Circumstances) -> tuple[Job, Budget]:
     """The run with the settings that are chosen when it is started: those of its budget, and the batch size."""
     config, minutes = job.config, job.config.minutes
+    typed, budget, console = around.typed, around.budget, around.console
     if minutes is not None:
         if config.batch_size == "auto":  # the budget chooses it
             config, typed = dataclasses.replace(config, batch_size=TrainConfig().batch_size), typed - {"batch_size"}
@@ -187,7 +237,7 @@ def join_run() -> None:
         module, used = prepare(job, read_splits(job.data, job.config, console), console)
         ready()
         with _quiet_lightning():
-            _fit(job, module, used.info, stop, console, Budget.beginning_now())
+            _fit(job, module, used.info, stop, console, Budget.beginning_now(), None)
 
 
 @contextmanager
@@ -201,7 +251,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             for text in (
                 "does not have many workers", "smaller than the logging interval", "exists and is not empty",
-                "num_workers", "isn't compatible with", "in eval mode",
+                "num_workers", "isn't compatible with", "in eval mode", "Grad strides do not match",
             ):  # fmt: skip
                 warnings.filterwarnings("ignore", f"(?s).*{text}.*")
             warnings.filterwarnings("ignore", module="lightning.*")
@@ -213,8 +263,9 @@ def _quiet_lightning() -> Iterator[None]:
 
 
 def _fit(
-    job: Job, module: DetectionModule, info: CheckpointInfo, stop: StopRequest, console: Console, budget: Budget
-) -> TrainingRun:
+    job: Job, module: DetectionModule, info: CheckpointInfo, stop: StopRequest, console: Console, budget: Budget,
+    cluster: Cluster | None,
+) -> TrainingRun:  # fmt: skip
     from lightning.pytorch import seed_everything
 
     from efficientdet.training.callbacks import Ema, SaveCheckpoints
@@ -224,16 +275,17 @@ def _fit(
 
     config = job.config
     seed_everything(config.seed, verbose=False)
-    device = choose_device(config)
+    device = choose_device(config, job.machines)
     precision = choose_precision(config.precision, device)
     used = f"{torch.get_num_threads()} threads" if device == "cpu" else f"{config.devices} devices"
-    console.print(f"training on {device}, {used}, in {precision}")
+    where = f"{config.devices} processes, " if device == "cpu" and config.devices > 1 else ""
+    console.print(f"training on {device}, {where}{used}, in {precision}")
     ema = Ema(config.ema_decay) if config.ema_decay else None
     saver = SaveCheckpoints(job.folder, info, config, ema, stop, console)
     deadline = Deadline(budget, console) if config.minutes is not None else None
     samples = SampleImages(job.folder, info.preprocessing)
     own: list[Callback] = [one for one in (ema, samples, deadline, StopIfDiverging(config), saver) if one is not None]
-    trainer = _trainer(job, device, precision, [*own, *job.callbacks], console)
+    trainer = _trainer(job, device, precision, [*own, *job.callbacks], console, cluster)
     try:
         with kept_memory_for(device, module.workers):
             trainer.fit(module, ckpt_path=str(job.state) if job.state else None, weights_only=True)
@@ -264,12 +316,16 @@ def _explain(error: Exception, job: Job, has_started: bool) -> EfficientDetError
             f"a process that loads images died ({printable(text)}), probably for want of memory; resume the run with "
             "fewer workers or without the cache (--workers 0 --no-cache)"
         )
-    if job.state is not None and not has_started:
+    is_of_the_others = isinstance(error, RuntimeError) and job.config.devices > 1  # such as a lost connection
+    if job.state is not None and not has_started and not is_of_the_others:
         return SettingError(f"{job.state}: cannot be resumed from ({type(error).__name__}: {printable(text)})")
     return None
 
 
-def _trainer(job: Job, device: str, precision: str, callbacks: list[Callback], console: Console) -> Trainer:
+def _trainer(
+    job: Job, device: str, precision: str, callbacks: list[Callback], console: Console, cluster: Cluster | None
+) -> Trainer:
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import RichProgressBar
 
@@ -281,8 +337,10 @@ def _trainer(job: Job, device: str, precision: str, callbacks: list[Callback], c
     throughput = Throughput(config.images_at_once * config.devices)
     return Trainer(
         accelerator=device,
-        devices=config.devices,
-        strategy=_strategy(config.devices),
+        devices=config.devices // job.machines,
+        num_nodes=job.machines,
+        strategy=_strategy(config.devices, is_started=cluster is None),
+        plugins=[cluster.environment if cluster else LightningEnvironment()],
         max_epochs=config.epochs,
         precision=LIGHTNING_PRECISIONS[precision],  # type: ignore[arg-type]
         accumulate_grad_batches=config.accumulate,
@@ -298,15 +356,22 @@ def _trainer(job: Job, device: str, precision: str, callbacks: list[Callback], c
     )
 
 
-def _strategy(devices: int) -> Strategy | str:
+def _strategy(devices: int, is_started: bool) -> Strategy | str:
+    """How devices train together.
+
+    Args:
+        devices: their number.
+        is_started: whether `other_processes` has started the others, and Lightning must not.
+    """
     if devices == 1:
         return "auto"
     from lightning.pytorch.strategies import DDPStrategy
 
     class JoinedProcesses(DDPStrategy):
-        """Distributed training in the processes of `other_processes`, none of which Lightning has to start."""
+        """Distributed training in processes none of which Lightning has to start."""
 
         def _configure_launcher(self) -> None:
             self._launcher = None
 
-    return JoinedProcesses()
+    # Buffers are the same everywhere: batch norms take the statistics of all devices.
+    return (JoinedProcesses if is_started else DDPStrategy)(timeout=PATIENCE, broadcast_buffers=False)

@@ -1,0 +1,81 @@
+"""More classes for a trained detector: the dataset's, besides those that it knows and the dataset lacks."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from efficientdet.data.records import EVERY_CLASS, ImageRecord, ImageTable, Records
+from efficientdet.errors import SettingError
+from efficientdet.network.efficientdet import CLASS_LAYER, EfficientDet
+from efficientdet.weights.checkpoint import CheckpointInfo
+
+
+def with_old_classes(records: Records, old: CheckpointInfo) -> Records:
+    """The records with labels of the extended detector: its old classes first, then the dataset's new ones.
+
+    Args:
+        records: a split; left as it is.
+        old: of the trained detector.
+
+    Raises:
+        SettingError: the dataset has all old classes, so that there is nothing to keep.
+    """
+    if set(old.class_names) <= set(records.class_names):
+        raise SettingError(
+            f"keep_classes: {records.source} has all classes of the weights ({', '.join(old.class_names)}), so there "
+            "is none to keep; leave keep_classes out"
+        )
+    names = [*old.class_names, *(name for name in records.class_names if name not in old.class_names)]
+    ids = dict(zip(old.class_names, old.category_ids, strict=True))
+    wanted = dict(zip(records.class_names, records.category_ids, strict=True))
+    free = _free_numbers({*old.category_ids, *records.category_ids})
+    for name in names[len(ids) :]:
+        ids[name] = wanted[name] if wanted[name] not in ids.values() else next(free)
+    numbers = np.array([names.index(name) for name in records.class_names], dtype=np.int64)
+    return dataclasses.replace(
+        records,
+        images=_relabeled(records.images, numbers),
+        class_names=tuple(names),
+        category_ids=tuple(ids[name] for name in names),
+    )
+
+
+def _free_numbers(taken: set[int]) -> Iterator[int]:
+    number = max(taken)
+    while True:
+        number += 1
+        yield number
+
+
+def _relabeled(images: Sequence[ImageRecord], numbers: NDArray[np.int64]) -> Sequence[ImageRecord]:
+    if isinstance(images, ImageTable):
+        table = copy.copy(images)
+        table.labels = _renumbered(images.labels, numbers)
+        return table
+    return [dataclasses.replace(image, labels=_renumbered(image.labels, numbers)) for image in images]
+
+
+def _renumbered(labels: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Other labels for these; ignored regions of no class keep theirs."""
+    return np.where(labels == EVERY_CLASS, EVERY_CLASS, numbers[labels])
+
+
+def extend_class_layer(network: EfficientDet, old: EfficientDet) -> None:
+    """Copy the old classes' part of the last layer of the class head; the old classes come first.
+
+    Args:
+        network: with more classes; changed in place.
+        old: the trained network.
+    """
+    own, theirs = network.state_dict(), old.state_dict()
+    with torch.no_grad():
+        for name in (name for name in own if name.startswith(CLASS_LAYER)):
+            # (anchors * K, ...): the classes of an anchor stand together.
+            by_anchor = own[name].unflatten(0, (-1, network.num_classes))
+            by_anchor[:, : old.num_classes] = theirs[name].unflatten(0, (-1, old.num_classes))
