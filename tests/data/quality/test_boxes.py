@@ -4,11 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from efficientdet.data.coco import read_coco
-from efficientdet.data.quality.boxes import check_boxes
+from efficientdet.data.quality.boxes import check_boxes, repeated_pairs
 from efficientdet.data.quality.findings import Finding
+from efficientdet.data.records import ImageRecord, Records
 
 
 @pytest.fixture
@@ -65,6 +69,26 @@ def test_two_boxes_on_one_object(found: Callable[..., dict[str, Finding]]) -> No
 
 def test_ignored_regions_may_lie_on_objects_and_be_of_any_size(found: Callable[..., dict[str, Finding]]) -> None:
     assert found((1, [10, 10, 40, 40]), (1, [10, 10, 40, 40]), (1, [0, 0, 160, 120]), iscrowd=1) == {}
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6))
+def test_every_repeated_box_of_a_crowd_is_found(seed: int) -> None:
+    """The same pairs as from comparing each box with each, image by image."""
+    random = np.random.default_rng(seed)
+    images = []
+    for number in range(4):
+        base = random.uniform(0, 60, (6, 4))
+        base[:, 2:] = base[:, :2] + random.uniform(4, 40, (6, 2))
+        boxes = np.clip(np.repeat(base, 3, 0) + random.normal(0, 0.6, (18, 4)), 0, 100).astype(np.float32)
+        images.append(
+            ImageRecord(number, Path(f"{number}.jpg"), 100, 100, boxes, random.integers(0, 2, 18),
+                        random.random(18) < 0.2, np.ones(18, np.float32), list(range(18)))
+        )  # fmt: skip
+    records = Records(images, ("x", "y"), (1, 2), Path("x"))
+    expected = {(image.image_id, first, second) for image in images for first, second, _ in repeated_pairs(image)}
+    pairs = [one for one in check_boxes(records, "train") if one.code in ("box-repeated", "box-two-classes")]
+    assert {(one.image_id, *one.annotation_ids) for one in pairs} == expected
 
 
 def test_a_box_far_away_is_not_drawn(found: Callable[..., dict[str, Finding]]) -> None:

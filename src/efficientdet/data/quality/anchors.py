@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientdet.data.quality.columns import columns_of
 from efficientdet.data.quality.findings import Finding
 from efficientdet.data.records import Records
 from efficientdet.family import ModelSpec, aspect_factors
@@ -91,12 +92,13 @@ class AnchorReport(NamedTuple):
 
 def boxes_at(records: Records, image_size: int) -> NDArray[np.float64]:
     """(N, 4) the boxes of a split, ignored regions aside, letterboxed: in pixels of the network's square input."""
-    parts = [
-        record.boxes_xyxy[~record.is_ignored].astype(np.float64)
-        * letterbox_scale(record.image_size, (image_size, image_size))[0]
-        for record in records.images
-    ]
-    return np.concatenate(parts) if parts else np.zeros((0, 4))
+    columns = columns_of(records)
+    sizes, size_of_image = np.unique(columns.sizes, axis=0, return_inverse=True)
+    input_size = (image_size, image_size)
+    scales = np.array([letterbox_scale((height, width), input_size)[0] for height, width in sizes.tolist()])
+    scale_of_box = scales[size_of_image.reshape(-1)][columns.image_of_box]
+    boxes: NDArray[np.float64] = columns.boxes_xyxy.astype(np.float64) * scale_of_box[:, None]
+    return boxes[~columns.is_ignored]
 
 
 def best_anchor_iou(boxes_xyxy: NDArray[np.float64], spec: ModelSpec, image_size: int) -> NDArray[np.float64]:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from efficientdet.boxes import pairwise_iou
+from efficientdet.data.quality.columns import Columns, columns_of
 from efficientdet.data.quality.findings import Box, Finding
 from efficientdet.data.records import BOXES_CLIPPED, BOXES_DEGENERATE, BOXES_OUTSIDE, ChangedBox, ImageRecord, Records
 from efficientdet.text import printable
@@ -31,11 +33,38 @@ def check_boxes(records: Records, split: str) -> Iterator[Finding]:
     """
     for change in records.changed:
         yield from _changed(change, split)
-    for record in records.images:
-        if len(record.boxes_xyxy):
-            yield from _odd_sizes(record, split)
-        if len(record.boxes_xyxy) > 1:
-            yield from _repeated(record, records.class_names, split)
+    for index in _worth_a_look(columns_of(records)):
+        record = records.images[index]
+        yield from _odd_sizes(record, split)
+        yield from _repeated(record, records.class_names, split)
+
+
+def _worth_a_look(columns: Columns) -> list[int]:
+    """Indices of the images that have a tiny or a whole-image box, or two boxes that are nearly the same."""
+    sides = columns.boxes_xyxy[:, 2:] - columns.boxes_xyxy[:, :2]
+    images = columns.sizes[columns.image_of_box][:, ::-1]
+    is_odd = (sides.min(1, initial=np.inf) < TINY_SIDE) | (sides / images >= WHOLE_IMAGE).all(1)
+    odd = columns.image_of_box[is_odd & ~columns.is_ignored]
+    found: list[int] = np.unique(np.concatenate([odd, *_with_near_boxes(columns)])).tolist()
+    return found
+
+
+def _with_near_boxes(columns: Columns) -> Iterator[NDArray[np.int64]]:
+    """Images with two boxes whose edges differ by no more than the edges of boxes on one object can.
+
+    Where the IoU is t, each edge differs by at most (1 - t) / t of a side. Boxes are in order of their left edge, so
+    where none is near its neighbor at some distance in that order, none is at a larger one.
+    """
+    objects = np.flatnonzero(~columns.is_ignored)
+    order = objects[np.lexsort((columns.boxes_xyxy[objects, 0], columns.image_of_box[objects]))]
+    image, boxes = columns.image_of_box[order], columns.boxes_xyxy[order].astype(np.float64)
+    reach = (boxes[:, 2:] - boxes[:, :2]) * (1 - SAME_OBJECT_IOU) / SAME_OBJECT_IOU + 1e-3
+    for step in range(1, len(order)):
+        apart = np.abs(boxes[step:] - boxes[:-step])
+        is_near = (image[step:] == image[:-step]) & (apart[:, 0] <= reach[:-step, 0])
+        if not is_near.any():
+            return
+        yield image[:-step][is_near & (apart <= np.tile(reach[:-step], 2)).all(1)]
 
 
 def repeated_pairs(record: ImageRecord) -> list[tuple[int, int, float]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientdet.data.quality.columns import columns_of
 from efficientdet.data.quality.findings import Finding
 from efficientdet.data.records import Records
 from efficientdet.text import printable
@@ -23,8 +24,8 @@ MOST_NAMES = 8
 
 def boxes_by_class(records: Records) -> NDArray[np.int64]:
     """(K,) number of boxes of each class, ignored regions aside."""
-    labels = [record.labels[~record.is_ignored] for record in records.images]
-    counted = np.bincount(np.concatenate(labels) if labels else [], minlength=len(records.class_names))
+    columns = columns_of(records)
+    counted = np.bincount(columns.labels[~columns.is_ignored], minlength=len(records.class_names))
     return counted.astype(np.int64)
 
 
@@ -62,7 +63,7 @@ def _splits(splits: Mapping[str, Records]) -> Iterator[Finding]:
         if train.training_boxes == 0:
             yield Finding("no-boxes", f"none of its {len(train)} images has a box", TRAIN, str(train.source))
     for split, records in splits.items():
-        empty = sum(record.is_negative for record in records.images)
+        empty = columns_of(records).negatives
         if empty and records.training_boxes:
             what = f"{empty} of {len(records)} images ({empty / len(records):.0%}) have no box"
             yield Finding("images-empty", what, split, str(records.source), count=empty)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from efficientdet.data.quality.anchors import AnchorReport, options_of
 from efficientdet.data.quality.classes import boxes_by_class
+from efficientdet.data.quality.columns import columns_of
 from efficientdet.data.quality.findings import SEVERITIES, Finding, Severity, by_severity, grouped
 from efficientdet.data.records import Records
 from efficientdet.text import printable
@@ -50,15 +51,16 @@ class SplitSummary(NamedTuple):
     @classmethod
     def of(cls, records: Records) -> SplitSummary:
         """The summary of a split."""
-        sizes = sorted(((image.width, image.height) for image in records.images), key=lambda size: size[0] * size[1])
+        columns = columns_of(records)
+        by_area = columns.sizes[np.argsort(columns.sizes.prod(1), kind="stable")][[0, -1], ::-1].tolist()
         return cls(
             source=str(records.source),
             images=len(records),
             boxes=records.training_boxes,
-            ignored=sum(int(np.count_nonzero(image.is_ignored)) for image in records.images),
-            empty=sum(1 for image in records.images if image.is_negative),
+            ignored=int(columns.is_ignored.sum()),
+            empty=columns.negatives,
             classes=dict(zip(records.class_names, boxes_by_class(records).tolist(), strict=True)),
-            image_sizes=(sizes[0], sizes[-1]),
+            image_sizes=((by_area[0][0], by_area[0][1]), (by_area[1][0], by_area[1][1])),
             counts={what: count for what, count in records.counts.items() if count},
         )
 
