@@ -72,7 +72,7 @@ class Deadline(Callback):
             return
         step = module.steps_done()
         if is_last or step % LOOK_EVERY == 0:
-            left = trainer.strategy.broadcast(self._steps_left(trainer, module, is_last))
+            left = trainer.strategy.broadcast(self._steps_left(trainer, module))
             if left is not None:
                 module.pace.change(step, left, module.total_steps())
                 self._set_end(trainer, module)
@@ -86,11 +86,12 @@ class Deadline(Callback):
         """Batches of a step."""
         return trainer.accumulate_grad_batches
 
-    def _steps_left(self, trainer: Trainer, module: DetectionModule, is_last: bool) -> int | None:
+    def _steps_left(self, trainer: Trainer, module: DetectionModule) -> int | None:
         """Another number of steps to go; None to keep it."""
         step, total, epoch = module.steps_done(), module.total_steps(), module.steps_per_epoch()
         planned = module.pace.end(total) - step
-        per_step = max(1e-6, sum(self.recent) / len(self.recent) * self.accumulate(trainer))
+        recent = list(self.recent)[1:] or list(self.recent)  # the first step of a run is slow
+        per_step = max(1e-6, sum(recent) / len(recent) * self.accumulate(trainer))
         seconds = self.budget.left() - self.used_before
         evaluations = math.ceil(planned / epoch / module.config.evaluate_every)
         beside = math.ceil(planned / epoch) * self.epoch_seconds
@@ -99,11 +100,12 @@ class Deadline(Callback):
         fits = int((seconds - beside) / per_step)
         is_late = (planned - fits) * per_step > (LATE * self.budget.seconds if planned > epoch else 0.0)
         most = self.most_epochs * epoch - step
-        is_early = is_last and planned > 0 and fits > planned + EARLY_EPOCHS * epoch and most > planned
+        is_early = planned > 0 and fits > planned + EARLY_EPOCHS * epoch and most > planned
         if not (is_late or is_early):
             return None
         whole = (step + fits) // epoch * epoch - step
-        left = max(0, min(most, whole if whole >= 2 * epoch else fits if is_late else planned))
+        takes_whole = whole >= 2 * epoch or (is_early and whole > planned)
+        left = max(0, min(most, whole if takes_whole else fits if is_late else planned))
         return left if left != planned else None
 
     def _set_end(self, trainer: Trainer, module: DetectionModule) -> None:

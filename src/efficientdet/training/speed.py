@@ -20,7 +20,7 @@ from efficientdet.training.prepare import Job, Splits, prepare
 if TYPE_CHECKING:
     from efficientdet.training.module import DetectionModule
 
-# Steps at each image size; the first is not counted.
+# Steps at each image size, of which the first, which can take ten times as long, is not counted; two at the least.
 STEPS = 4
 # Measuring ends at this share of the budget.
 SHARE = 0.03
@@ -108,7 +108,7 @@ def _run(module: DetectionModule, device: str, limit: float) -> tuple[float, flo
         def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
             self._wait()
             self.steps.append(plan.clock())
-            trainer.should_stop = plan.clock() - self.started > limit
+            trainer.should_stop = len(self.steps) > 1 and plan.clock() - self.started > limit
 
         def on_validation_epoch_start(self, trainer: Trainer, *arguments: Any) -> None:
             self.evaluations.append(plan.clock())
