@@ -24,7 +24,8 @@ from efficientdet.training.distillation import Teacher, quality_focal
 from efficientdet.training.module import DetectionModule
 from efficientdet.training.run import train
 from efficientdet.training.run_folder import TrainingRun
-from efficientdet.weights.checkpoint import load_checkpoint, read_info
+from efficientdet.weights.checkpoint import load_checkpoint, read_info, save_checkpoint
+from efficientdet.weights.names import find_weights
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
@@ -271,33 +272,31 @@ def _part(source: Path, target: Path, images: slice, classes: tuple[str, ...], s
 
 @pytest.mark.slow
 def test_a_detector_of_cells_learns_platelets_and_keeps_the_others(shared_data: Path, tmp_path: Path) -> None:
-    """Half of the images have boxes of two classes, the other half of the third alone; all show all three."""
-    cells, old_classes, all_classes = shared_data / "cells", ("RBC", "WBC"), ("RBC", "WBC", "Platelets")
-    _part(cells, tmp_path / "old", slice(0, 100), old_classes, "train", "train.json")
-    _part(cells, tmp_path / "new", slice(100, 200), ("Platelets",), "train", "train.json")
-    _part(cells, tmp_path / "all", slice(0, 60), all_classes, "val", "val.json")
+    """The bundled detector without its third class learns that anew, from images with boxes of that class alone."""
+    cells, old_classes = shared_data / "cells", ("RBC", "WBC")
+    _part(cells, tmp_path / "new", slice(0, 48), ("Platelets",), "train", "train.json")
+    _part(cells, tmp_path / "all", slice(0, 24), (*old_classes, "Platelets"), "val", "val.json")
+    _part(cells, tmp_path / "old", slice(0, 24), old_classes, "val", "val.json")
+    old = tmp_path / "old.safetensors"
+    _without_last_class("cells", old)
+    before = evaluate(old, tmp_path / "old").per_class
     settings = {
-        "epochs": 8, "optimizer": "adamw", "learning_rate": 1e-3, "device": "cpu", "quiet": True, "ema_decay": 0.99,
+        "epochs": 6, "learning_rate": 1e-3, "device": "cpu", "quiet": True, "ema_decay": 0.9,
+        "weights": old, "keep_classes": True,
     }  # fmt: skip
-    old = train("lite0", tmp_path / "old", out=tmp_path / "first", weights="people", **settings)
-    before = evaluate(old.last, _of(tmp_path, old_classes))
-    kept = train("lite0", tmp_path / "new", out=tmp_path / "kept", weights=old.last, keep_classes=True, **settings)
-    after = evaluate(kept.last, tmp_path / "all")
-    untaught = {**settings, "distill_weight": 0.0}
-    left = train("lite0", tmp_path / "new", out=tmp_path / "left", weights=old.last, keep_classes=True, **untaught)
-    without = evaluate(left.last, tmp_path / "all")
-    print(f"\nbefore {before.per_class}\nafter {after.per_class}\nwithout teacher {without.per_class}")
+    run = train("lite0", tmp_path / "new", out=tmp_path / "kept", **settings)
+    after = evaluate(run.last, tmp_path / "all").per_class
+    print(f"\nbefore {before}\nafter {after}")
     for name in old_classes:
-        assert (after.per_class[name] or 0) > (before.per_class[name] or 0) - 0.03
-    assert (after.per_class["Platelets"] or 0) > 0.15
+        assert (after[name] or 0) > (before[name] or 0) - 0.25
+    assert (after["Platelets"] or 0) > 0.1
 
 
-def _of(folder: Path, classes: tuple[str, ...]) -> Path:
-    """The validation images of `all`, with the boxes of some classes."""
-    content = json.loads((folder / "all" / "val.json").read_text())
-    content["categories"] = [one for one in content["categories"] if one["name"] in classes]
-    known = {one["id"] for one in content["categories"]}
-    content["annotations"] = [one for one in content["annotations"] if one["category_id"] in known]
-    file = folder / "all" / "some.json"
-    file.write_text(json.dumps(content))
-    return file
+def _without_last_class(weights: str, target: Path) -> None:
+    """Save a detector without the last of its classes."""
+    network, info = load_checkpoint(find_weights(weights))
+    state = network.state_dict()
+    for name in ("class_head.predict.pointwise.weight", "class_head.predict.pointwise.bias"):
+        state[name] = state[name].unflatten(0, (-1, network.num_classes))[:, :-1].flatten(0, 1)
+    kept = dataclasses.replace(info, class_names=info.class_names[:-1], category_ids=info.category_ids[:-1])
+    save_checkpoint(target, state, kept)
