@@ -198,7 +198,8 @@ def worth(size: int, passes: float, facts: DatasetFacts) -> float:
     """What an image size and a number of passes promise, between 0 and 1; meant to compare sizes alone.
 
     Detail grows with the area of the boxes in the network's input, and training with the images seen, both with
-    diminishing returns. Their halves are fitted to lite0 on `cells` and `microcontrollers` at 224 to 512 pixels.
+    diminishing returns. Their halves are set by hand to four runs of lite0 on `cells` and `microcontrollers`, at 224 to
+    512 pixels: a rough guide, not a fit.
     """
     shown = size if size <= facts.longest_side else facts.longest_side * (size / facts.longest_side) ** ENLARGED
     areas = [(share * shown) ** 2 for share in facts.box_sides] or [float(size) ** 2]
