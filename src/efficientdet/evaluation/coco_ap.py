@@ -71,8 +71,8 @@ class Metrics:
 
     def table(self) -> Table:
         """The numbers for a terminal: a row for all classes, a row for each, and the recalls below."""
-        by_limit = " / ".join(map(_shown, (self.ar1, self.ar10, self.ar100)))
-        by_size = " / ".join(map(_shown, (self.ar_small, self.ar_medium, self.ar_large)))
+        by_limit = " / ".join(map(number, (self.ar1, self.ar10, self.ar100)))
+        by_size = " / ".join(map(number, (self.ar_small, self.ar_medium, self.ar_large)))
         table = Table(
             title=f"COCO AP on {self.images} images, {self.boxes} boxes",
             caption=f"AR with 1 / 10 / 100 detections: {by_limit}\nAR100 small / medium / large: {by_size}",
@@ -81,9 +81,9 @@ class Metrics:
         for column in ("AP", "AP50", "AP75", "small", "medium", "large"):
             table.add_column(column, justify="right")
         overall = (self.ap, self.ap50, self.ap75, self.ap_small, self.ap_medium, self.ap_large)
-        table.add_row("all", *map(_shown, overall), end_section=True, style="bold")
+        table.add_row("all", *map(number, overall), end_section=True, style="bold")
         for name, ap in self.per_class.items():
-            table.add_row(Text(printable(name)), _shown(ap), _shown(self.per_class_ap50[name]))
+            table.add_row(Text(printable(name)), number(ap), number(self.per_class_ap50[name]))
         return table
 
 
@@ -173,7 +173,8 @@ def _mean_or_none(values: np.ndarray) -> float | None:
     return None if mean == -1 else mean
 
 
-def _shown(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A number of 0..1 to three digits; n.a. where it does not exist."""
     return "n.a." if value is None or value < 0 else f"{value:.3f}"
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from efficientdet.atomic_write import write_json, write_text
 from efficientdet.data.records import Records
 from efficientdet.errors import DataError, SettingError
-from efficientdet.evaluation.coco_ap import Metrics
+from efficientdet.evaluation.coco_ap import Metrics, number
 from efficientdet.evaluation.curves import bootstrap_interval, calibration, class_ap, mean_iou_of_hits, precision_recall
 from efficientdet.evaluation.matching import Matches
 from efficientdet.evaluation.mistakes import KINDS, confusion_matrix, cost_of_mistakes, find_mistakes
@@ -140,37 +140,33 @@ def to_markdown(report: dict[str, Any]) -> str:
         "| | value | 95 % interval |",
         "|---|---:|---:|",
         *(
-            f"| {name.upper()} | {_number(metrics[name])} | {_range(report['intervals'][name])} |"
+            f"| {name.upper()} | {number(metrics[name])} | {_range(report['intervals'][name])} |"
             for name in ("ap", "ap50")
         ),
         "",
     ]
     if threshold:
-        shown = ", ".join(f"{name} {_number(threshold[name])}" for name in ("precision", "recall", "f1"))
+        shown = ", ".join(f"{name} {number(threshold[name])}" for name in ("precision", "recall", "f1"))
         lines += [
             f"Score threshold {threshold['score_threshold']:.3f}: {shown}, on images that it was not chosen on.",
             "",
         ]
     lines += ["| class | boxes | AP | AP50 |", "|---|---:|---:|---:|"]
     lines += [
-        f"| {in_markdown(row['name'])} | {row['objects']} | {_number(row['ap'])} | {_number(row['ap50'])} |"
+        f"| {in_markdown(row['name'])} | {row['objects']} | {number(row['ap'])} | {number(row['ap50'])} |"
         for row in report["classes"]
     ]
     lines += ["", "| mistake | count | AP50 to gain | |", "|---|---:|---:|---|"]
     lines += [
-        f"| {kind} | {row['count']} | {_number(row['ap50_gain'])} | {row['meaning']} |"
+        f"| {kind} | {row['count']} | {number(row['ap50_gain'])} | {row['meaning']} |"
         for kind, row in report["mistakes"].items()
     ]
     lines += ["", *(f"- {name}: {meaning}" for name, meaning in report["definitions"].items())]
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float | None) -> str:
-    return "n.a." if value is None or value < 0 else f"{value:.3f}"
-
-
 def _range(interval: list[float | None]) -> str:
-    return f"{_number(interval[0])} - {_number(interval[1])}"
+    return f"{number(interval[0])} - {number(interval[1])}"
 
 
 def summary_table(report: dict[str, Any]) -> Table:
@@ -182,7 +178,7 @@ def summary_table(report: dict[str, Any]) -> Table:
     threshold = report["threshold"]
     caption = [f"95 % interval of {name.upper()}: {_range(report['intervals'][name])}" for name in ("ap", "ap50")]
     if threshold:
-        shown = ", ".join(f"{name} {_number(threshold[name])}" for name in ("precision", "recall", "f1"))
+        shown = ", ".join(f"{name} {number(threshold[name])}" for name in ("precision", "recall", "f1"))
         caption.append(f"score threshold {threshold['score_threshold']:.3f}: {shown} (on the other half of the images)")
     table = Table(title="Mistakes at IoU 0.50", caption="\n".join(caption))
     table.add_column("kind")
@@ -190,7 +186,7 @@ def summary_table(report: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     table.add_column("meaning")
     for kind, row in report["mistakes"].items():
-        table.add_row(kind, str(row["count"]), _number(row["ap50_gain"]), row["meaning"])
+        table.add_row(kind, str(row["count"]), number(row["ap50_gain"]), row["meaning"])
     return table
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from efficientdet import html_page as html
 from efficientdet.errors import ImageError
+from efficientdet.evaluation.coco_ap import number
 from efficientdet.evaluation.matching import Matches
 from efficientdet.evaluation.mistakes import KINDS, find_mistakes
 from efficientdet.images.read import read
@@ -35,12 +36,12 @@ def write_page(report: Mapping[str, Any], matches: Matches, paths: Mapping[Any, 
     metrics, threshold = report["metrics"], report["threshold"]
     facts: dict[str, object] = {}
     for name in ("ap", "ap50"):
-        facts[name.upper()] = _number(metrics[name])
+        facts[name.upper()] = number(metrics[name])
         facts[f"95 % interval of {name.upper()}"] = _range(report["intervals"][name])
     facts |= {"images": metrics["images"], "boxes": metrics["boxes"]}
     if threshold:
         facts |= {"score threshold": f"{threshold['score_threshold']:.2f}"}
-        facts |= {name: _number(threshold[name]) for name in ("precision", "recall", "f1")}
+        facts |= {name: number(threshold[name]) for name in ("precision", "recall", "f1")}
     sections = [
         html.Section("classes", "By class", _classes(report)),
         html.Section("mistakes", "Mistakes by kind", _mistakes(report)),
@@ -58,13 +59,13 @@ def _classes(report: Mapping[str, Any]) -> html.Html:
         {
             "class": printable(row["name"], 80),
             "boxes": row["objects"],
-            "AP": html.bar(row["ap"] or 0.0, _number(row["ap"])),
-            "AP50": html.bar(row["ap50"] or 0.0, _number(row["ap50"])),
+            "AP": html.bar(row["ap"] or 0.0, number(row["ap"])),
+            "AP50": html.bar(row["ap50"] or 0.0, number(row["ap50"])),
         }
         for row in report["classes"]
     ]
     sizes = [
-        {"objects": name, "AP": _number(metrics[f"ap_{name}"]), "AR100": _number(metrics[f"ar_{name}"])}
+        {"objects": name, "AP": number(metrics[f"ap_{name}"]), "AR100": number(metrics[f"ar_{name}"])}
         for name in ("small", "medium", "large")
     ]
     by_size = html.table(sizes, ("objects",), "By size: small is below 32 x 32 pixels, large above 96 x 96")
@@ -105,8 +106,8 @@ def _worst(report: Mapping[str, Any], matches: Matches) -> Iterator[_Mistake]:
     mistakes, names = find_mistakes(matches), matches.class_names
     detections, objects = matches.detections, matches.objects
     threshold = report["confusion"]["score_threshold"]
-    for number, kind in enumerate(list(KINDS)[:-1]):
-        rows = np.flatnonzero((mistakes.kinds == number) & (detections.scores >= threshold))
+    for index, kind in enumerate(list(KINDS)[:-1]):
+        rows = np.flatnonzero((mistakes.kinds == index) & (detections.scores >= threshold))
         for row in rows[:MOST_OF_A_KIND]:
             name, score = names[detections.labels[row]], float(detections.scores[row])
             text = f"{kind}: {printable(name, 80)} {score:.2f}"
@@ -187,7 +188,7 @@ def _curves(report: Mapping[str, Any]) -> html.Html:
 
 
 def _told(what: str, rows: list[dict[str, Any]]) -> str:
-    aps = ", ".join(f"{printable(row['name'], 60)} AP50 {_number(row['ap50'])}" for row in rows)
+    aps = ", ".join(f"{printable(row['name'], 60)} AP50 {number(row['ap50'])}" for row in rows)
     return f"{what} by class: {aps}."
 
 
@@ -212,9 +213,5 @@ def _definitions(report: Mapping[str, Any]) -> html.Html:
     return html.element("ul", *items)
 
 
-def _number(value: float | None) -> str:
-    return "n.a." if value is None or value < 0 else f"{value:.3f}"
-
-
 def _range(interval: list[float | None]) -> str:
-    return f"{_number(interval[0])} to {_number(interval[1])}"
+    return f"{number(interval[0])} to {number(interval[1])}"

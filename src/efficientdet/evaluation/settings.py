@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from efficientdet.errors import SettingError
-from efficientdet.settings import check_settings, setting
+from efficientdet.settings import Settings, setting
 
 
 @dataclass(frozen=True)
-class ThresholdSettings:
+class ThresholdSettings(Settings):
     """What a score threshold is chosen for; without any of them, for the best F1."""
 
     min_precision: float | None = setting(
@@ -32,7 +32,7 @@ class ThresholdSettings:
         Raises:
             SettingError: a value is out of range, or several aims are given; names them.
         """
-        check_settings(self)
+        super().__post_init__()
         aims = [
             name for name in ("min_precision", "min_recall", "false_positive_cost") if getattr(self, name) is not None
         ]
