@@ -23,7 +23,7 @@ def test_convert_prints_what_is_lost(data: Path, command: Command, tmp_path: Pat
     code, out, err = command("data", "convert", data, tmp_path / "yolo", "--to", "yolo")
     assert (code, err) == (0, "")
     for part in ("yolo, 2 classes", "train", "val", "lost or changed", "category ids"):
-        assert part in out
+        assert part in " ".join(out.split())  # a long path wraps the line
     code, out, _ = command("data", "convert", data, tmp_path / "voc", "--to", "voc", "--json")
     report = json.loads(out)
     assert code == 0 and report["format"] == "voc" and report["splits"]["train"]["images"] == 4
