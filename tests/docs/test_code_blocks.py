@@ -1,9 +1,10 @@
-"""Every code block of the README and of docs/ runs as it stands, page by page, with the real command.
+"""Every code block of the README and of docs/ runs as it stands, page by page.
 
 A page's blocks run in their order, in a folder with the files that its reader would have: `photo.jpg`, `photos/`,
-`dataset/`, and a few images of `people/`, `cells/` and `microcontrollers/`. Python blocks of a page share their names.
-`pip install` and `make` are checked for what they name. Commands that train are made short by `SHORTER`, and a comment
-before a block says what else is to be done with it:
+`dataset/`, and a few images of `people/`, `cells/` and `microcontrollers/`. Python blocks of a page share their
+names. `pip install` and `make` are checked for what they name. The README's commands are processes of their own;
+those of other pages run in this one, which spares each the seconds in which torch is imported. Commands that train
+are made short by `SHORTER`, and a comment before a block says what else is to be done with it:
 
     <!-- test: slow -->               run by `pytest -m slow` alone; so must be what builds upon it
     <!-- test: file graph.yaml -->    not run: written to that file
@@ -29,6 +30,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 import efficientdet
+from efficientdet import cli
 from efficientdet.images.find import sample_image
 
 if sys.version_info >= (3, 11):
@@ -164,27 +166,40 @@ def run_blocks(page: Path, blocks: list[Block], reader: Callable[[str], None], s
                 exec(compile("\n" * block.line + block.text, page, "exec"), names)
             elif block.language == "sh":
                 for command in read_commands(block.text):
-                    run_command(command)
+                    run_command(command, in_process=page.name != "README.md")
             else:
                 pytest.fail(f"{place}: a block of '{block.language}' needs a comment that says what to do with it")
 
 
-def run_command(words: list[str]) -> None:
+def run_command(words: list[str], in_process: bool = False) -> None:
     """Run a command, or check what it names where it would change the environment."""
     program, *arguments = words
     if program in ("pip", "make", "git") or program.startswith(".venv/"):
         check_form(words)
         return
     if program == "efficientdet":
+        arguments += shlex.split(SHORTER.get(arguments[0], ""))
+        if in_process:
+            run_in_this_process(arguments)
+            return
         script = Path(sys.executable).with_name("efficientdet")
         start = [str(script)] if script.exists() else [sys.executable, "-m", "efficientdet"]
-        arguments += shlex.split(SHORTER.get(arguments[0], ""))
     else:
         assert program == "python", f"unknown program in {words}"
         start = [sys.executable]
     environment = {**os.environ, "COLUMNS": "120"}
     done = subprocess.run([*start, *arguments], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+
+
+def run_in_this_process(arguments: list[str]) -> None:
+    """Run `efficientdet ...` as the console script does; what it prints is shown by pytest where it fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["efficientdet", *arguments])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            assert not stop.code, f"efficientdet {shlex.join(arguments)}: exit code {stop.code}"
 
 
 def check_form(words: list[str]) -> None:

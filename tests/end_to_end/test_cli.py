@@ -370,6 +370,7 @@ def test_rejected_annotations_in_a_real_process(name: str, shared_data: Path, tm
 # Train
 
 
+@pytest.mark.slow
 def test_training_in_a_real_process(data: Path, tmp_path: Path) -> None:
     """A whole network on tiny pictures: quiet but for our own lines, and resumable."""
     arguments = (

@@ -120,7 +120,7 @@ def test_a_reader_that_has_gone_is_said_in_one_line(tmp_path: Path, checkpoint: 
     assert len(json.loads((out / "detections.json").read_text())["images"]) == 5
 
 
-@pytest.mark.parametrize("arguments", [["models"], ["--version"], ["predict", "--help"]])
+@pytest.mark.parametrize("arguments", [["info", "lite0"], ["--version"], ["predict", "--help"]])
 def test_output_without_a_reader_ends_with_one(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -131,7 +131,7 @@ def test_output_without_a_reader_ends_with_one(arguments: list[str]) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("arguments", [["models"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["info", "lite0"], ["--version"]])
 def test_output_on_a_full_disk_ends_with_one(arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "efficientdet", *arguments]

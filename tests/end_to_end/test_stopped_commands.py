@@ -78,6 +78,7 @@ def _stop_training(signals: list[int], shapes: ModuleType, folder: Path) -> None
         assert _weights(folder / str(number) / "last.safetensors") == expected, told
 
 
+@pytest.mark.slow
 def test_training_that_is_stopped_at_any_time(shapes: ModuleType, tmp_path: Path) -> None:
     _stop_training(SIGNALS, shapes, tmp_path)
 
@@ -131,6 +132,7 @@ def _stop_predicting(signals: list[int], checkpoint: Path, folder: Path) -> None
         _check_predictions(outcome, folder / str(number))
 
 
+@pytest.mark.slow
 def test_predicting_that_is_stopped_at_any_time(checkpoint: Path, tmp_path: Path) -> None:
     _stop_predicting(SIGNALS, checkpoint, tmp_path)
 

@@ -136,6 +136,7 @@ def _srun(job: list[Any], processes: int = 2) -> list[subprocess.CompletedProces
     ]
 
 
+@pytest.mark.slow
 def test_slurm_trains_as_own_processes_do(images: Path, shapes: ModuleType, tmp_path: Path) -> None:
     settings = {**shapes.SETTINGS, "epochs": 2}
     first, second = _srun([shapes.TINY.to_dict(), str(images), str(tmp_path / "slurm"), None, settings])
@@ -170,7 +171,7 @@ def test_torchrun_trains_by_the_command_line(images: Path, tmp_path: Path) -> No
     assert f"{tmp_path / 'run'} holds a run already; resume it" in again.stderr
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_end_of_a_process_is_told_by_the_others(
     rank: int, images: Path, shapes: ModuleType, tmp_path: Path
 ) -> None:

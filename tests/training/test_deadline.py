@@ -108,7 +108,9 @@ def test_on_a_steady_machine_a_budget_is_the_run_that_it_names(
     assert plain.report == budgeted.report
 
 
-@pytest.mark.parametrize(("slower", "last"), [(2, 0.1), (6, 0.3)])  # a few long steps are coarser
+@pytest.mark.parametrize(
+    ("slower", "last"), [(2, 0.1), pytest.param(6, 0.3, marks=pytest.mark.slow)]
+)  # a few long steps are coarser
 def test_on_a_machine_that_slows_down_the_learning_rate_still_reaches_its_end_in_time(
     slower: int, last: float, machine: Machine, run: Callable[..., TrainingRun], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +130,7 @@ def test_on_a_machine_that_slows_down_the_learning_rate_still_reaches_its_end_in
     assert done.best.is_file()
 
 
+@pytest.mark.slow
 def test_a_machine_that_turns_out_faster_trains_longer(machine: Machine, run: Callable[..., TrainingRun]) -> None:
     began = machine.now
     machine.step_seconds = lambda number: 1.0 if number < MEASURED else 0.5
@@ -169,6 +172,7 @@ class _KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_what_is_left_of_its_budget(
     machine: Machine, run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +197,7 @@ def test_a_resumed_run_has_what_is_left_of_its_budget(
     assert done.metrics is not None
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_end_that_was_planned_anew(
     machine: Machine, run: Callable[..., TrainingRun], tmp_path: Path
 ) -> None:

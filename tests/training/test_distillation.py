@@ -230,6 +230,7 @@ def test_nothing_to_keep_is_an_error(data: Path, shapes: ModuleType, tmp_path: P
         train(shapes.TINY, data, out=tmp_path / "new", weights=old.best, keep_classes=True, **shapes.SETTINGS)
 
 
+@pytest.mark.slow
 def test_two_devices_share_a_teacher(
     larger: TrainingRun, data: Path, shapes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

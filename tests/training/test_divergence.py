@@ -47,6 +47,7 @@ def test_a_loss_that_grows_without_bounds_ends_the_run(
     assert 40 < len(calls) < 90
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_for_long_ends_the_run(
     run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_rate_that_is_far_too_high_really_diverges(run: Callable[..., Training
         run(learning_rate=300.0, gradient_clip=0.0, warmup_epochs=0, ema_decay=0.0)
 
 
+@pytest.mark.slow
 def test_single_spikes_do_not_end_a_run(run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _times(lambda number: 30.0 if number % 25 == 0 else 1.0, monkeypatch)
     assert run(epochs=25).report["skipped_steps"] == []

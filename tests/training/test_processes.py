@@ -72,6 +72,7 @@ def test_two_devices_share_a_run(of_two: TrainingRun) -> None:
     assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.slow
 def test_both_are_terminated_and_resumed_to_the_same_weights(
     of_two: TrainingRun, images: Path, shapes: ModuleType, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_process_that_fails_before_it_is_ready_is_named(
         train(shapes.TINY, images, out=tmp_path / "run", **{**shapes.SETTINGS, **SETTINGS})
 
 
+@pytest.mark.slow
 def test_the_others_end_with_the_first(images: Path, shapes: ModuleType, tmp_path: Path) -> None:
     job = [shapes.TINY.to_dict(), str(images), str(tmp_path / "run"), {**shapes.SETTINGS, **SETTINGS}]
     killed = TERMINATED.replace("signal.SIGTERM", "signal.SIGKILL").replace(
@@ -177,8 +179,10 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     "settings",
     [
         {"batch_norm": "train"},
-        {"batch_norm": "frozen", "accumulate": 2, "box_loss": "huber"},
-        {"batch_norm": "train", "gradient_checkpointing": True, "optimizer": "sgd"},
+        pytest.param({"batch_norm": "frozen", "accumulate": 2, "box_loss": "huber"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"batch_norm": "train", "gradient_checkpointing": True, "optimizer": "sgd"}, marks=pytest.mark.slow
+        ),
     ],
     ids=["batch statistics", "accumulating", "recomputing"],
 )
@@ -199,6 +203,7 @@ def test_two_devices_follow_the_loss_curve_of_one(
         torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
 
 
+@pytest.mark.slow
 def test_images_that_one_device_lacks_leave_the_curve_alone(
     shapes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: None
 ) -> None:
@@ -239,7 +244,7 @@ def test_a_loss_that_is_not_finite_is_skipped_by_both(
     assert all(bool(tensor.isfinite().all()) for tensor in load_file(done.last).values())
 
 
-@pytest.mark.parametrize(("before", "after"), [(ALONE, SHARED), (SHARED, ALONE)])
+@pytest.mark.parametrize(("before", "after"), [(ALONE, SHARED), pytest.param(SHARED, ALONE, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_devices(
     before: dict[str, int], after: dict[str, int], images: Path, shapes: ModuleType, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -277,6 +282,7 @@ OF_CELLS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_trained_detector_goes_on_on_two_devices_as_on_one(
     cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

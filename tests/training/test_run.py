@@ -826,6 +826,7 @@ def test_a_run_trains_with_the_resizing_of_its_starting_weights(
     assert load(done.best, device="cpu").info.preprocessing == official
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_log_and_what_it_skipped(
     run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
