@@ -280,3 +280,19 @@ def compound_scaling(phi: float, depth_rule: DepthRule = "released") -> ModelSpe
         depth=first_depth + int(phi + 0.5),
         head_depth=3 + int(phi // 3),
     )
+
+
+def level_sizes(image_size: tuple[int, int], levels: tuple[int, int]) -> list[tuple[int, int]]:
+    """(height, width) of each level's feature map, finest first.
+
+    Args:
+        image_size: (height, width) of the input in pixels; each level halves it, rounded up.
+        levels: finest and coarsest level.
+    """
+    height, width = image_size
+    sizes = []
+    for level in range(1, levels[1] + 1):
+        height, width = -(-height // 2), -(-width // 2)
+        if level >= levels[0]:
+            sizes.append((height, width))
+    return sizes

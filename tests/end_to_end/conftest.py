@@ -13,7 +13,8 @@ import torch
 
 from efficientdet import cli
 from efficientdet.network.efficientdet import build_model
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
+from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ from PIL import Image
 from efficientdet.network.efficientdet import build_model
 from efficientdet.research import ablation, report
 from efficientdet.research.settings import ReportSettings
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
+from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 Command = Callable[..., Any]
 

@@ -21,7 +21,8 @@ from efficientdet.images.letterbox import LITE
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
+from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.info import CheckpointInfo
 
 pytest.importorskip("faster_coco_eval")
 

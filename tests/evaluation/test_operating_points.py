@@ -19,7 +19,8 @@ from efficientdet.family import MODELS
 from efficientdet.images.letterbox import LITE
 from efficientdet.inference.detector import load
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
+from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.info import CheckpointInfo
 
 
 def made_up(seed: int = 0, images: int = 40) -> Matches:

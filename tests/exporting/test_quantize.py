@@ -27,7 +27,8 @@ from efficientdet.images.letterbox import LITE, letterbox
 from efficientdet.images.read import read
 from efficientdet.inference.detector import Detector, load
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
+from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.info import CheckpointInfo
 
 SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, image_size=128)
 INFO = CheckpointInfo(SPEC, ("box",), (3,), LITE)

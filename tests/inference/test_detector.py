@@ -23,7 +23,8 @@ from efficientdet.images.convert import RgbImage
 from efficientdet.images.letterbox import LITE
 from efficientdet.inference.detector import Detector, load
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
+from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.info import CheckpointInfo
 
 SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, image_size=64)
 INFO = CheckpointInfo(SPEC, ("cat", "dog"), (7, 3), LITE)

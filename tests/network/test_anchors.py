@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efficientdet.family import MODELS
-from efficientdet.network.anchors import level_sizes, make_anchors
+from efficientdet.family import MODELS, level_sizes
+from efficientdet.network.anchors import make_anchors
 
 D0 = MODELS["d0"]
 

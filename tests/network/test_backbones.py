@@ -22,8 +22,9 @@ from efficientdet.network.backbones import TimmBackbone, backbone_title, build_b
 from efficientdet.network.efficientdet import EfficientDet, build_model
 from efficientdet.network.efficientnet import EfficientNet
 from efficientdet.network.resnet import ResNet
-from efficientdet.weights.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
+from efficientdet.weights.checkpoint import load_checkpoint, save_checkpoint
 from efficientdet.weights.foreign import to_foreign
+from efficientdet.weights.info import CheckpointInfo
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON_WITH_TIMM = ROOT / ".bench" / "effdet" / "bin" / "python"
@@ -247,7 +248,8 @@ from efficientdet.family import MODELS
 from efficientdet.images.letterbox import IMAGENET
 from efficientdet.network.efficientdet import build_model
 from efficientdet.network.resnet import RESNETS, ResNet
-from efficientdet.weights.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
+from efficientdet.weights.checkpoint import load_checkpoint, save_checkpoint
+from efficientdet.weights.info import CheckpointInfo
 
 spec = dataclasses.replace(MODELS["d0"], width=16, depth=1, head_depth=1)
 for name in ("convnext_atto", "mobilenetv3_small_050", "resnetblur18", "efficientformerv2_s0"):

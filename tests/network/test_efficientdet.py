@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from efficientdet.errors import SettingError, UnknownNameError
-from efficientdet.family import MODELS, ModelSpec, compound_scaling
-from efficientdet.network.anchors import level_sizes
+from efficientdet.family import MODELS, ModelSpec, compound_scaling, level_sizes
 from efficientdet.network.efficientdet import EfficientDet, SpecOptions, build_model, make_spec
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efficientdet.family import MODELS, ModelSpec, find_spec
-from efficientdet.network.anchors import level_sizes, make_anchors
+from efficientdet.family import MODELS, ModelSpec, find_spec, level_sizes
+from efficientdet.network.anchors import make_anchors
 
 CASES: list[Any] = json.loads((Path(__file__).parent / "golden" / "postprocess.json").read_bytes())["anchors"]
 

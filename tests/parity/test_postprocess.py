@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, decode_deltas
-from efficientdet.family import MODELS
+from efficientdet.family import MODELS, level_sizes
 from efficientdet.inference.postprocess import postprocess, select_candidates
 from efficientdet.inference.settings import PostprocessSettings
-from efficientdet.network.anchors import level_sizes, make_anchors
+from efficientdet.network.anchors import make_anchors
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "postprocess.json").read_bytes())
 SCENARIOS: list[Any] = GOLDEN["scenarios"]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from efficientdet.boxes import pairwise_iou
-from efficientdet.family import MODELS
-from efficientdet.network.anchors import level_sizes, make_anchors
+from efficientdet.family import MODELS, level_sizes
+from efficientdet.network.anchors import make_anchors
 from efficientdet.training.assignment import BACKGROUND, Matches, match_anchors
 from efficientdet.training.losses import LossSettings, detection_loss
 

@@ -17,7 +17,7 @@ from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.fusion import Fusion
 from efficientdet.network.pyramid import FeatureNetwork
 from efficientdet.network.topology import build_topology
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
+from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 MakeNetwork = Callable[..., FeatureNetwork]
 

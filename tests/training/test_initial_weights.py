@@ -22,7 +22,8 @@ from efficientdet.training.config import TrainConfig
 from efficientdet.training.initial_weights import start_backbone_from
 from efficientdet.training.run import train
 from efficientdet.training.schedule import check_stages, parameter_groups
-from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
+from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.info import CheckpointInfo
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from efficientdet.boxes import decode_deltas, generalized_iou
-from efficientdet.family import MODELS
-from efficientdet.network.anchors import level_sizes, make_anchors
+from efficientdet.family import MODELS, level_sizes
+from efficientdet.network.anchors import make_anchors
 from efficientdet.training import losses as losses_module
 from efficientdet.training.assignment import IGNORED, match_anchors, match_batch
 from efficientdet.training.losses import Losses, LossSettings, detection_loss, focal_loss, matched_loss

@@ -32,7 +32,8 @@ from efficientdet.training.losses import Losses, matched_loss
 from efficientdet.training.module import DetectionModule
 from efficientdet.training.run import train
 from efficientdet.training.run_folder import TrainingRun
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, load_checkpoint, save_checkpoint
+from efficientdet.weights.checkpoint import load_checkpoint, save_checkpoint
+from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 STATISTICS = ("running_mean", "running_var")
 

@@ -23,16 +23,8 @@ from efficientdet.images.letterbox import IMAGENET, LITE, Preprocessing
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.settings import to_dict
 from efficientdet.weights import checkpoint as checkpoint_module
-from efficientdet.weights.checkpoint import (
-    FORMAT,
-    METADATA_KEY,
-    CheckpointInfo,
-    default_preprocessing,
-    is_intact,
-    load_checkpoint,
-    read_info,
-    save_checkpoint,
-)
+from efficientdet.weights.checkpoint import is_intact, load_checkpoint, read_info, save_checkpoint
+from efficientdet.weights.info import FORMAT, METADATA_KEY, CheckpointInfo, default_preprocessing
 from efficientdet.weights.names import BUNDLED_FOLDER
 
 SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, image_size=64)

@@ -13,7 +13,8 @@ import efficientdet as ed
 from efficientdet.errors import SettingError, WeightsError
 from efficientdet.family import ASPECTS_EXACT, MODELS
 from efficientdet.network.efficientdet import CLASS_LAYER, EfficientDet, build_model
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
+from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, image_size=64, aspects=ASPECTS_EXACT)
 

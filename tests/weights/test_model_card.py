@@ -9,7 +9,8 @@ import torch
 
 from efficientdet.family import MODELS
 from efficientdet.weights import model_card, names
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
+from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 from efficientdet.weights.model_card import bundled_rows
 
 

@@ -10,7 +10,8 @@ import torch
 from efficientdet.network.efficientdet import build_model
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, load_checkpoint, save_checkpoint
+from efficientdet.weights.checkpoint import load_checkpoint, save_checkpoint
+from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 
 @pytest.mark.parametrize("spec", ["lite0", "d0"])

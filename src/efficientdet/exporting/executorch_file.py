@@ -18,7 +18,7 @@ from efficientdet.exporting.torch_export_file import make_program
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.metadata import FileMetadata
 from efficientdet.inference.engines.onnx_graph import quiet
-from efficientdet.weights.checkpoint import METADATA_KEY
+from efficientdet.weights.info import METADATA_KEY
 
 
 def write(detector: Detector, path: Path, metadata: FileMetadata) -> None:

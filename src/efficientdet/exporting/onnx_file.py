@@ -17,6 +17,7 @@ from torch.export import Dim
 from efficientdet.errors import require
 from efficientdet.exporting.end_to_end import EndToEnd
 from efficientdet.exporting.formats import OpenedFile, layer_name
+from efficientdet.family import level_sizes
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.engine import Session
 from efficientdet.inference.engines.exported import open_file as open_exported
@@ -24,8 +25,7 @@ from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPU
 from efficientdet.inference.engines.onnx_graph import OPSET, onnx_network, quiet
 from efficientdet.inference.engines.onnxruntime_engine import as_session, open_onnx
 from efficientdet.inference.settings import PostprocessSettings
-from efficientdet.network.anchors import level_sizes
-from efficientdet.weights.checkpoint import METADATA_KEY
+from efficientdet.weights.info import METADATA_KEY
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -19,7 +19,7 @@ from efficientdet.inference.engines.engine import Session
 from efficientdet.inference.engines.exported import open_file as open_exported
 from efficientdet.inference.engines.metadata import FileMetadata, add_checksum
 from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
-from efficientdet.weights.checkpoint import METADATA_KEY
+from efficientdet.weights.info import METADATA_KEY
 
 
 def write(detector: Detector, path: Path, metadata: FileMetadata) -> None:

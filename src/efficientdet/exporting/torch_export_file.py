@@ -18,7 +18,7 @@ from efficientdet.exporting.formats import OpenedFile, layer_name
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.metadata import FileMetadata
 from efficientdet.inference.engines.onnx_graph import FlatNetwork, quiet
-from efficientdet.weights.checkpoint import METADATA_KEY
+from efficientdet.weights.info import METADATA_KEY
 
 # Where the metadata lie in the archive.
 METADATA_FILE = f"{METADATA_KEY}.json"

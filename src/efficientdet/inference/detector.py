@@ -29,7 +29,8 @@ from efficientdet.inference.settings import DetectorSettings, PostprocessSetting
 from efficientdet.network.anchors import make_anchors
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.settings import changed, divided
-from efficientdet.weights.checkpoint import CheckpointInfo, load_checkpoint
+from efficientdet.weights.checkpoint import load_checkpoint
+from efficientdet.weights.info import CheckpointInfo
 from efficientdet.weights.names import find_weights
 
 if TYPE_CHECKING:

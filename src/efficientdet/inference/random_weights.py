@@ -18,8 +18,8 @@ from efficientdet.family import find_spec
 from efficientdet.images.letterbox import letterbox
 from efficientdet.images.read import ImageSource, read
 from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet, build_model
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing
 from efficientdet.weights.coco_classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 # Score, and how many (anchor, class) pairs exceed it.
 PAIRS_ABOVE = {0.05: 200, 0.001: 20_000}

@@ -9,8 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from efficientdet.family import ModelSpec
-from efficientdet.network.anchors import level_sizes
+from efficientdet.family import ModelSpec, level_sizes
 from efficientdet.network.count import count
 
 # Side of the multiplied matrices: so large that only the arithmetic counts.

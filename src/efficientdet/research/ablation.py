@@ -30,7 +30,8 @@ from efficientdet.settings import changed, divided
 from efficientdet.text import in_markdown, markdown_table
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.run_folder import CONFIG_FILE, decisive_settings, refuse_other_settings
-from efficientdet.weights.checkpoint import CheckpointInfo, read_info
+from efficientdet.weights.checkpoint import read_info
+from efficientdet.weights.info import CheckpointInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from efficientdet.boxes import pairwise_iou
 from efficientdet.errors import EfficientDetError, SettingError
-from efficientdet.family import ModelSpec
+from efficientdet.family import ModelSpec, level_sizes
 from efficientdet.images.letterbox import letterbox
 from efficientdet.images.read import ImageSource, read
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.postprocess import BatchDetections, postprocess
 from efficientdet.inference.settings import PostprocessSettings
-from efficientdet.network.anchors import level_sizes
 from efficientdet.research.edges import Edge, attribute, level_contributions, strongest_path
 from efficientdet.settings import changed
 

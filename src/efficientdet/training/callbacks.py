@@ -20,7 +20,8 @@ from efficientdet.training.module import DetectionModule
 from efficientdet.training.run_folder import RESUME_FILE, SPARE_FILE, TrainingRun
 from efficientdet.training.schedule import EmaUpdate
 from efficientdet.training.stop import Stopped, StopRequest
-from efficientdet.weights.checkpoint import CheckpointInfo, save_checkpoint
+from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.info import CheckpointInfo
 
 
 class Ema(WeightAveraging):

@@ -17,7 +17,8 @@ from efficientdet.errors import SettingError
 from efficientdet.images.letterbox import Preprocessing
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.training.synchronize import summed
-from efficientdet.weights.checkpoint import CheckpointInfo, load_checkpoint
+from efficientdet.weights.checkpoint import load_checkpoint
+from efficientdet.weights.info import CheckpointInfo
 from efficientdet.weights.names import find_weights
 
 # Where the teacher finds nothing above this score, its boxes are not learned.

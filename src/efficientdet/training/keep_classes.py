@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from efficientdet.data.records import EVERY_CLASS, ImageRecord, ImageTable, Records
 from efficientdet.errors import SettingError
 from efficientdet.network.efficientdet import CLASS_LAYER, EfficientDet
-from efficientdet.weights.checkpoint import CheckpointInfo
+from efficientdet.weights.info import CheckpointInfo
 
 
 def with_old_classes(records: Records, old: CheckpointInfo) -> Records:

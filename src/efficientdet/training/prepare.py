@@ -27,7 +27,8 @@ from efficientdet.training.effects import refuse_without_effect
 from efficientdet.training.initial_weights import start_backbone_from, start_from
 from efficientdet.training.keep_classes import with_old_classes
 from efficientdet.training.run_folder import RunSettings, fingerprint
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, read_info
+from efficientdet.weights.checkpoint import read_info
+from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 from efficientdet.weights.names import find_weights
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ from efficientdet.training.run_folder import (
 )
 from efficientdet.training.speed import plan_budget
 from efficientdet.training.stop import Stopped, StopRequest, stop_signals
-from efficientdet.weights.checkpoint import CheckpointInfo
+from efficientdet.weights.info import CheckpointInfo
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -26,7 +26,7 @@ from efficientdet.evaluation.coco_ap import Metrics
 from efficientdet.settings import to_dict
 from efficientdet.text import printable
 from efficientdet.training.config import FILES, TrainConfig
-from efficientdet.weights.checkpoint import CheckpointInfo
+from efficientdet.weights.info import CheckpointInfo
 
 CONFIG_FILE = "config.json"
 RESUME_FILE = "resume.ckpt"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from efficientdet.family import PUBLISHED, PUBLISHED_AP, ModelSpec
+from efficientdet.family import PUBLISHED, PUBLISHED_AP, ModelSpec, level_sizes
 from efficientdet.images.letterbox import Preprocessing
-from efficientdet.network.anchors import level_sizes
 from efficientdet.network.backbones import backbone_title
 from efficientdet.network.count import count
 from efficientdet.network.efficientdet import COCO_SLOTS
 from efficientdet.text import in_markdown, printable
-from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, read_info
+from efficientdet.weights.checkpoint import read_info
 from efficientdet.weights.coco_classes import COCO_CATEGORIES
+from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names, cached_path
 from efficientdet.weights.registry import LICENSE, RELEASED
 

@@ -18,7 +18,7 @@ from efficientdet.inference.engines import choose as engines
 from efficientdet.inference.engines.choose import choose_backend, open_engine
 from efficientdet.inference.engines.engine import Engine, Outputs
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.weights.checkpoint import CheckpointInfo
+from efficientdet.weights.info import CheckpointInfo
 
 SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, image_size=128, fusion="fast")
 CPU = torch.device("cpu")

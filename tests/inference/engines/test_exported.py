@@ -25,7 +25,7 @@ from efficientdet.inference.engines.metadata import (
     add_checksum,
 )
 from efficientdet.network.anchors import make_anchors
-from efficientdet.weights.checkpoint import METADATA_KEY, CheckpointInfo
+from efficientdet.weights.info import METADATA_KEY, CheckpointInfo
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -13,7 +13,7 @@ from efficientdet.family import MODELS
 from efficientdet.images.letterbox import LITE
 from efficientdet.inference.engines.metadata import CHECKSUM, FileMetadata, add_checksum, verify_checksum
 from efficientdet.inference.settings import PostprocessSettings
-from efficientdet.weights.checkpoint import CheckpointInfo
+from efficientdet.weights.info import CheckpointInfo
 
 METADATA = FileMetadata(
     CheckpointInfo(MODELS["lite0"], ("cat", "dog"), (7, 3), LITE),

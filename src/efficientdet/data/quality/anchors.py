@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from efficientdet.data.quality.columns import columns_of
 from efficientdet.data.quality.findings import Finding
 from efficientdet.data.records import Records
-from efficientdet.family import ModelSpec, aspect_factors
+from efficientdet.family import ModelSpec, aspect_factors, level_sizes
 from efficientdet.images.letterbox import letterbox_scale
-from efficientdet.network.anchors import level_anchors, level_sizes
+from efficientdet.network.anchors import level_anchors
 
 MATCHING_IOU = 0.5
 # Bounds between sizes of boxes: the square root of their area, in pixels of the network's input.

@@ -21,7 +21,7 @@ from efficientdet.inference.engines.openvino_engine import open_openvino, openvi
 from efficientdet.inference.settings import DetectorSettings
 from efficientdet.network.anchors import make_anchors
 from efficientdet.settings import to_dict
-from efficientdet.weights.checkpoint import METADATA_KEY, CheckpointInfo
+from efficientdet.weights.info import METADATA_KEY, CheckpointInfo
 
 # What runs a file, by its suffix; the first unless another is asked for.
 RUNNERS = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}

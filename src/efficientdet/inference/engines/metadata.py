@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from efficientdet.errors import WeightsError
-from efficientdet.family import LIMITS
+from efficientdet.family import LIMITS, level_sizes
 from efficientdet.inference.settings import PostprocessSettings
-from efficientdet.network.anchors import level_sizes
 from efficientdet.settings import to_dict
 from efficientdet.version import __version__
-from efficientdet.weights.checkpoint import CheckpointInfo
+from efficientdet.weights.info import CheckpointInfo
 
 # In the metadata of .onnx and .xml files this stands before the SHA-256 of the file, and of the .bin that goes with it,
 # taken with zeros in its place.

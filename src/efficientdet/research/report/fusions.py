@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efficientdet.family import MODELS, ModelSpec
+from efficientdet.family import MODELS, ModelSpec, level_sizes
 from efficientdet.inference.benchmark import Spread
-from efficientdet.network.anchors import level_sizes
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.fusion import EPSILON, FUSIONS, Fusion
 from efficientdet.network.pyramid import FeatureNetwork
