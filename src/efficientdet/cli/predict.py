@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from efficientdet.detections import Detections
     from efficientdet.inference.detector import Detector
 
+# Up to this many images are done before torch would be imported.
+FEW = 4
+
 
 @app.command()
 @takes_settings(PostprocessSettings, DetectorSettings, stored=PostprocessSettings)
@@ -46,9 +49,10 @@ def predict(
     targets = [out / name for name in output_names(found)] if images else []
     spare_originals(found, targets)
 
+    from efficientdet.exporting.cold_start import load_quickly
     from efficientdet.inference.detector import load
 
-    detector = load(weights, **settings)
+    detector = (load_quickly if len(found) <= FEW else load)(weights, **settings)
     results = RunResults(out / "detections.json", {"weights": weights, "engine": str(detector.engine)}, len(found))
     with results, progress_bar(as_json) as progress:
         for problem in problems:

@@ -15,7 +15,6 @@ from torch import Tensor
 from efficientdet.errors import WeightsError
 from efficientdet.exporting.comparison_images import Batch
 from efficientdet.exporting.settings import FORMATS
-from efficientdet.inference.engines.engine import Session
 from efficientdet.inference.engines.metadata import FileMetadata
 
 # Arrays for the inputs of a file, and names of the network's convolutions (empty for all), to name and output of each
@@ -36,7 +35,7 @@ class OpenedFile:
     """
 
     metadata: FileMetadata
-    run: Session
+    run: Callable[..., list[Tensor]]
     run_convolutions: Convolutions = lambda inputs, names: ()
 
     def raw(self, batch: Batch) -> tuple[Tensor, Tensor]:

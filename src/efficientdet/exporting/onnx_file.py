@@ -19,11 +19,12 @@ from efficientdet.exporting.end_to_end import EndToEnd
 from efficientdet.exporting.formats import OpenedFile, layer_name
 from efficientdet.family import level_sizes
 from efficientdet.inference.detector import Detector
-from efficientdet.inference.engines.engine import Session
+from efficientdet.inference.engines.engine import as_tensors
 from efficientdet.inference.engines.exported import open_file as open_exported
 from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, FileMetadata, add_checksum
 from efficientdet.inference.engines.onnx_graph import OPSET, onnx_network, quiet
 from efficientdet.inference.engines.onnxruntime_engine import as_session, open_onnx
+from efficientdet.inference.engines.session import Session
 from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.weights.info import METADATA_KEY
 
@@ -221,6 +222,7 @@ def open_file(path: Path) -> OpenedFile:
 
     def convolutions(inputs: Sequence[NDArray[Any]], names: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
         layers, session = session_of(names)
-        yield from zip(layers, session(*inputs), strict=True)
+        yield from zip(layers, as_tensors(session(*inputs)), strict=True)
 
-    return OpenedFile(metadata, open_session(None), convolutions)
+    session = open_session(None, cached=False)
+    return OpenedFile(metadata, lambda *inputs: as_tensors(session(*inputs)), convolutions)

@@ -15,10 +15,11 @@ from efficientdet.errors import require
 from efficientdet.exporting import onnx_file
 from efficientdet.exporting.formats import OpenedFile
 from efficientdet.inference.detector import Detector
-from efficientdet.inference.engines.engine import Session
+from efficientdet.inference.engines.engine import as_tensors
 from efficientdet.inference.engines.exported import open_file as open_exported
 from efficientdet.inference.engines.metadata import FileMetadata, add_checksum
 from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
+from efficientdet.inference.engines.session import Session
 from efficientdet.weights.info import METADATA_KEY
 
 
@@ -80,9 +81,11 @@ def open_file(path: Path) -> OpenedFile:
 
     def convolutions(inputs: Sequence[NDArray[Any]], names: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
         layers, first, session = session_of(names)
-        for name, output in zip(layers, session(*inputs)[first:], strict=True):
+        for name, output in zip(layers, as_tensors(session(*inputs)[first:]), strict=True):
             yield name, output.clone()
 
-    session = open_session(None)
+    session = open_session(None, cached=False)
     # Copies, since the next call's outputs take the place of the last one's.
-    return OpenedFile(metadata, lambda *inputs: [output.clone() for output in session(*inputs)], convolutions)
+    return OpenedFile(
+        metadata, lambda *inputs: [output.clone() for output in as_tensors(session(*inputs))], convolutions
+    )

@@ -6,6 +6,7 @@ that was made in another way. numpy and Pillow only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -137,6 +138,18 @@ def normalize_and_pad(image: NDArray[Any], size: tuple[int, int], preprocessing:
     return canvas
 
 
+def letterbox_bytes(image: RgbImage, size: tuple[int, int], image_size: tuple[int, int] | None = None) -> RgbImage:
+    """Letterbox an image for an end-to-end file, which normalizes it itself: (height, width, 3) uint8.
+
+    Arguments and errors are those of `letterbox`; the padding is 0, which the file overwrites.
+    """
+    _check(image)
+    _, (height, width) = letterbox_scale(image_size or image.shape[:2], size)
+    canvas = np.zeros((*size, 3), np.uint8)
+    canvas[:height, :width] = resize(image, (height, width))
+    return canvas
+
+
 def letterbox(
     image: RgbImage, size: tuple[int, int], preprocessing: Preprocessing, image_size: tuple[int, int] | None = None
 ) -> tuple[FloatImage, float]:
@@ -157,8 +170,23 @@ def letterbox(
     Raises:
         ValueError: `image` is not (H, W, 3) uint8, or a side of `size` is below 1.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; see images.read")
+    _check(image)
     scale, (height, width) = letterbox_scale(image_size or image.shape[:2], size, preprocessing.resize)
     resized = resize(image, (height, width), preprocessing.resize)
     return normalize_and_pad(resized, size, preprocessing), scale
+
+
+def stack(images: Sequence[FloatImage]) -> FloatImage:
+    """(3, h, w) arrays to one batch (B, 3, H, W); smaller ones are padded at the bottom and right with 0."""
+    if len(images) == 1:
+        return images[0][None]
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    batch = np.zeros((len(images), 3, height, width), np.float32)
+    for place, image in zip(batch, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    return batch
+
+
+def _check(image: NDArray[Any]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}; see images.read")

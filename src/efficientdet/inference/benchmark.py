@@ -22,11 +22,10 @@ from efficientdet.family import MODELS
 from efficientdet.images.find import find_images, sample_image
 from efficientdet.images.read import image_size as size_of_image
 from efficientdet.inference.detector import Detector, load
-from efficientdet.inference.engines.choose import OFFERED
 from efficientdet.inference.hardware import Hardware
 from efficientdet.inference.random_weights import random_model
 from efficientdet.inference.roofline import TYPES, MachineSpeed, network_floor, stopwatch
-from efficientdet.inference.settings import BenchmarkSettings
+from efficientdet.inference.settings import OFFERED, BenchmarkSettings
 from efficientdet.weights.names import find_weights
 
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""Detector: `load(...).predict(...)`, from any image to Detections."""
+"""Detector: `load(...).predict(...)`, from any image to Detections.
+
+Torch is imported where it computes, so that an end-to-end file goes from image to boxes without its second of loading.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +9,36 @@ import copy
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from efficientdet.detections import Detections
 from efficientdet.errors import ImageError, SettingError
 from efficientdet.family import ASPECTS
-from efficientdet.images.convert import FloatImage, RgbImage
-from efficientdet.images.letterbox import letterbox, letterbox_scale
+from efficientdet.images.convert import RgbImage
+from efficientdet.images.letterbox import letterbox, letterbox_bytes, letterbox_scale, stack
 from efficientdet.images.read import ImageSource, image_size, read, read_reduced
-from efficientdet.inference.engines.choose import choose_backend, open_engine
-from efficientdet.inference.engines.engine import Engine
 from efficientdet.inference.engines.exported import is_exported, open_exported
-from efficientdet.inference.postprocess import postprocess
+from efficientdet.inference.engines.session import EndToEndEngine, Found
+from efficientdet.inference.hardware import thread_count
 from efficientdet.inference.prefetch import prefetch
 from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
-from efficientdet.network.anchors import make_anchors
-from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.settings import changed, divided
-from efficientdet.weights.checkpoint import load_checkpoint
 from efficientdet.weights.info import CheckpointInfo
 from efficientdet.weights.names import find_weights
 
 if TYPE_CHECKING:
+    import torch
     from typing_extensions import Unpack
 
+    from efficientdet.inference.engines.engine import Engine
     from efficientdet.inference.settings import DetectorOptions, PostprocessOptions
+    from efficientdet.network.efficientdet import EfficientDet
 
 # Threads that read images ahead of the network, and the bytes of decoded images that they may hold together.
 READERS = 2
@@ -63,7 +65,7 @@ class Detector:
         model: EfficientDet | None,
         info: CheckpointInfo,
         *,
-        engine: Engine | None = None,
+        engine: Engine | EndToEndEngine | None = None,
         **settings: Unpack[DetectorOptions],
     ) -> None:
         """Put a network and its facts together.
@@ -83,16 +85,25 @@ class Detector:
         own |= {"device": str(own["device"])} if "device" in own else {}  # a torch.device is understood too
         self.settings = changed(DetectorSettings(), own)
         self.info = _with_conventions(info, self.settings)
-        self.postprocess = changed(changed(PostprocessSettings(), info.postprocess), post)
+        stored = changed(PostprocessSettings(), info.postprocess)
+        self._engine = engine
+        self.postprocess = self._with(stored, post)
         size = self.settings.image_size or self.info.spec.image_size
         self.image_size = (size, size) if isinstance(size, int) else size
-        self.device = _device(self.settings.device) if engine is None else engine.device
         self.timer: Timer | None = None
-        self._backend = "" if engine else choose_backend(self.settings.backend, self.settings.precision, self.device)
-        self._engine = engine
         self._lock = threading.Lock()
         self._model: EfficientDet | None = None
+        self.device: torch.device  # of an end-to-end file, which needs no torch, the string cpu
+        if engine is not None:
+            self.device = engine.device  # type: ignore[assignment]
+        else:
+            from efficientdet.inference.engines.choose import choose_backend, find_device
+
+            self.device = find_device(self.settings.device)
+            self._backend = choose_backend(self.settings.backend, self.settings.precision, self.device)
         if model is not None:
+            import torch
+
             own_model = copy.deepcopy(model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             own_model.spec = self.info.spec
             self._model = own_model.eval()
@@ -126,7 +137,7 @@ class Detector:
         """
         if isinstance(source, (list, tuple)):
             return list(self.predict_many(source, batch_size=batch_size, **settings))
-        return self._detect([self._prepare(source)], changed(self.postprocess, settings))[0]
+        return self._detect([self._prepare(source)], self._with(self.postprocess, settings))[0]
 
     __call__ = predict
 
@@ -149,8 +160,8 @@ class Detector:
         """As `predict_many`, but an image that cannot be read gives its error in its place, and the rest goes on."""
         if batch_size < 1:
             raise SettingError(f"batch_size is {batch_size}; it must be at least 1")
-        chosen = changed(self.postprocess, settings)
-        if self.engine.run_on_one_core is not None and torch.get_num_threads() > 1:
+        chosen = self._with(self.postprocess, settings)
+        if self.engine.run_on_one_core is not None and thread_count() > 1:
             return self._one_image_a_core(sources, chosen)
         return self._in_batches(sources, batch_size, chosen)
 
@@ -163,44 +174,72 @@ class Detector:
                 image = read(source)
                 image_size = image.shape[:2]
         with self._timed("preprocess"):
-            pixels, scale = letterbox(image, self.input_size(image_size), self.info.preprocessing, image_size)
+            size = self.input_size(image_size)
+            if isinstance(self._engine, EndToEndEngine):
+                pixels: NDArray[Any] = letterbox_bytes(image, size, image_size)
+                scale = 1.0  # which the file computes
+            else:
+                pixels, scale = letterbox(image, size, self.info.preprocessing, image_size)
         return _Prepared(pixels, scale, image, image_size, str(source) if isinstance(source, (str, Path)) else None)
 
-    @torch.inference_mode()
     def _detect(
         self, images: Sequence[_Prepared], settings: PostprocessSettings, on_one_core: bool = False
     ) -> list[Detections]:
         """Run the network on prepared images and make Detections of its outputs."""
         if not images:
             return []
-        run = (self.engine.run_on_one_core if on_one_core else None) or self.engine.run
-        with self._timed("preprocess"):
-            batch = torch.from_numpy(_stack([image.pixels for image in images])).to(self.device)
-        with self._timed("network"):
-            class_logits, box_deltas = run(batch)
-        with self._timed("postprocess"):
-            found = postprocess(
-                class_logits,
-                box_deltas,
-                make_anchors(self.info.spec, (batch.shape[2], batch.shape[3]), self.device),
-                settings,
-                scales=torch.tensor([image.scale for image in images], device=self.device),
-                image_sizes=torch.tensor([image.image_size for image in images], device=self.device),
+        if isinstance(self.engine, EndToEndEngine):
+            with self._timed("network"):
+                found = [self.engine.detect(each.pixels, each.image_size, settings, on_one_core) for each in images]
+        else:
+            found = self._run_network(self.engine, images, settings, on_one_core)
+        return [
+            Detections(
+                boxes,
+                scores,
+                labels,
+                self.info.class_names,
+                image.image_size,
+                self.info.category_ids,
+                image.image if image.image.shape[:2] == image.image_size else None,
+                image.source,
             )
-            boxes, scores, labels, counts, _ = (part.cpu().numpy() for part in found)
-            return [
-                Detections(
-                    boxes[i, : counts[i]],
-                    scores[i, : counts[i]],
-                    labels[i, : counts[i]],
-                    self.info.class_names,
-                    image.image_size,
-                    self.info.category_ids,
-                    image.image if image.image.shape[:2] == image.image_size else None,
-                    image.source,
+            for (boxes, scores, labels), image in zip(found, images, strict=True)
+        ]
+
+    def _run_network(
+        self, engine: Engine, images: Sequence[_Prepared], settings: PostprocessSettings, on_one_core: bool
+    ) -> list[Found]:
+        """Boxes, scores and labels of each image, from the network's raw outputs."""
+        import torch
+
+        from efficientdet.inference.postprocess import postprocess
+        from efficientdet.network.anchors import make_anchors
+
+        run = (engine.run_on_one_core if on_one_core else None) or engine.run
+        with torch.inference_mode():
+            with self._timed("preprocess"):
+                batch = torch.from_numpy(stack([image.pixels for image in images])).to(self.device)
+            with self._timed("network"):
+                class_logits, box_deltas = run(batch)
+            with self._timed("postprocess"):
+                found = postprocess(
+                    class_logits,
+                    box_deltas,
+                    make_anchors(self.info.spec, (batch.shape[2], batch.shape[3]), self.device),
+                    settings,
+                    scales=torch.tensor([image.scale for image in images], device=self.device),
+                    image_sizes=torch.tensor([image.image_size for image in images], device=self.device),
                 )
-                for i, image in enumerate(images)
-            ]
+                *parts, counts, _ = (part.cpu().numpy() for part in found)
+                return [tuple(part[i, :count] for part in parts) for i, count in enumerate(counts)]
+
+    def _with(self, settings: PostprocessSettings, given: Mapping[str, Any]) -> PostprocessSettings:
+        """Settings with what was given on top, which an end-to-end file must allow."""
+        chosen = changed(settings, given)
+        if isinstance(self._engine, EndToEndEngine):
+            self._engine.check(chosen)
+        return chosen
 
     def input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the network's input for an image."""
@@ -217,7 +256,7 @@ class Detector:
         self, sources: Iterable[ImageSource], settings: PostprocessSettings
     ) -> Iterator[Detections | ImageError]:
         """Each image on one core, from file to boxes: no core ever waits for another."""
-        cores = torch.get_num_threads()
+        cores = thread_count()
 
         def one(source: ImageSource) -> Detections | ImageError:
             image = self._try_prepare(source)
@@ -270,15 +309,17 @@ class Detector:
         return self.info.class_names
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Engine | EndToEndEngine:
         """What runs the network; built at the first use, from the weights as they are then."""
         if self._engine is None:
             with self._lock:
                 if self._engine is None:
+                    from efficientdet.inference.engines.choose import open_engine
+
                     self._engine = open_engine(self.model, self._backend, self.settings.precision, self.device)
         return self._engine
 
-    def warmup(self) -> Engine:
+    def warmup(self) -> Engine | EndToEndEngine:
         """Build the engine and run it once, so that the first prediction takes no longer than the others.
 
         Returns:
@@ -303,22 +344,11 @@ def _next_batch(images: Iterator[_Prepared | ImageError], batch_size: int) -> li
 class _Prepared(NamedTuple):
     """An image on its way: what the network takes, and what its detections will say of it."""
 
-    pixels: FloatImage
+    pixels: NDArray[Any]  # float32 of the network's input; of an end-to-end file uint8 (H, W, 3)
     scale: float
     image: RgbImage
     image_size: tuple[int, int]
     source: str | None
-
-
-def _stack(images: Sequence[FloatImage]) -> FloatImage:
-    """(3, h, w) arrays to one batch (B, 3, H, W); smaller ones are padded at the bottom and right with 0."""
-    if len(images) == 1:
-        return images[0][None]
-    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-    batch = np.zeros((len(images), 3, height, width), np.float32)
-    for place, image in zip(batch, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
-    return batch
 
 
 def load(name_or_path: str | Path, **settings: Unpack[DetectorOptions]) -> Detector:
@@ -343,6 +373,8 @@ def load(name_or_path: str | Path, **settings: Unpack[DetectorOptions]) -> Detec
     chosen, _ = changed(DetectorSettings(), own), changed(PostprocessSettings(), post)  # before anything is downloaded
     path = find_weights(name_or_path)
     if not is_exported(path):
+        from efficientdet.weights.checkpoint import load_checkpoint
+
         return Detector(*load_checkpoint(path), **settings)
     info, engine, settings["image_size"] = open_exported(path, chosen)
     return Detector(None, info, engine=engine, **settings)
@@ -356,15 +388,3 @@ def _with_conventions(info: CheckpointInfo, settings: DetectorSettings) -> Check
     if settings.anchors is not None:
         info = dataclasses.replace(info, spec=dataclasses.replace(info.spec, aspects=ASPECTS[settings.anchors]))
     return info
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise SettingError(f"device '{device}' cannot be used here ({reason})") from error
-    return chosen

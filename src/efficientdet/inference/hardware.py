@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,19 @@ FLAGS = (
 LIBRARIES = ("efficientdet", "torch", "onnxruntime", "openvino")
 # A machine counts as busy from this many runnable processes per core on.
 BUSY_LOAD = 0.3
+
+
+def thread_count() -> int:
+    """Threads for the arithmetic: torch's choice where it is loaded, else OMP_NUM_THREADS or the cores there are."""
+    if torch := sys.modules.get("torch"):
+        return int(torch.get_num_threads())
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdecimal() and int(wanted) else core_count()
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class Hardware:
         return cls(
             cpu=name.group(1).strip() if name else platform.processor() or platform.machine(),
             flags=tuple(flag for flag in FLAGS if flag in available),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cores=core_count(),
             memory_gib=memory,
             system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             gpu=_gpu_name(device),

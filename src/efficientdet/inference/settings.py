@@ -8,6 +8,16 @@ from typing import Literal, TypedDict
 from efficientdet.errors import SettingError, unknown_name
 from efficientdet.settings import Settings, kinds, setting
 
+# Where the environment names a backend, `auto` means that one.
+BACKEND_VARIABLE = "EFFICIENTDET_BACKEND"
+# Which precisions each backend can be asked for; fp16 needs a GPU.
+OFFERED = {
+    "eager": ("fp32", "bf16", "fp16"),
+    "compile": ("fp32", "bf16", "fp16"),
+    "onnxruntime": ("fp32",),
+    "openvino": ("fp32", "bf16"),
+    "tensorrt": ("fp32", "fp16"),
+}
 # Evaluation looks at the whole precision-recall curve; predictions are for looking at.
 EVALUATION_SCORE_THRESHOLD = 0.001
 

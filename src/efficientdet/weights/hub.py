@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from efficientdet.errors import WeightsError
-from efficientdet.weights.download import LARGEST
 
 HUB_PREFIX = "hf://"
 FILE_NAME = "model.safetensors"
@@ -35,6 +34,8 @@ def hub_file(name: str) -> Path:
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    from efficientdet.weights.download import LARGEST
 
     repository, revision = parse_hub_name(name)
     size = None

@@ -9,9 +9,6 @@ from pathlib import Path
 from efficientdet.cache import cache_dir, cached, sha256_of
 from efficientdet.errors import WeightsError, find_name
 from efficientdet.family import without_prefix
-from efficientdet.weights.checkpoint import is_intact, save_checkpoint
-from efficientdet.weights.convert import convert_file
-from efficientdet.weights.download import download
 from efficientdet.weights.hub import HUB_PREFIX, hub_file
 from efficientdet.weights.registry import LICENSE, RELEASED, SOURCE, ReleasedWeights
 
@@ -62,10 +59,17 @@ def find_weights(name_or_path: str | Path) -> Path:
     name = find_known(text)
     if name in bundled_names():
         return BUNDLED_FOLDER / f"{name}.safetensors"
+
+    from efficientdet.weights.checkpoint import is_intact
+
     return cached(f"{name}.safetensors", is_intact, lambda path: _convert_released(RELEASED[name], path))
 
 
 def _convert_released(row: ReleasedWeights, path: Path) -> None:
+    from efficientdet.weights.checkpoint import save_checkpoint
+    from efficientdet.weights.convert import convert_file
+    from efficientdet.weights.download import download
+
     published = cached(
         row.file,
         lambda file: sha256_of(file).startswith(row.sha256_prefix),

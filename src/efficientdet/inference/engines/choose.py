@@ -16,28 +16,20 @@ import torch
 
 from efficientdet.cache import cached, is_sealed, seal
 from efficientdet.errors import SettingError, require, unknown_name
-from efficientdet.inference.engines.engine import Engine, Session, SessionByShape
+from efficientdet.inference.engines.engine import Engine, SessionByShape
 from efficientdet.inference.engines.onnx_graph import write_onnx_network
 from efficientdet.inference.engines.onnxruntime_engine import onnxruntime_session
 from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
+from efficientdet.inference.engines.session import Session
 from efficientdet.inference.engines.torch_engine import torch_run
+from efficientdet.inference.settings import BACKEND_VARIABLE, OFFERED
 from efficientdet.network.efficientdet import EfficientDet
 
-# Which precisions each backend can be asked for here; fp16 needs a GPU.
-OFFERED = {
-    "eager": ("fp32", "bf16", "fp16"),
-    "compile": ("fp32", "bf16", "fp16"),
-    "onnxruntime": ("fp32",),
-    "openvino": ("fp32", "bf16"),
-    "tensorrt": ("fp32", "fp16"),
-}
 LIBRARIES = {
     "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
     "tensorrt": ("onnx", "onnxscript", "onnxruntime"),
 }
-# Where the environment names a backend, `auto` means that one.
-BACKEND_VARIABLE = "EFFICIENTDET_BACKEND"
 
 
 def open_engine(
@@ -98,6 +90,23 @@ def choose_backend(backend: str, precision: str, device: torch.device) -> str:
     for library in LIBRARIES.get(backend, ()):
         require(library, "export")
     return backend
+
+
+def find_device(device: str) -> torch.device:
+    """The device that a setting names; `auto` is a GPU where there is one.
+
+    Raises:
+        SettingError: it cannot be used here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SettingError(f"device '{device}' cannot be used here ({reason})") from error
+    return chosen
 
 
 def _fastest(precision: str, device: torch.device) -> str:

@@ -11,13 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from efficientdet.inference.engines.session import ANY_BATCH, Session
+
 # Raw outputs by level: (B, A_l, K) class logits and (B, A_l, 4) box deltas.
 Outputs = tuple[list[Tensor], list[Tensor]]
-# Runs a file: an array for each input to a tensor for each output. Any thread may call it; a thread's next call may
-# overwrite what the last one gave it.
-Session = Callable[..., list[Tensor]]
-# In a shape: any number of images.
-ANY_BATCH = -1
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,12 @@ class Engine:
     def __str__(self) -> str:
         """Such as `onnxruntime fp32 on cpu`."""
         return f"{self.backend} {self.precision} on {self.device}"
+
+
+def as_tensors(outputs: list[NDArray[Any]]) -> list[Tensor]:
+    """What a session gave, as tensors that share its memory."""
+    tensors = [torch.from_numpy(output) for output in outputs]
+    return [tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor for tensor in tensors]
 
 
 class SessionByShape:
@@ -78,4 +81,4 @@ class SessionByShape:
             with self._lock:
                 if shape not in self._opened:
                     self._opened[shape] = self._open(shape)
-        return self._opened[shape](pixels)
+        return as_tensors(self._opened[shape](pixels))

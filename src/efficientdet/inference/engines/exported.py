@@ -1,27 +1,32 @@
-"""Files that `efficientdet export` and `efficientdet quantize` wrote, as engines: raw networks, ONNX or OpenVINO."""
+"""Files that `efficientdet export` and `efficientdet quantize` wrote, as engines, ONNX or OpenVINO.
+
+Torch is imported for raw networks alone, whose outputs it decodes: end-to-end files run without it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
-from torch import Tensor
 
-from efficientdet.errors import SettingError, WeightsError, unknown_name
-from efficientdet.inference.engines.choose import OFFERED
-from efficientdet.inference.engines.engine import Engine, Session, SessionByShape
+from efficientdet.errors import EfficientDetError, SettingError, WeightsError, unknown_name
+from efficientdet.family import level_sizes
 from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, FileMetadata, verify_checksum
-from efficientdet.inference.engines.onnxruntime_engine import as_session, open_onnx
+from efficientdet.inference.engines.onnxruntime_engine import as_session, onnxruntime_options, open_onnx
 from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
-from efficientdet.inference.settings import DetectorSettings
-from efficientdet.network.anchors import make_anchors
+from efficientdet.inference.engines.session import EndToEndEngine, Session
+from efficientdet.inference.settings import OFFERED, DetectorSettings
 from efficientdet.settings import to_dict
 from efficientdet.weights.info import METADATA_KEY, CheckpointInfo
+
+if TYPE_CHECKING:
+    from efficientdet.inference.engines.engine import Engine
 
 # What runs a file, by its suffix; the first unless another is asked for.
 RUNNERS = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
@@ -32,8 +37,10 @@ def is_exported(path: Path) -> bool:
     return path.suffix in RUNNERS
 
 
-def open_exported(path: Path, settings: DetectorSettings) -> tuple[CheckpointInfo, Engine, tuple[int, int]]:
-    """Open a raw network that was exported or quantized.
+def open_exported(
+    path: Path, settings: DetectorSettings
+) -> tuple[CheckpointInfo, Engine | EndToEndEngine, tuple[int, int]]:
+    """Open a network that was exported or quantized, raw or end-to-end.
 
     Args:
         path: an `.onnx` file, or the `.xml` of an OpenVINO one, whose `.bin` lies beside it.
@@ -46,7 +53,7 @@ def open_exported(path: Path, settings: DetectorSettings) -> tuple[CheckpointInf
         are letterboxed to.
 
     Raises:
-        WeightsError: the file is missing, damaged, not one of ours, or end-to-end; says what to load instead.
+        WeightsError: the file is missing, damaged, or not one of ours; says what to load instead.
         SettingError: the file cannot be run so, or cannot take that size; says what it can.
         MissingExtraError: the library that runs it is not installed.
     """
@@ -54,15 +61,43 @@ def open_exported(path: Path, settings: DetectorSettings) -> tuple[CheckpointInf
     if path.is_file():
         verify_checksum(path)
     metadata, open_session = open_file(path, backend, settings.precision)
-    if metadata.end_to_end:
-        raise WeightsError(
-            f"{path}: goes from bytes to boxes by itself (--end-to-end), for programs without this package; to load a "
-            "file here, export it without --end-to-end, or load the checkpoint"
-        )
-    run = SessionByShape(lambda shape: _guarded(lambda: open_session(shape), metadata, path), one_by_one=True)
-    engine = Engine(backend, "int8" if metadata.precision == "int8" else settings.precision, run)
     info = dataclasses.replace(metadata.checkpoint, postprocess=to_dict(metadata.postprocess))
-    return info, engine, _choose_size(path, metadata, settings)
+    size = _choose_size(path, metadata, settings)
+    precision = "int8" if metadata.precision == "int8" else settings.precision
+    if metadata.end_to_end:
+        return info, _end_to_end_engine(path, metadata, backend, precision, open_session), size
+
+    from efficientdet.inference.engines.engine import Engine, SessionByShape
+
+    run = SessionByShape(lambda shape: _guarded(lambda: open_session(shape), metadata, path), one_by_one=True)
+    return info, Engine(backend, precision, run), size
+
+
+def open_end_to_end(path: Path) -> tuple[FileMetadata, EndToEndEngine]:
+    """Open an end-to-end `.onnx` file in ONNX Runtime, which starts fastest. Errors are those of `open_exported`."""
+    metadata, open_session = open_file(path, "onnxruntime")
+    return metadata, _end_to_end_engine(path, metadata, "onnxruntime", "fp32", open_session)
+
+
+def _end_to_end_engine(
+    path: Path, metadata: FileMetadata, backend: str, precision: str, open_session: Callable[..., Session]
+) -> EndToEndEngine:
+    session = functools.cache(lambda streams: _end_to_end_session(path, open_session, streams))
+    return EndToEndEngine(backend, precision, metadata.postprocess, session)
+
+
+def _end_to_end_session(path: Path, open_session: Callable[..., Session], streams: int) -> Session:
+    """The session; whatever goes wrong in it, or comes out of it in another shape, is an error that names the file."""
+    session = _attempt(path, open_session, None, streams)
+
+    def run(canvas: NDArray[Any], image_sizes: NDArray[Any]) -> list[NDArray[Any]]:
+        outputs: list[NDArray[Any]] = _attempt(path, session, canvas, image_sizes)
+        boxes, scores, labels, counts = (output.shape for output in outputs)
+        if not (boxes == (1, *scores[1:], 4) and scores == labels and counts == (1,)):
+            raise WeightsError(f"{path}: damaged: its outputs have shapes {boxes}, {scores}, {labels} and {counts}")
+        return outputs
+
+    return run
 
 
 def _choose_size(path: Path, metadata: FileMetadata, settings: DetectorSettings) -> tuple[int, int]:
@@ -80,22 +115,26 @@ def _choose_size(path: Path, metadata: FileMetadata, settings: DetectorSettings)
     return size
 
 
+def _attempt(path: Path, step: Callable[..., Any], *arguments: Any) -> Any:
+    """Call into a runtime; whatever goes wrong is an error that names the file."""
+    try:
+        return step(*arguments)
+    except EfficientDetError:
+        raise
+    except Exception as error:  # the runtimes' errors share no other base
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightsError(f"{path}: cannot be run, so it may be damaged ({reason})") from error
+
+
 def _guarded(open_session: Callable[[], Session], metadata: FileMetadata, path: Path) -> Session:
     """The session; whatever goes wrong in it, or comes out of it in another shape, is an error that names the file."""
     info = metadata.checkpoint
+    session = _attempt(path, open_session)
 
-    def attempt(step: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return step(*arguments)
-        except Exception as error:  # the runtimes' errors share no other base
-            reason = str(error).strip().partition("\n")[0]
-            raise WeightsError(f"{path}: cannot be run, so it may be damaged ({reason})") from error
-
-    session = attempt(open_session)
-
-    def run(images: NDArray[Any]) -> list[Tensor]:
-        outputs: list[Tensor] = attempt(session, images)
-        anchors = len(make_anchors(info.spec, (images.shape[2], images.shape[3])))
+    def run(images: NDArray[Any]) -> list[NDArray[Any]]:
+        outputs: list[NDArray[Any]] = _attempt(path, session, images)
+        cells = sum(height * width for height, width in level_sizes(images.shape[2:], info.spec.levels))
+        anchors = cells * info.spec.anchors_per_cell
         expected = [(len(images), anchors, last) for last in (len(info.class_names), 4)]
         found = [tuple(output.shape) for output in outputs]
         if found != expected:
@@ -119,9 +158,7 @@ def _choose_runner(path: Path, settings: DetectorSettings) -> str:
     return backend
 
 
-def open_file(
-    path: Path, backend: str, precision: str = "fp32"
-) -> tuple[FileMetadata, Callable[[Sequence[int] | None], Session]]:
+def open_file(path: Path, backend: str, precision: str = "fp32") -> tuple[FileMetadata, Callable[..., Session]]:
     """Open an exported file, raw or end-to-end.
 
     Args:
@@ -130,8 +167,9 @@ def open_file(
         precision: of the arithmetic.
 
     Returns:
-        Its metadata; and what opens a session of it for a shape of its first input, or None for any that it takes. The
-        session gives the outputs in the order of `RAW_OUTPUTS` or `DETECTION_OUTPUTS`.
+        Its metadata; and what opens a session of it for a shape of its first input, or None for any that it takes, and
+        for as many threads at once as `streams` says; `cached` keeps what OpenVINO compiles. The session gives the
+        outputs in the order of `RAW_OUTPUTS` or `DETECTION_OUTPUTS`.
 
     Raises:
         WeightsError: the file is missing, damaged, or not one of ours.
@@ -143,16 +181,19 @@ def open_file(
         session = open_onnx(path)
         metadata = FileMetadata.from_json(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
         outputs = _check_outputs(metadata, [output.name for output in session.get_outputs()], path)
-        run = as_session(session, outputs)
-        return metadata, lambda _: run
+
+        def open_again(shape: Sequence[int] | None, streams: int = 1, cached: bool = True) -> Session:
+            return as_session(session if streams == 1 else open_onnx(path, onnxruntime_options(streams)), outputs)
+
+        return metadata, open_again
     model = open_openvino(path)
     place = [METADATA_KEY] if path.suffix == ".xml" else ["framework", METADATA_KEY]  # an ONNX file's own metadata
     text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
     metadata = FileMetadata.from_json(text, path)
     outputs = _check_outputs(metadata, [output.any_name for output in model.outputs], path)
     cache = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]
-    return metadata, lambda shape: openvino_session(
-        model.clone(), shape, precision, outputs=outputs, cache=cache if shape is not None else None
+    return metadata, lambda shape, streams=1, cached=True: openvino_session(
+        model.clone(), shape, precision, streams=streams, outputs=outputs, cache=cache if cached else None
     )
 
 

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from efficientdet.cache import cache_folder
 from efficientdet.errors import SettingError, WeightsError, require
-from efficientdet.inference.engines.engine import ANY_BATCH, Session
+from efficientdet.inference.engines.session import ANY_BATCH, Session
+from efficientdet.inference.hardware import thread_count
 
 
 def onnxruntime_session(
@@ -58,8 +57,9 @@ def as_session(session: Any, outputs: Sequence[str] = ()) -> Session:
     inputs = [value.name for value in session.get_inputs()]
     names = list(outputs) or None
 
-    def run(*arrays: NDArray[Any]) -> list[Tensor]:
-        return [torch.from_numpy(part) for part in session.run(names, dict(zip(inputs, arrays, strict=True)))]
+    def run(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
+        outputs: list[NDArray[Any]] = session.run(names, dict(zip(inputs, arrays, strict=True)))
+        return outputs
 
     return run
 
@@ -77,6 +77,6 @@ def _tensorrt_provider(precision: str) -> tuple[str, dict[str, Any]]:
 def onnxruntime_options(streams: int = 1) -> Any:
     """Options of a silent session that shares the cores with `streams` - 1 others."""
     options = require("onnxruntime", "export").SessionOptions()
-    options.intra_op_num_threads = max(1, torch.get_num_threads() // streams)
+    options.intra_op_num_threads = max(1, thread_count() // streams)
     options.log_severity_level = 4
     return options

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from efficientdet.cache import cache_folder, sealing
 from efficientdet.errors import WeightsError, require
-from efficientdet.inference.engines.engine import Session
+from efficientdet.inference.engines.session import Session
+from efficientdet.inference.hardware import thread_count
 
 _core_lock = threading.Lock()
 
@@ -82,7 +81,7 @@ def openvino_session(
         # Left alone, OpenVINO computes in bf16 where the processor has it.
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "NUM_STREAMS": streams,
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": thread_count(),
     }
     if cache is None:
         compiled = openvino_core().compile_model(model, "CPU", settings)
@@ -92,12 +91,12 @@ def openvino_session(
             compiled = openvino_core().compile_model(model, "CPU", settings | {"CACHE_DIR": str(folder)})
     own = threading.local()
 
-    def run(*arrays: NDArray[Any]) -> list[Tensor]:
+    def run(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
         if not hasattr(own, "request"):
             own.request = compiled.create_infer_request()
         own.request.infer(dict(enumerate(arrays)), share_inputs=True, share_outputs=True)
         tensors = [own.request.get_tensor(name) for name in outputs] if outputs else own.request.output_tensors
-        return [_as_torch(tensor) for tensor in tensors]
+        return [_as_array(tensor) for tensor in tensors]
 
     return run
 
@@ -112,7 +111,6 @@ def _with_bf16_logits(model: Any) -> Any:
     return steps.build()
 
 
-def _as_torch(tensor: Any) -> Tensor:
-    if tensor.element_type.to_string() == "bf16":  # numpy has no such type, and takes the bits for another
-        return torch.from_numpy(tensor.data.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(tensor.data)
+def _as_array(tensor: Any) -> NDArray[Any]:
+    data: NDArray[Any] = tensor.data  # of bf16, which numpy has not, it takes the bits for another type's
+    return data.view(np.int16) if tensor.element_type.to_string() == "bf16" else data
