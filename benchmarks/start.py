@@ -30,6 +30,10 @@ rows = list(zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.t
 from conversation import peak_memory
 print(json.dumps([peak_memory(), [[*box, score, label] for box, score, label in rows]]))
 """
+# As `efficientdet predict` does for one image, once its file is in the cache, which the first round sees to.
+QUICK = OURS.replace("import efficientdet as ed", "from efficientdet.exporting.cold_start import load_quickly").replace(
+    "ed.load(", "load_quickly("
+)
 PEER = """
 import json, sys
 import peer
@@ -82,10 +86,13 @@ def run_start(
     """
     network = files.network("d0")
     case = {**network._asdict(), "image": str(files.image), "layout": "channels_last"}
-    found: dict[str, list[Process]] = {name: [] for name in commands}
+    programs = {"efficientdet": OURS, "effdet": PEER}
+    sides = [(name, programs[name], *commands[name]) for name in commands]
+    sides.insert(1, ("efficientdet predict", QUICK, *commands["efficientdet"]))
+    found: dict[str, list[Process]] = {name: [] for name, *_ in sides}
     for _ in range(rounds + 1):
-        for name, (python, environment) in commands.items():
-            found[name].append(measure(python, OURS if name == "efficientdet" else PEER, case, environment))
+        for name, program, python, environment in sides:
+            found[name].append(measure(python, program, case, environment))
             say(f"  {name}: {found[name][-1].seconds:.2f} s")
     rows = [["side", "seconds", "peak memory, MiB"]]
     for name, processes in found.items():
@@ -93,12 +100,13 @@ def run_start(
         rows.append([name, seconds.text(2), memory.text(0)])
     checks = []
     if "effdet" in found:
-        pairs = list(zip(found["effdet"][1:], found["efficientdet"][1:], strict=True))
-        seconds_ratio = median(peer.seconds / our.seconds for peer, our in pairs)
-        memory_ratio = median(peer.peak_mib / our.peak_mib for peer, our in pairs)
-        rows.append(["effdet / efficientdet", f"{seconds_ratio:.2f}", f"{memory_ratio:.2f}"])
-        ours, theirs = ([found[name][0].rows] for name in ("efficientdet", "effdet"))
-        checks = [same_detections("efficientdet", ours, theirs, THRESHOLD)]
-    sides = [SideResult(Side(name, "ours" if name == "efficientdet" else "peer"), [], None, {}) for name in commands]
+        theirs = found["effdet"]
+        for name in ("efficientdet", "efficientdet predict"):
+            pairs = list(zip(theirs[1:], found[name][1:], strict=True))
+            seconds_ratio = median(peer.seconds / our.seconds for peer, our in pairs)
+            memory_ratio = median(peer.peak_mib / our.peak_mib for peer, our in pairs)
+            rows.append([f"effdet / {name}", f"{seconds_ratio:.2f}", f"{memory_ratio:.2f}"])
+            checks.append(same_detections(name, [found[name][-1].rows], [theirs[0].rows], THRESHOLD))
+    results = [SideResult(Side(name, "ours" if name == "efficientdet" else "peer"), [], None, {}) for name in commands]
     title = "From a new process to the first boxes of d0, 512 px"
-    return Result("start", title, "d0", network.num_classes, network.size, 1, sides, checks=checks, table=rows)
+    return Result("start", title, "d0", network.num_classes, network.size, 1, results, checks=checks, table=rows)

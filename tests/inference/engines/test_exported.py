@@ -213,7 +213,6 @@ def test_int8_is_said(tmp_path: Path, suffix: str) -> None:
         (None, "has no metadata of this package"),
         ("{", "damaged metadata"),
         ({"end_to_end": False, "checksum": (CHECKSUM + NO_CHECKSUM).decode()}, "damaged metadata .*image_size"),
-        (facts(end_to_end=True), "its outputs are .*, not .*boxes_xyxy"),
         (facts(checkpoint={"format": "efficientdet-1"}), "damaged metadata"),
     ],
 )
