@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
 
-from efficientdet.data.builder import RawBox, RecordsBuilder, clean_boxes
+from efficientdet.data import builder
+from efficientdet.data.builder import RawBox, RawColumns, RawImage, build, clean_boxes, cleaned
 from efficientdet.data.records import (
     BOXES_CLIPPED,
     BOXES_DEGENERATE,
@@ -19,6 +22,7 @@ from efficientdet.data.records import (
     IMAGES_OF_IGNORED,
     IMAGES_SKIPPED,
     IMAGES_WITHOUT_BOXES,
+    Records,
 )
 from efficientdet.errors import DataError
 
@@ -101,12 +105,16 @@ def test_smallest_side_is_judged_before_clipping() -> None:
     assert clean_boxes(given_boxes, SIZE, smallest_side=1.0).degenerate.tolist() == [True, False, False]
 
 
-def build(tmp_path: Path, skip_missing: bool = False) -> RecordsBuilder:
-    return RecordsBuilder(tmp_path / "set.json", tmp_path / "images", skip_missing)
+def records_of(tmp_path: Path, *images: RawImage, names: Sequence[str] = ("x",), ids: Sequence[int] = (1,)) -> Records:
+    """Records of images of the size that they state, which need not be there."""
+    return cleaned(tmp_path / "set.json", tmp_path / "images", RawColumns.of(images), names, ids)
 
 
-def test_builder_counts_what_it_changes(tmp_path: Path) -> None:
-    builder = build(tmp_path)
+def image(number: int | str, name: str, *boxes: RawBox) -> RawImage:
+    return RawImage(name, number, "place", boxes, SIZE)
+
+
+def test_what_is_changed_is_counted(tmp_path: Path) -> None:
     found = [
         RawBox((10, 10, 50, 40), 1, 11),
         RawBox((140, 100, 180, 140), 0, 12, area=1600.0),
@@ -114,9 +122,7 @@ def test_builder_counts_what_it_changes(tmp_path: Path) -> None:
         RawBox((50, 50, 50, 60), 0, 14),
         RawBox((0, 0, 160, 120), 0, 15, is_ignored=True, area=500.0),
     ]
-    builder.add("p", tmp_path / "images" / "a.jpg", SIZE, found)
-    builder.add("q", tmp_path / "images" / "b.jpg", SIZE, [])
-    records = builder.finish(["x", "y"], [3, 90])
+    records = records_of(tmp_path, image("p", "a.jpg", *found), image("q", "b.jpg"), names=["x", "y"], ids=[3, 90])
 
     expected = {
         BOXES_CLIPPED: 1,
@@ -144,45 +150,70 @@ def test_builder_counts_what_it_changes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("area", [None, 0.0, -200.0])
 def test_areas_that_are_none_come_from_the_box(tmp_path: Path, area: float | None) -> None:
-    builder = build(tmp_path)
-    builder.add(1, tmp_path / "a.jpg", SIZE, [RawBox((10, 10, 50, 40), 0, 1, area=area)])
-    assert builder.finish(["x"], [1]).images[0].areas.tolist() == [1200.0]
+    records = records_of(tmp_path, image(1, "a.jpg", RawBox((10, 10, 50, 40), 0, 1, area=area)))
+    assert records.images[0].areas.tolist() == [1200.0]
 
 
 def test_absurd_areas_stay_finite(tmp_path: Path) -> None:
-    builder = build(tmp_path)
-    builder.add(1, tmp_path / "a.jpg", SIZE, [RawBox((10, 10, 50, 40), 0, 1, area=1e300)])
-    assert np.isfinite(builder.finish(["x"], [1]).images[0].areas).all()
+    records = records_of(tmp_path, image(1, "a.jpg", RawBox((10, 10, 50, 40), 0, 1, area=1e300)))
+    assert np.isfinite(records.images[0].areas).all()
 
 
 def test_an_image_of_crowds_only_is_no_negative(tmp_path: Path) -> None:
-    builder = build(tmp_path)
-    for image_id, ignored in enumerate([(True,), (True, False), (True, True)]):
-        boxes = [RawBox((10, 10, 50, 40), 0, 1, is_ignored=one) for one in ignored]
-        builder.add(image_id, tmp_path / "a.jpg", SIZE, boxes)
-    records = builder.finish(["x"], [1])
+    images = [
+        image(number, "a.jpg", *(RawBox((10, 10, 50, 40), 0, 1, is_ignored=one) for one in ignored))
+        for number, ignored in enumerate([(True,), (True, False), (True, True)])
+    ]
+    records = records_of(tmp_path, *images)
     assert not any(image.is_negative for image in records.images)
     assert records.counts[IMAGES_WITHOUT_BOXES] == 0
     assert records.counts[IMAGES_OF_IGNORED] == 2
 
 
 def test_missing_images_are_refused_or_skipped_and_counted(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="set.json: image id 1: the image 'gone.jpg' is not in .*images"):
-        build(tmp_path).locate("gone.jpg", "set.json: image id 1", 3)
-    builder = build(tmp_path, skip_missing=True)
-    assert builder.locate("gone.jpg", "place", 3) is None
-    assert builder.counts[IMAGES_SKIPPED] == 1
-    assert builder.counts[BOXES_OF_SKIPPED] == 3
+    there, gone = image(1, "a.png"), image(2, "gone.jpg", *[RawBox((1, 2, 3, 4), 0, n) for n in range(3)])
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / "images" / "a.png")
+    source, folder = tmp_path / "set.json", tmp_path / "images"
+    with pytest.raises(DataError, match="place: the image 'gone.jpg' is not in .*images"):
+        build(source, folder, [there, gone], ["x"])
+    records = build(source, folder, [there, gone], ["x"], skip_missing=True)
+    assert len(records) == 1
+    assert records.counts[IMAGES_SKIPPED] == 1
+    assert records.counts[BOXES_OF_SKIPPED] == 3
     with pytest.raises(DataError, match=r"set.json: none of its images .*\(1 missing\)"):
-        builder.finish(["x"], [1])
+        build(source, folder, [gone], ["x"], skip_missing=True)
+
+
+def test_boxes_in_fractions_are_scaled_to_their_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").parent.mkdir(exist_ok=True)
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    found = RawImage("a.png", 1, "place", [RawBox((0.25, 0.5, 0.5, 1.5), 0, 1)])
+    records = build(tmp_path, tmp_path, [found], ["x"], in_fractions=True)
+    assert records.images[0].boxes_xyxy.tolist() == [[10, 15, 20, 30]]
+    assert records.counts[BOXES_CLIPPED] == 1 and records.category_ids == (0,)
+
+
+def test_of_very_many_images_a_sample_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "MEASURED", 10)
+    monkeypatch.setattr(builder, "SAMPLE", 4)
+    monkeypatch.setattr(builder, "LOOKED_UP_ONE_BY_ONE", 5)
+    images = [image(number, f"{number}.png") for number in range(12)]
+    images[5] = images[5]._replace(stated_size=None)
+    for number in range(12):
+        Image.new("RGB", SIZE[::-1]).save(tmp_path / f"{number}.png")
+    records = build(tmp_path, tmp_path, images, ["x"])
+    assert {one.image_size for one in records.images} == {SIZE}
+    assert records.counts[builder.SIZES_NOT_CHECKED] == 7
+    (tmp_path / "3.png").unlink()
+    with pytest.raises(DataError, match="the image '3.png' is not in"):
+        build(tmp_path, tmp_path, images, ["x"])
 
 
 def test_to_coco_gives_own_ids_and_crowds(tmp_path: Path) -> None:
-    builder = build(tmp_path)
     found = [RawBox((10, 12, 50, 40), 1, 0), RawBox((0, 0, 160, 120), 0, 1, is_ignored=True, area=500.0)]
-    builder.add(7, tmp_path / "a.jpg", SIZE, found)
-    builder.add(9, tmp_path / "b.jpg", SIZE, [])
-    content = builder.finish(["x", "y"], [3, 90]).to_coco()
+    records = records_of(tmp_path, image(7, "a.jpg", *found), image(9, "b.jpg"), names=["x", "y"], ids=[3, 90])
+    content = records.to_coco()
     assert content["images"] == [
         {"id": 7, "file_name": "a.jpg", "width": 160, "height": 120},
         {"id": 9, "file_name": "b.jpg", "width": 160, "height": 120},

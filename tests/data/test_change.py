@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from efficientdet.data.builder import RawBox, RecordsBuilder
+from efficientdet.data.builder import RawBox, RawImage, build
 from efficientdet.data.change import convert, merge, split, subset
 from efficientdet.data.coco import read_coco
 from efficientdet.data.read_split import read_split, read_splits
@@ -36,13 +36,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 def make(
     folder: Path, images: list[tuple[str, tuple[int, int], list[RawBox]]], category_ids: tuple[int, ...] = (0, 1, 2, 3)
 ) -> Records:
-    builder = RecordsBuilder(folder / "made", folder)
+    found = []
     for number, (name, size, boxes) in enumerate(images, start=1):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
-        builder.add(number, folder / name, size, boxes)
-    return builder.finish(CLASSES, category_ids)
+        found.append(RawImage(name, number, "place", boxes, size))
+    return build(folder / "made", folder, found, CLASSES, category_ids)
 
 
 def look(image: ImageRecord, digits: int | None = None) -> tuple[Any, ...]:

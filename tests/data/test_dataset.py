@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ def make_records(
     return Records(images, ("cat", "dog"), (1, 2), folder or Path("nowhere"))
 
 
+def with_boxes(records: Records, boxes: Any, labels: Any, is_ignored: Any) -> Records:
+    """The first image with other boxes."""
+    areas, ids = np.full(len(boxes), 200, dtype=np.float32), list(range(len(boxes)))
+    record = replace(records.images[0], boxes_xyxy=boxes, labels=labels, is_ignored=is_ignored)
+    return records.of_images([replace(record, areas=areas, annotation_ids=ids)])
+
+
 # ---- samples
 def test_letterboxed_boxes_are_the_originals_times_the_scale(tmp_path: Path) -> None:
     records = make_records(tmp_path, 4)
@@ -88,9 +96,8 @@ def test_letterboxed_boxes_are_the_originals_times_the_scale(tmp_path: Path) -> 
 
 def test_ignored_regions_are_apart_from_the_boxes_of_a_sample(tmp_path: Path) -> None:
     records = make_records(tmp_path, 1)
-    record = records.images[0]
-    record.boxes_xyxy = np.array([[0, 0, 9, 9], [4, 6, 24, 16]], dtype=np.float32)
-    record.labels, record.is_ignored = np.array([1, 0]), np.array([True, False])
+    boxes = np.array([[0, 0, 9, 9], [4, 6, 24, 16]], dtype=np.float32)
+    records = with_boxes(records, boxes, np.array([1, 0]), np.array([True, False]))
     dataset = DetectionDataset(records, (32, 32), IMAGENET, Augmentation((1.0, 1.0), 0.0), cache=False)
     for sample in (dataset[0], dataset[0, 3]):
         assert sample.boxes_xyxy.shape == (1, 4) and sample.labels.tolist() == [0]
@@ -155,10 +162,8 @@ def test_augmented_samples_depend_on_seed_epoch_and_index_alone(tmp_path: Path) 
 
 
 def test_labels_of_boxes_that_the_crop_drops_go_with_them(tmp_path: Path) -> None:
-    records = make_records(tmp_path, 1)
-    records.images[0].boxes_xyxy = np.array([[0, 0, 4, 4], [10, 10, 30, 20], [36, 26, 40, 30]], dtype=np.float32)
-    records.images[0].labels = np.array([0, 1, 0])
-    records.images[0].is_ignored = np.zeros(3, dtype=np.bool_)
+    boxes = np.array([[0, 0, 4, 4], [10, 10, 30, 20], [36, 26, 40, 30]], dtype=np.float32)
+    records = with_boxes(make_records(tmp_path, 1), boxes, np.array([0, 1, 0]), np.zeros(3, dtype=np.bool_))
     dataset = DetectionDataset(records, (30, 40), IMAGENET, Augmentation((2.0, 2.0), 0.0), cache=False)
     counts = set()
     for epoch in range(20):
@@ -203,7 +208,7 @@ def test_the_cache_gives_identical_pixels_in_every_process(tmp_path: Path, worke
 
 def test_images_that_take_too_much_memory_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     records = make_records(None, 2)
-    records.images[0].width = 10**9
+    records = records.of_images([replace(records.images[0], width=10**9), records.images[1]])
     assert not DecodedCache.fits(records)
     assert DetectionDataset(records, (32, 32), IMAGENET).cache is None
 

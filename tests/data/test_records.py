@@ -14,8 +14,8 @@ import torch  # noqa: F401  # as in every process that starts loaders; it teache
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efficientdet.data.builder import RawBox, RecordsBuilder
-from efficientdet.data.records import EVERY_CLASS, Ids, ImageTable, Records, Texts
+from efficientdet.data.builder import RawBox, RawColumns, RawImage, cleaned
+from efficientdet.data.records import EVERY_CLASS, Column, ImageTable, Records
 
 texts = st.lists(st.text(max_size=8) | st.text(alphabet="\ud800aé", max_size=3), max_size=6)
 ids = st.lists(st.integers(-5, 5) | st.integers(), max_size=6) | st.lists(
@@ -25,25 +25,25 @@ ids = st.lists(st.integers(-5, 5) | st.integers(), max_size=6) | st.lists(
 
 @given(texts)
 def test_texts_come_back(given_texts: list[str]) -> None:
-    found = Texts(given_texts)
-    assert [found[index] for index in range(len(given_texts))] == given_texts
+    assert list(Column(given_texts)) == given_texts
 
 
 @given(ids, st.integers(0, 6), st.integers(0, 6))
 def test_ids_come_back_with_their_types(given_ids: list[int | str], start: int, end: int) -> None:
     start, end = min(start, len(given_ids)), min(end, len(given_ids))
-    found = Ids(given_ids).slice(start, end)
+    found = Column(given_ids)[start:end]
     assert found == given_ids[start:end]
     assert list(map(type, found)) == list(map(type, given_ids[start:end]))
 
 
 def make(folder: Path) -> Records:
-    builder = RecordsBuilder(folder / "set.json", folder / "images")
     box = RawBox((10, 10, 50, 40), 1, "a", area=7.0)
-    builder.add("first", folder / "images" / "day" / "a.jpg", (100, 90), [box, box._replace(label=0, annotation_id=5)])
-    builder.add(2, folder / "images" / "b.jpg", (50, 60), [])
-    builder.add(3, folder / "elsewhere" / "c.jpg", (50, 60), [RawBox((1, 2, 3, 4), EVERY_CLASS, 6, True)])
-    return builder.finish(["x", "y"], [3, 90])
+    images = [
+        RawImage("day/a.jpg", "first", "", [box, box._replace(label=0, annotation_id=5)], (100, 90)),
+        RawImage("b.jpg", 2, "", [], (50, 60)),
+        RawImage(str(folder / "elsewhere" / "c.jpg"), 3, "", [RawBox((1, 2, 3, 4), EVERY_CLASS, 6, True)], (50, 60)),
+    ]
+    return cleaned(folder / "set.json", folder / "images", RawColumns.of(images), ["x", "y"], [3, 90])
 
 
 def look(records: Records) -> list[Any]:
@@ -64,11 +64,21 @@ def test_images_are_made_from_columns(tmp_path: Path) -> None:
         (3, tmp_path / "elsewhere/c.jpg", "c.jpg", (50, 60), [[1, 2, 3, 4]], [-1], [True], [4], [6]),
     ]  # fmt: skip
     assert len(records) == len(records.images) == 3 and records.training_boxes == 2
+    assert records.boxes_by_class().tolist() == [1, 1] and records.table.negatives == 2
     assert [image.image_id for image in records.images[1:]] == [2, 3]
     assert records.images[-1].image_id == 3 and records.images[np.int64(1)].image_id == 2
     for index in (3, -4):
         with pytest.raises(IndexError):
             records.images[index]
+
+
+def test_columns_are_made_from_images(tmp_path: Path) -> None:
+    records = make(tmp_path)
+    again = records.of_images(records.images)
+    assert isinstance(again.images, ImageTable) and look(again) == look(records)
+    assert look(records.of_images([])) == [] and records.of_images([]).training_boxes == 0
+    kept = records.images[0].only(np.array([False, True]))
+    assert (kept.labels.tolist(), kept.areas.tolist(), kept.annotation_ids) == ([0], [7], [5])
 
 
 def test_copies_are_the_same_and_apart(tmp_path: Path) -> None:

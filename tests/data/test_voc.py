@@ -16,7 +16,7 @@ from efficientdet.data.records import (
     IMAGES_SKIPPED,
     IMAGES_WITHOUT_BOXES,
 )
-from efficientdet.data.voc import DIFFICULT_BOXES, read_voc
+from efficientdet.data.voc import read_voc
 from efficientdet.errors import DataError
 
 CLASSES = ("x", "y")
@@ -116,7 +116,7 @@ def test_degenerate_and_difficult_objects_are_counted(tmp_path: Path) -> None:
     difficult = thing(more="<difficult>1</difficult>")
     records = read_voc(write(tmp_path, voc(thing(box=(5, 5, 5, 20)), thing(box=(9, 5, 4, 20)), difficult)))
     assert records.counts[BOXES_DEGENERATE] == 2
-    assert records.counts[DIFFICULT_BOXES] == records.counts[IGNORED_REGIONS] == 1
+    assert records.counts[IGNORED_REGIONS] == 1
     assert records.training_boxes == 0 and records.images[0].is_ignored.tolist() == [True]
     assert not records.images[0].is_negative
 
@@ -128,7 +128,7 @@ def test_masks_need_no_name_and_make_no_class(tmp_path: Path) -> None:
     assert records.class_names == ("x", "y")
     assert [record.labels.tolist() for record in records.images] == [[EVERY_CLASS], [0, 1]]
     assert [record.is_ignored.tolist() for record in records.images] == [[True], [False, True]]
-    assert records.images[0].is_negative and records.counts[DIFFICULT_BOXES] == 0
+    assert records.images[0].is_negative and records.counts[IGNORED_REGIONS] == 2
 
 
 @pytest.mark.parametrize("field", ["difficult", "ignore"])

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from efficientdet.cli.data import data_app
-from efficientdet.cli.options import Json, out_console, print_json, progress_bar, say, takes_settings
+from efficientdet.cli.options import Json, print_json, print_table, progress_bar, say, takes_settings
 from efficientdet.data.quality.settings import CheckSettings
 from efficientdet.errors import find_name
+from efficientdet.text import printable
+
+if TYPE_CHECKING:
+    from efficientdet.data.quality.report import DataReport
 
 SEVERITIES = ("error", "warning", "note")
+# Characters of an example in the table.
+LONGEST_EXAMPLE = 300
 
 
 @data_app.command("check")
@@ -65,7 +71,7 @@ def check(
     if as_json:
         print_json(report.to_json() | written | ({"fixes": fixes} if fix is not None else {}))
     else:
-        out_console.print(report.table())
+        _print(report)
         for name, path in written.items():
             say(f"{name}: {path}")
         if fix is not None:
@@ -73,3 +79,24 @@ def check(
         say(report.summary())
     if report.fails(level):
         raise typer.Exit(1)
+
+
+def _print(report: DataReport) -> None:
+    from efficientdet.data.quality.findings import grouped
+
+    print_table("splits", report.split_rows(), ("split", "image sizes"))
+    if report.anchors is not None:
+        fit = report.anchors.fit
+        title = f"anchors of {report.model} at image size {fit.image_size}: recall {fit.recall:.3f}"
+        print_table(title, report.anchor_rows(), ("size in pixels",))
+        if report.anchors.suggestions:
+            print_table("better when training", report.suggestion_rows(), ("add to efficientdet train",))
+    rows = []
+    for code, (first, *others) in grouped(report.findings).items():
+        place = f" ({printable(first.short_place)})" if first.short_place else ""
+        rows.append({
+            "severity": first.severity, "code": code, "count": 1 + len(others),
+            "first of them": printable(first.what, LONGEST_EXAMPLE) + place, "what to do": first.rule.advice,
+        })  # fmt: skip
+    if rows:
+        print_table("findings", rows, ("severity", "code", "first of them", "what to do"))

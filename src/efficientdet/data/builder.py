@@ -1,24 +1,28 @@
-"""Makes records: finds the images, clips the boxes, drops those outside or without area, and counts all of it."""
+"""Makes records of what a reader found: finds and measures the images, cleans the boxes, and counts what is changed.
+
+Each reader gives `RawImage`s, or the same in columns (`RawColumns`), to `build`; what holds for every format is here.
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientdet.data.check import is_file
+from efficientdet.data.fields import Entry, check_file_name, check_size, is_file, measure
 from efficientdet.data.records import (
     BOXES_CLIPPED,
     BOXES_DEGENERATE,
     BOXES_OF_SKIPPED,
     BOXES_OUTSIDE,
     COUNTED,
-    EVERY_CLASS,
     IGNORED_REGIONS,
     IMAGES_OF_IGNORED,
     IMAGES_SKIPPED,
@@ -37,13 +41,20 @@ ROUNDING_PX = 0.05
 LARGEST_AREA = 1e12
 # Boxes that are cleaned at a time: they and what is computed from them stay in the processor's cache.
 CHUNK = 2**14
+SIZES_NOT_CHECKED = "image sizes taken from the annotations"
+# The headers of all images are read of datasets up to this size; of larger ones those of a sample of this size.
+MEASURED, SAMPLE = 20_000, 500
+# No file name that has none of these, and does not begin with a slash, leaves the folder.
+LEAD_ELSEWHERE = ("..", "\n/", "\\", ":", "\0")
+# With more images, the files of their folders are listed.
+LOOKED_UP_ONE_BY_ONE = 1_000
 
 
 class RawBox(NamedTuple):
     """A box as the file has it.
 
     Attributes:
-        xyxy: corners in pixels, finite, not clipped.
+        xyxy: corners in pixels, or in fractions of the image for all boxes of a dataset; finite, not clipped.
         label: 0-based; EVERY_CLASS for an ignored region of no class.
         annotation_id: the dataset's id.
         is_ignored: whether it is an ignored region.
@@ -110,172 +121,266 @@ def _any_in_row(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return functools.reduce(np.logical_or, flags.T)
 
 
-class RawImages(NamedTuple):
-    """Images as the file has them, N of them, in columns."""
+class RawImage(NamedTuple):
+    """An image as the file has it.
+
+    Attributes:
+        file_name: in the image folder.
+        image_id: the dataset's id.
+        place: where the annotations name it, for messages.
+        boxes: of the annotations.
+        stated_size: (height, width) according to the annotations; None where they do not say.
+    """
+
+    file_name: str
+    image_id: int | str
+    place: str
+    boxes: Sequence[RawBox]
+    stated_size: tuple[int, int] | None = None
+
+
+class RawColumns(NamedTuple):
+    """N images and their M boxes as the file has them, in columns.
+
+    Attributes:
+        file_names: N names.
+        image_ids: N ids.
+        place: where the annotations name an image, by its index.
+        sizes: (N, 2) int64, stated (height, width), 0 where there are none.
+        box_counts: (N,) int64, boxes of each image.
+        xyxy: (M, 4) float64, image after image.
+        labels: (M,) int64.
+        annotation_ids: M ids.
+        is_ignored: (M,) bool.
+        areas: (M,) float64; 0 or less stands for the box's.
+    """
 
     file_names: Sequence[str]
     image_ids: AnyIds
+    place: Callable[[int], str]
     sizes: NDArray[np.int64]
     box_counts: NDArray[np.int64]
-
-
-class RawBoxes(NamedTuple):
-    """The boxes of all images, M of them, in columns; see `RawBox`. An area of 0 or less stands for the box's."""
-
     xyxy: NDArray[np.float64]
     labels: NDArray[np.int64]
     annotation_ids: AnyIds
     is_ignored: NDArray[np.bool_]
     areas: NDArray[np.float64]
 
+    @classmethod
+    def of(cls, images: Sequence[RawImage]) -> RawColumns:
+        """The columns of some images."""
+        boxes = [box for image in images for box in image.boxes]
+        return cls(
+            [image.file_name for image in images], [image.image_id for image in images],
+            lambda index: images[index].place,
+            np.array([image.stated_size or (0, 0) for image in images], dtype=np.int64).reshape(-1, 2),
+            np.array([len(image.boxes) for image in images], dtype=np.int64),
+            np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4),
+            np.array([box.label for box in boxes], dtype=np.int64), [box.annotation_id for box in boxes],
+            np.array([box.is_ignored for box in boxes], dtype=np.bool_),
+            np.array([box.area or 0.0 for box in boxes], dtype=np.float64),
+        )  # fmt: skip
 
-def boxes_in_columns(boxes: Iterable[RawBox]) -> RawBoxes:
-    """Boxes, image after image, in columns."""
-    xyxy, labels, annotation_ids, is_ignored, areas = tuple(zip(*boxes, strict=True)) or ((), (), (), (), ())
-    return RawBoxes(
-        np.array(xyxy, dtype=np.float64).reshape(-1, 4), np.array(labels, dtype=np.int64), annotation_ids,
-        np.array(is_ignored, dtype=np.bool_), np.array([area or 0.0 for area in areas], dtype=np.float64),
-    )  # fmt: skip
+    @property
+    def image_of_box(self) -> NDArray[np.int64]:
+        """(M,) int64, index of the image of each box."""
+        return np.repeat(np.arange(len(self.sizes)), self.box_counts)
+
+    def only(self, kept: NDArray[np.bool_]) -> RawColumns:
+        """Some of the images, (N,) bool, with their boxes."""
+        if kept.all():
+            return self
+        places, of_kept = np.flatnonzero(kept), kept[self.image_of_box]
+        return RawColumns(
+            list(itertools.compress(self.file_names, kept)), _take(self.image_ids, kept),
+            lambda index: self.place(int(places[index])), self.sizes[kept], self.box_counts[kept], self.xyxy[of_kept],
+            self.labels[of_kept], _take(self.annotation_ids, of_kept), self.is_ignored[of_kept], self.areas[of_kept],
+        )  # fmt: skip
 
 
-def take(ids: AnyIds, kept: NDArray[np.bool_]) -> AnyIds:
-    """The ids to keep."""
+def _take(ids: AnyIds, kept: NDArray[np.bool_]) -> AnyIds:
     return ids[kept] if isinstance(ids, np.ndarray) else list(itertools.compress(ids, kept.tolist()))
 
 
-def plain_id(ids: AnyIds, index: int) -> int | str:
+def _plain(ids: AnyIds, index: int) -> int | str:
     """One of the ids, as a plain number or text."""
     one = ids[index]
     return one if isinstance(one, str) else int(one)
 
 
-class RecordsBuilder:
-    """Collects images and boxes of one dataset, with the checks that hold for every format."""
+def build(
+    source: Path,
+    folder: Path,
+    found: Sequence[RawImage] | RawColumns,
+    class_names: Sequence[str],
+    category_ids: Sequence[int] | None = None,
+    *,
+    skip_missing: bool = False,
+    in_fractions: bool = False,
+    smallest_side: float = 0.0,
+    field: str = "file_name",
+) -> Records:
+    """Records of images that are in their folder, of the size that is stated, with cleaned boxes.
 
-    def __init__(
-        self, source: Path, image_folder: Path, skip_missing: bool = False, smallest_side: float = 0.0
-    ) -> None:
-        """Start an empty collection.
+    Args:
+        source: the file or folder that was read, for messages.
+        folder: of the images.
+        found: in the dataset.
+        class_names: by label.
+        category_ids: by label; by default the labels.
+        skip_missing: leave out images whose file is missing, and count them.
+        in_fractions: whether the boxes are in fractions of their image.
+        smallest_side: see `clean_boxes`.
+        field: name of the field that names an image, for messages.
 
-        Args:
-            source: the file or folder being read, for messages.
-            image_folder: folder of the images.
-            skip_missing: leave out images whose file is missing, and count them.
-            smallest_side: see `clean_boxes`.
-        """
-        self.source = source
-        self.image_folder = image_folder
-        self.skip_missing = skip_missing
-        self.smallest_side = smallest_side
-        self.counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
-        self._images: list[tuple[str, int | str, tuple[int, int], int]] = []
-        self._boxes: list[RawBox] = []
+    Raises:
+        DataError: an image is missing, unreadable or of another size; or there is none.
+    """
+    counts = dict.fromkeys(COUNTED, 0)
+    raw = found if isinstance(found, RawColumns) else RawColumns.of(found)
+    is_sound = _are_inside(raw, field)
+    is_sound &= _have_files(folder, raw, is_sound, skip_missing, counts)
+    is_sound[_measure(folder, raw, np.flatnonzero(is_sound), counts)] = False
+    raw = raw.only(is_sound)
+    if not len(raw.sizes):
+        raise DataError(
+            f"{source}: none of its images is in {folder} ({counts[IMAGES_SKIPPED]} missing); give the folder that "
+            "holds the images"
+        )
+    if in_fractions:
+        raw = raw._replace(xyxy=raw.xyxy * raw.sizes[raw.image_of_box][:, [1, 0, 1, 0]])
+    return cleaned(source, folder, raw, class_names, category_ids, smallest_side, counts)
 
-    def locate(self, file_name: str, place: str, boxes: int) -> Path | None:
-        """Path of an image; None if it is missing and may be skipped, which is counted together with its boxes.
 
-        Raises:
-            DataError: the file is missing.
-        """
-        path = self.image_folder / file_name
-        if is_file(path):
-            return path
-        if not self.skip_missing:
+def cleaned(
+    source: Path,
+    folder: Path,
+    raw: RawColumns,
+    class_names: Sequence[str],
+    category_ids: Sequence[int] | None = None,
+    smallest_side: float = 0.0,
+    counts: dict[str, int] | None = None,
+) -> Records:
+    """Records of images that are known to be there, of the sizes given; see `build`."""
+    counts = dict.fromkeys(COUNTED, 0) if counts is None else counts
+    image_of_box = raw.image_of_box
+    parts = [
+        clean_boxes(raw.xyxy[start : start + CHUNK], raw.sizes[image_of_box[start : start + CHUNK]], smallest_side)
+        for start in range(0, len(image_of_box) or 1, CHUNK)
+    ]
+    clean = CleanBoxes(*map(np.concatenate, zip(*parts, strict=True)))
+    kept = clean.kept
+    boxes_xyxy, labels, is_ignored = clean.boxes_xyxy, raw.labels, raw.is_ignored
+    if not kept.all():
+        image_of_box, boxes_xyxy = image_of_box[kept], boxes_xyxy[kept]
+        labels, is_ignored = labels[kept], is_ignored[kept]
+    table = ImageTable(
+        folder, raw.file_names, raw.image_ids, raw.sizes, np.bincount(image_of_box, minlength=len(raw.sizes)),
+        boxes_xyxy, labels, is_ignored, _areas(boxes_xyxy, raw.areas[kept], clean.clipped[kept]),
+        _take(raw.annotation_ids, kept),
+    )  # fmt: skip
+    with_training_boxes = np.count_nonzero(np.bincount(image_of_box[~is_ignored]))
+    negatives = table.negatives
+    for name, count in (
+        (BOXES_CLIPPED, clean.clipped.sum()),
+        (BOXES_OUTSIDE, clean.outside.sum()),
+        (BOXES_DEGENERATE, clean.degenerate.sum()),
+        (IGNORED_REGIONS, is_ignored.sum()),
+        (IMAGES_WITHOUT_BOXES, negatives),
+        (IMAGES_OF_IGNORED, len(table) - negatives - with_training_boxes),
+    ):
+        counts[name] += int(count)
+    changed = list(_changed(clean, folder, raw))
+    ids = range(len(class_names)) if category_ids is None else category_ids
+    return Records(table, tuple(class_names), tuple(ids), source, counts, changed)
+
+
+def _changed(clean: CleanBoxes, folder: Path, raw: RawColumns) -> Iterator[ChangedBox]:
+    """The boxes that are not as they were, in their order."""
+    image_of_box = raw.image_of_box
+    for index in np.flatnonzero(clean.clipped | ~clean.kept).tolist():
+        image = int(image_of_box[index])
+        what = BOXES_OUTSIDE if clean.outside[index] else BOXES_CLIPPED
+        height, width = raw.sizes[image].tolist()
+        yield ChangedBox(
+            BOXES_DEGENERATE if clean.degenerate[index] else what, _plain(raw.image_ids, image),
+            folder / raw.file_names[image], (height, width), _plain(raw.annotation_ids, index),
+            tuple(raw.xyxy[index].tolist()), int(raw.labels[index]), bool(raw.is_ignored[index]),
+        )  # fmt: skip
+
+
+def _are_inside(raw: RawColumns, field: str) -> NDArray[np.bool_]:
+    """Whether each file name stays in the image folder; others are an error."""
+    result = np.ones(len(raw.sizes), dtype=np.bool_)
+    joined = "\n".join(raw.file_names)
+    if any(sign in joined for sign in LEAD_ELSEWHERE) or joined.startswith("/"):
+        for index, name in enumerate(raw.file_names):
+            with Entry(_plain(raw.image_ids, index)) as one:
+                check_file_name(name, raw.place(index), field)
+            result[index] = one.fault is None
+    return result
+
+
+def _have_files(
+    folder: Path, raw: RawColumns, is_inside: NDArray[np.bool_], skip_missing: bool, counts: dict[str, int]
+) -> NDArray[np.bool_]:
+    """Whether each image has a file; those without are an error, or counted together with their boxes."""
+    result, listed = is_inside.copy(), set[str]()
+    if len(result) > LOOKED_UP_ONE_BY_ONE:
+        listed = _listed(folder, raw.file_names)
+        if listed.issuperset(raw.file_names):
+            return result
+    for index in np.flatnonzero(is_inside).tolist():
+        name = raw.file_names[index]
+        if name in listed or is_file(folder / name):
+            continue
+        result[index] = False
+        if skip_missing:
+            counts[IMAGES_SKIPPED] += 1
+            counts[BOXES_OF_SKIPPED] += int(raw.box_counts[index])
+            continue
+        with Entry(_plain(raw.image_ids, index), file=folder / name):
             raise DataError(
-                f"{place}: the image '{printable(file_name)}' is not in {self.image_folder}; put it there, or leave "
+                f"{raw.place(index)}: the image '{printable(name)}' is not in {folder}; put it there, or leave "
                 "such images out with skip_missing (--skip-missing)",
                 "image-missing",
             )
-        self.counts[IMAGES_SKIPPED] += 1
-        self.counts[BOXES_OF_SKIPPED] += boxes
-        return None
+    return result
 
-    def add(self, image_id: int | str, path: Path, image_size: tuple[int, int], boxes: Iterable[RawBox]) -> None:
-        """Add an image with its boxes.
 
-        Args:
-            image_id: the dataset's id of the image.
-            path: its file.
-            image_size: (height, width) in pixels, after EXIF orientation.
-            boxes: those of the annotations.
-        """
-        before = len(self._boxes)
-        self._boxes += boxes
-        inside = path.is_relative_to(self.image_folder)
-        name = path.relative_to(self.image_folder).as_posix() if inside else str(path)
-        self._images.append((name, image_id, image_size, len(self._boxes) - before))
+def _listed(folder: Path, names: Sequence[str]) -> set[str]:
+    """What is in the folders that some names are in: much faster than looking for each."""
+    found: set[str] = set()
+    for parent in {name.rpartition("/")[0] for name in names}:
+        with suppress(OSError):
+            start = f"{parent}/" if parent else ""
+            found.update(map(start.__add__, os.listdir(folder / parent)) if start else os.listdir(folder))
+    return found
 
-    def finish(self, class_names: Sequence[str], category_ids: Sequence[int]) -> Records:
-        """The records of all images added, their boxes cleaned and counted.
 
-        Raises:
-            DataError: there are none.
-        """
-        names, ids, sizes, counts = zip(*self._images, strict=True) if self._images else ((), (), (), ())
-        images = RawImages(names, ids, np.array(sizes, dtype=np.int64).reshape(-1, 2), np.array(counts, dtype=np.int64))
-        return self.finish_columns(images, boxes_in_columns(self._boxes), class_names, category_ids)
+def _measure(folder: Path, raw: RawColumns, indices: NDArray[np.int64], counts: dict[str, int]) -> list[int]:
+    """Compare the sizes stated with those of the files, and add those not stated; of many images of a sample.
 
-    def finish_columns(
-        self, images: RawImages, boxes: RawBoxes, class_names: Sequence[str], category_ids: Sequence[int]
-    ) -> Records:
-        """The same from columns, for readers that have them."""
-        if not len(images.sizes):
-            raise DataError(
-                f"{self.source}: none of its images is in {self.image_folder} "
-                f"({self.counts[IMAGES_SKIPPED]} missing); give the folder that holds the images"
-            )
-        image_of_box = np.repeat(np.arange(len(images.sizes)), images.box_counts)
-        parts = [
-            clean_boxes(boxes.xyxy[start : start + CHUNK], images.sizes[image_of_box[start : start + CHUNK]],
-                        self.smallest_side)
-            for start in range(0, len(image_of_box) or 1, CHUNK)
-        ]  # fmt: skip
-        clean = CleanBoxes(*map(np.concatenate, zip(*parts, strict=True)))
-        kept = clean.kept
-        labels, is_ignored, boxes_xyxy = boxes.labels, boxes.is_ignored, clean.boxes_xyxy
-        if not kept.all():
-            image_of_box, boxes_xyxy, labels = image_of_box[kept], boxes_xyxy[kept], labels[kept]
-            is_ignored = is_ignored[kept]
-        ids = boxes.annotation_ids
-        table = ImageTable(
-            self.image_folder, images.file_names, images.image_ids, images.sizes,
-            np.bincount(image_of_box, minlength=len(images.sizes)), boxes_xyxy, labels, is_ignored,
-            _areas(boxes_xyxy, boxes.areas[kept], clean.clipped[kept]),
-            take(ids, kept),
-        )  # fmt: skip
-        self._count(clean, len(images.sizes), image_of_box, labels, is_ignored)
-        changed = list(self._changed(clean, images, boxes))
-        return Records(table, tuple(class_names), tuple(category_ids), self.source, self.counts, changed)
-
-    def _changed(self, clean: CleanBoxes, images: RawImages, boxes: RawBoxes) -> Iterator[ChangedBox]:
-        """The boxes that are not as they were, in their order."""
-        ends = np.cumsum(images.box_counts)
-        for index in np.flatnonzero(clean.clipped | ~clean.kept).tolist():
-            image = int(np.searchsorted(ends, index, side="right"))
-            what = BOXES_OUTSIDE if clean.outside[index] else BOXES_CLIPPED
-            height, width = images.sizes[image].tolist()
-            yield ChangedBox(
-                BOXES_DEGENERATE if clean.degenerate[index] else what, plain_id(images.image_ids, image),
-                self.image_folder / images.file_names[image], (height, width),
-                plain_id(boxes.annotation_ids, index),
-                tuple(boxes.xyxy[index].tolist()), int(boxes.labels[index]), bool(boxes.is_ignored[index]),
-            )  # fmt: skip
-
-    def _count(
-        self, clean: CleanBoxes, images: int, image_of_box: NDArray[np.int64], labels: NDArray[np.int64],
-        is_ignored: NDArray[np.bool_],
-    ) -> None:  # fmt: skip
-        has_object = np.bincount(image_of_box[labels != EVERY_CLASS], minlength=images) > 0
-        has_training_box = np.bincount(image_of_box[~is_ignored], minlength=images) > 0
-        for name, count in (
-            (BOXES_CLIPPED, clean.clipped.sum()),
-            (BOXES_OUTSIDE, clean.outside.sum()),
-            (BOXES_DEGENERATE, clean.degenerate.sum()),
-            (IGNORED_REGIONS, is_ignored.sum()),
-            (IMAGES_WITHOUT_BOXES, (~has_object).sum()),
-            (IMAGES_OF_IGNORED, (has_object & ~has_training_box).sum()),
-        ):
-            self.counts[name] += int(count)
+    Returns:
+        Indices of images to leave out, where faults are collected.
+    """
+    wrong = []
+    checked = indices
+    if len(indices) > MEASURED:
+        is_sampled = np.arange(len(indices)) % (len(indices) // SAMPLE) == 0
+        checked = indices[is_sampled | (raw.sizes[indices, 0] == 0)]
+    if len(checked) < len(indices):
+        counts[SIZES_NOT_CHECKED] = len(indices) - len(checked)
+    for index in checked.tolist():
+        path, stated = folder / raw.file_names[index], tuple(raw.sizes[index].tolist())
+        with Entry(_plain(raw.image_ids, index), file=path) as one:
+            image_size = measure(path, raw.place(index))
+            raw.sizes[index] = image_size
+            check_size(path, (stated[0], stated[1]) if stated[0] else image_size, image_size, raw.place(index))
+        # Boxes made for the image before its rotation can be turned.
+        if one.fault is not None and one.fault.code != "exif-rotation":
+            wrong.append(index)
+    return wrong
 
 
 def _areas(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +75,9 @@ def split(source: str | Path, out: str | Path, **settings: Unpack[SplitOptions])
     groups = _groups(records.images, own.group_by)
     parts = divide(records, groups, list(shares.values()), own.seed)
     splits = {
-        name: _only(records, np.flatnonzero(parts == number).tolist()) for number, name in enumerate(shares)
-    }  # fmt: skip
+        name: records.of_images(records.images[index] for index in np.flatnonzero(parts == number).tolist())
+        for number, name in enumerate(shares)
+    }
     empty = [name for name, part in splits.items() if not len(part)]
     if empty:
         raise DataError(
@@ -153,7 +155,8 @@ def subset(source: str | Path, out: str | Path, **settings: Unpack[SubsetOptions
         wanted = own.images if own.images is not None else round((own.fraction or 1) * images_before)
         if len(records) and wanted < len(records):
             lost[IMAGES_NOT_CHOSEN] += len(records) - max(1, wanted)
-            records = _only(records, choose(records, max(1, wanted), own.seed))
+            chosen = choose(records, max(1, wanted), own.seed)
+            records = records.of_images(records.images[index] for index in chosen)
         if len(records):
             splits[name] = records
     if not splits:
@@ -178,29 +181,21 @@ def format_of(source: str | Path) -> Format:
 
 
 def pool(parts: Sequence[Records]) -> Records:
-    """Records of the same classes, put together; ids that are there twice become numbers from 1."""
-    images = [image for part in parts for image in part.images]
-    ids = [image.image_id for image in images]
-    if len(set(ids)) < len(ids):
-        for number, image in enumerate(images, start=1):
-            image.image_id = number
-    first = parts[0]
+    """Records of the same classes, put together; where an id is there twice, all become numbers from 1."""
+    first, images = parts[0], [image for part in parts for image in part.images]
+    if len({image.image_id for image in images}) < len(images):
+        images = [replace(image, image_id=number) for number, image in enumerate(images, start=1)]
     for part in parts:
         if part.class_names != first.class_names:
             raise DataError(
                 f"{part.source}: its classes {part.class_names} are not those of {first.source}: {first.class_names}"
             )
-    return Records(images, first.class_names, first.category_ids, first.source)
+    return first.of_images(images)
 
 
 def _settings(given: Mapping[str, Any], cls: type) -> tuple[Any, WriteSettings]:
     own, writing = divided(given, cls, WriteSettings)
     return cls(**own), WriteSettings(**writing)
-
-
-def _only(records: Records, indices: Sequence[int]) -> Records:
-    images = [records.images[index] for index in indices]
-    return Records(images, records.class_names, records.category_ids, records.source)
 
 
 def _groups(images: Sequence[ImageRecord], pattern: str | None) -> list[str]:
@@ -257,16 +252,8 @@ def _relabeled(records: Records, names: tuple[str, ...], ids: tuple[int, ...]) -
     """The records with labels of other class names, by name; boxes of classes that are not among them are left out."""
     labels = {name: label for label, name in enumerate(names)}
     to_new = np.array([labels.get(name, -2) for name in records.class_names] + [EVERY_CLASS])
-    images = []
-    for image in records.images:
-        new = to_new[image.labels]  # EVERY_CLASS is -1, the last
-        kept = new != -2
-        images.append(ImageRecord(
-            image.image_id, image.path, image.width, image.height, image.boxes_xyxy[kept], new[kept],
-            image.is_ignored[kept], image.areas[kept],
-            [one for one, is_kept in zip(image.annotation_ids, kept.tolist(), strict=True) if is_kept], image.file_name,
-        ))  # fmt: skip
-    return Records(images, names, ids, records.source)
+    images = [replace(image, labels=to_new[image.labels]) for image in records.images]  # EVERY_CLASS is -1, the last
+    return Records([image.only(image.labels != -2) for image in images], names, ids, records.source)
 
 
 def _of_classes(records: Records, own: SubsetSettings, lost: Counter[str]) -> Records:
@@ -274,11 +261,8 @@ def _of_classes(records: Records, own: SubsetSettings, lost: Counter[str]) -> Re
     kept = [label for label, name in enumerate(records.class_names) if name in wanted]
     names = tuple(records.class_names[label] for label in kept)
     part = _relabeled(records, names, tuple(records.category_ids[label] for label in kept))
-    lost[BOXES_OF_OTHER_CLASSES] += sum(len(image.labels) for image in records.images) - sum(
-        len(image.labels) for image in part.images
-    )
+    lost[BOXES_OF_OTHER_CLASSES] += len(records.table.labels) - len(part.table.labels)
     if own.keep_negatives:
         return part
-    has_class = [index for index, image in enumerate(part.images) if not image.is_negative]
-    lost[IMAGES_OF_OTHER_CLASSES] += len(part) - len(has_class)
-    return _only(part, has_class)
+    lost[IMAGES_OF_OTHER_CLASSES] += part.table.negatives
+    return part.of_images(image for image in part.images if not image.is_negative)

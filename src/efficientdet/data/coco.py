@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from efficientdet.data.builder import RawBox, RawBoxes, RawImages, RecordsBuilder, boxes_in_columns, plain_id, take
-from efficientdet.data.check import (
-    Entry,
-    check_class_names,
-    check_file_name,
-    check_size,
-    find_image_folder,
-    measure,
-    read_text,
-    shown,
-)
+from efficientdet.data.builder import RawBox, RawColumns, RawImage, build
 from efficientdet.data.coco_columns import CocoColumns, read_columns
+from efficientdet.data.fields import Entry, check_class_names, find_image_folder, read_text, shown
 from efficientdet.data.records import EVERY_CLASS, Records
 from efficientdet.errors import DataError
 from efficientdet.text import printable
 
 KEYS = ("images", "annotations", "categories")
-SIZES_NOT_CHECKED = "image sizes taken from the annotations"
-# The headers of all images are read of datasets up to this size; of larger ones those of a sample of this size.
-MEASURED, SAMPLE = 20_000, 500
-# No file name that has none of these, and does not begin with a slash, leaves the folder.
-LEAD_ELSEWHERE = ("..", "\n/", "\\", ":", "\0")
-# With more images, the files of their folders are listed.
-LOOKED_UP_ONE_BY_ONE = 1_000
-
-
-class _Entry(NamedTuple):
-    image_id: int | str
-    file_name: str
-    stated_size: tuple[int, int] | None
 
 
 def read_coco(annotations: str | Path, image_folder: str | Path | None = None, skip_missing: bool = False) -> Records:
@@ -66,113 +38,20 @@ def read_coco(annotations: str | Path, image_folder: str | Path | None = None, s
         DataError: the file or an entry is at fault; names file, entry (id and index) and field, and says what to do.
     """
     path = Path(annotations)
-    columns = read_columns(path) or _read_carefully(path)
-    category_ids, class_names = _categories(columns.categories, path)
-    names = columns.images.file_names
-    is_sound = _are_inside(columns.images, path)
+    found = read_columns(path) or _read_carefully(path)
+    category_ids, class_names = _categories(found.categories, path)
+    names = found.columns.file_names
     folder = Path(image_folder) if image_folder is not None else find_image_folder(_folders(path), names)
-    builder = RecordsBuilder(path, folder, skip_missing)
-    is_sound &= _have_files(builder, columns.images, is_sound, path)
-    is_sound[_measure(builder, columns.images, np.flatnonzero(is_sound), path)] = False
-    images, boxes = _only(columns, is_sound)
-    return builder.finish_columns(images, boxes, class_names, category_ids)
-
-
-def _are_inside(images: RawImages, path: Path) -> NDArray[np.bool_]:
-    """Whether each file name stays in the image folder; others are an error."""
-    result = np.ones(len(images.sizes), dtype=np.bool_)
-    joined = "\n".join(images.file_names)
-    if any(sign in joined for sign in LEAD_ELSEWHERE) or joined.startswith("/"):
-        for index, name in enumerate(images.file_names):
-            with Entry(plain_id(images.image_ids, index)) as one:
-                check_file_name(name, _place_of_image(path, images, index))
-            result[index] = one.fault is None
-    return result
-
-
-def _have_files(
-    builder: RecordsBuilder, images: RawImages, is_inside: NDArray[np.bool_], path: Path
-) -> NDArray[np.bool_]:
-    """Whether each image has a file; those without are an error, or counted."""
-    result, listed = np.ones(len(images.sizes), dtype=np.bool_), set[str]()
-    if len(result) > LOOKED_UP_ONE_BY_ONE:
-        listed = _listed(builder.image_folder, images.file_names)
-        if listed.issuperset(images.file_names):
-            return result
-    for index, (name, boxes) in enumerate(zip(images.file_names, images.box_counts.tolist(), strict=True)):
-        has_file = name in listed
-        if not has_file and is_inside[index]:
-            with Entry(plain_id(images.image_ids, index), file=builder.image_folder / name):
-                has_file = builder.locate(name, _place_of_image(path, images, index), boxes) is not None
-        result[index] = has_file
-    return result
-
-
-def _listed(folder: Path, names: Sequence[str]) -> set[str]:
-    """What is in the folders that some names are in: much faster than looking for each."""
-    found: set[str] = set()
-    for parent in {name.rpartition("/")[0] for name in names}:
-        with suppress(OSError):
-            start = f"{parent}/" if parent else ""
-            found.update(map(start.__add__, os.listdir(folder / parent)) if start else os.listdir(folder))
-    return found
-
-
-def _measure(builder: RecordsBuilder, images: RawImages, indices: NDArray[np.int64], path: Path) -> list[int]:
-    """Compare the sizes stated with those of the files, and add those not stated; of many images of a sample.
-
-    Returns:
-        Indices of images to leave out, where faults are collected.
-    """
-    wrong = []
-    if len(indices) > MEASURED:
-        is_sampled = np.arange(len(indices)) % (len(indices) // SAMPLE) == 0
-        checked = indices[is_sampled | (images.sizes[indices, 0] == 0)]
-        builder.counts[SIZES_NOT_CHECKED] = len(indices) - len(checked)
-        indices = checked
-    for index in indices.tolist():
-        place, image = _place_of_image(path, images, index), builder.image_folder / images.file_names[index]
-        with Entry(plain_id(images.image_ids, index), file=image) as one:
-            image_size = measure(image, place)
-            height, width = images.sizes[index].tolist()
-            images.sizes[index] = image_size
-            check_size(image, (height, width) if height else image_size, image_size, place)
-        # Boxes made for the image before its rotation can be turned.
-        if one.fault is not None and one.fault.code != "exif-rotation":
-            wrong.append(index)
-    return wrong
-
-
-def _only(columns: CocoColumns, kept: NDArray[np.bool_]) -> tuple[RawImages, RawBoxes]:
-    """The images to keep, with their boxes."""
-    images, boxes = columns.images, columns.boxes
-    if kept.all():
-        return images, boxes
-    of_kept = np.repeat(kept, images.box_counts)
-    return RawImages(
-        list(itertools.compress(images.file_names, kept)), take(images.image_ids, kept),
-        images.sizes[kept], images.box_counts[kept],
-    ), RawBoxes(
-        boxes.xyxy[of_kept], boxes.labels[of_kept], take(boxes.annotation_ids, of_kept),
-        boxes.is_ignored[of_kept], boxes.areas[of_kept],
-    )  # fmt: skip
-
-
-def _place_of_image(path: Path, images: RawImages, index: int) -> str:
-    return f"{path}: image id {_short(plain_id(images.image_ids, index))} (index {index})"
+    return build(path, folder, found.columns, class_names, category_ids, skip_missing=skip_missing)
 
 
 def _folders(path: Path) -> list[Path]:
-    split = path.stem.rpartition("_")[2]
-    names = dict.fromkeys((path.stem, split))
-    beside = [path.parent / "images", path.parent, *(path.parent / name for name in names)]
+    names = dict.fromkeys((path.stem, path.stem.rpartition("_")[2]))
     above = path.parent.parent
     return [
-        *beside,
-        *(above / name for name in names),
-        above / "images",
-        *(above / "images" / n for n in names),
-    ]
+        path.parent / "images", path.parent, *(path.parent / name for name in names), *(above / name for name in names),
+        above / "images", *(above / "images" / name for name in names),
+    ]  # fmt: skip
 
 
 def _load(path: Path) -> dict[str, list[Any]]:
@@ -211,14 +90,10 @@ def _read_carefully(path: Path) -> CocoColumns:
     """
     content = _load(path)
     category_ids, _ = _categories(content["categories"], path)
-    entries = list(_entries(content["images"], path))
-    by_image = _boxes(content["annotations"], entries, category_ids, path)
-    images = RawImages(
-        [entry.file_name for entry in entries], [entry.image_id for entry in entries],
-        np.array([entry.stated_size or (0, 0) for entry in entries], dtype=np.int64),
-        np.array([len(boxes) for boxes in by_image.values()], dtype=np.int64),
-    )  # fmt: skip
-    return CocoColumns(content["categories"], images, boxes_in_columns(itertools.chain(*by_image.values())))
+    images = list(_images(content["images"], path))
+    by_image = _boxes(content["annotations"], images, category_ids, path)
+    columns = RawColumns.of([image._replace(boxes=by_image[image.image_id]) for image in images])
+    return CocoColumns(content["categories"], columns)
 
 
 def _categories(items: list[Any], path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -235,7 +110,7 @@ def _categories(items: list[Any], path: Path) -> tuple[tuple[int, ...], tuple[st
     return ids, check_class_names([by_id[i] for i in ids], f"{path}, categories in order of their ids, field 'name'")
 
 
-def _entries(items: list[Any], path: Path) -> Iterator[_Entry]:
+def _images(items: list[Any], path: Path) -> Iterator[RawImage]:
     if not items:
         raise DataError(f"{path}: the list 'images' is empty; a dataset needs at least one image")
     seen: set[Any] = set()
@@ -250,7 +125,7 @@ def _entries(items: list[Any], path: Path) -> Iterator[_Entry]:
                 )
             stated_size = _stated_size(item, place)
         if one.fault is None:
-            yield _Entry(image_id, file_name, stated_size)
+            yield RawImage(file_name, image_id, place, (), stated_size)
 
 
 def _stated_size(item: dict[str, Any], place: str) -> tuple[int, int] | None:
@@ -265,9 +140,9 @@ def _stated_size(item: dict[str, Any], place: str) -> tuple[int, int] | None:
 
 
 def _boxes(
-    items: list[Any], entries: list[_Entry], category_ids: tuple[int, ...], path: Path
+    items: list[Any], images: list[RawImage], category_ids: tuple[int, ...], path: Path
 ) -> dict[int | str, list[RawBox]]:
-    by_image: dict[int | str, list[RawBox]] = {entry.image_id: [] for entry in entries}
+    by_image: dict[int | str, list[RawBox]] = {image.image_id: [] for image in images}
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
     seen: set[Any] = set()
     for index, item in enumerate(items):
@@ -317,9 +192,9 @@ def _xyxy(item: dict[str, Any], place: str) -> tuple[float, float, float, float]
 
 def _is_ignored(item: dict[str, Any], place: str) -> bool:
     for field in ("iscrowd", "ignore"):
-        if item.get(field, 0) not in (0, 1):
+        if item.get(field) not in (None, 0, 1):
             raise DataError(f"{place}, field '{field}': {_short(item[field])} is neither 0 nor 1; write one of them")
-    return bool(item.get("iscrowd", 0) or item.get("ignore", 0))
+    return bool(item.get("iscrowd") or item.get("ignore"))
 
 
 def _area(item: dict[str, Any], place: str) -> float | None:

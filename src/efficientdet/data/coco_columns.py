@@ -17,8 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientdet.data.builder import RawBoxes, RawImages
-from efficientdet.data.flat_json import annotation_columns
+from efficientdet.data.builder import RawColumns
 from efficientdet.data.records import EVERY_CLASS
 
 # Of an ignored region of no class, which has no category.
@@ -36,8 +35,6 @@ ANNOTATION: list[Any] = [
 ]
 NUMBERS = operator.attrgetter("id", "image_id", "category_id", "area", "iscrowd", "ignore")
 BOX = operator.attrgetter("bbox")
-# Names of the columns.
-FIELDS = ("id", "image_id", "category_id", "area", "iscrowd", "ignore", "bbox.0", "bbox.1", "bbox.2", "bbox.3")
 # Ids up to here are looked up in a table.
 LARGEST_TABLE = 2**23
 # Whole numbers up to here are exact as float64.
@@ -49,13 +46,11 @@ class CocoColumns(NamedTuple):
 
     Attributes:
         categories: as in the file.
-        images: N images; (height, width) as stated, 0 where they are not.
-        boxes: in the order of their images.
+        columns: images and boxes; without a size where none is stated.
     """
 
     categories: list[Any]
-    images: RawImages
-    boxes: RawBoxes
+    columns: RawColumns
 
 
 def read_columns(path: Path) -> CocoColumns | None:
@@ -70,35 +65,52 @@ def read_columns(path: Path) -> CocoColumns | None:
     image = msgspec.defstruct("Image", IMAGE, gc=False)
     annotation = msgspec.defstruct("Annotation", ANNOTATION, gc=False)
     lists = [("images", list[image]), ("annotations", list[annotation]), ("categories", list[Any])]  # type: ignore[valid-type]
-    file = msgspec.defstruct("File", lists)
     with _without_garbage_collection():
-        found = annotation_columns(data)
         try:
-            content: Any = msgspec.json.decode(data if found is None else found.rest, type=file)
-            if found is not None and content.annotations:  # what was found was another list of that name
-                return None
-            images = _images(content.images)
-            columns = found.columns if found is not None else _columns(content.annotations)
-            boxes = _boxes(columns, content.categories, images) if images is not None and columns is not None else None
+            content: Any = msgspec.json.decode(data, type=msgspec.defstruct("File", lists))
+            return _columns(content, path)
         # msgspec's own errors are ValueErrors; some of its numbers are too large for numpy.
-        except (ValueError, RecursionError, OverflowError):
+        except (ValueError, RecursionError, OverflowError, LookupError, TypeError):
             return None
-    return CocoColumns(content.categories, boxes[0], boxes[1]) if boxes is not None else None
 
 
-def _columns(annotations: list[Any]) -> dict[str, Any] | None:
-    """The fields of annotations as arrays."""
-    count = len(annotations)
-    numbers, boxes_xywh = (
-        np.fromiter(
-            itertools.chain.from_iterable(map(get, annotations)), dtype=np.float64, count=columns * count
-        ).reshape(-1, columns)
-        for get, columns in ((NUMBERS, 6), (BOX, 4))
+def _columns(content: Any, path: Path) -> CocoColumns | None:
+    images, annotations = content.images, content.annotations
+    names = [image.file_name for image in images]
+    ids = np.fromiter((image.id for image in images), dtype=np.int64, count=len(images))
+    sizes = np.array([(image.height or 0, image.width or 0) for image in images], dtype=np.int64).reshape(-1, 2)
+    # A size is stated whole or not at all.
+    has_sizes = all(
+        (image.width is None and image.height is None) or ((image.width or 0) > 0 and (image.height or 0) > 0)
+        for image in images
     )
-    if not (np.isfinite(numbers).all() and (np.abs(numbers[:, :3]) < LARGEST).all()):
+    numbers, xywh = (
+        np.fromiter(
+            itertools.chain.from_iterable(map(get, annotations)), dtype=np.float64, count=width * len(annotations)
+        ).reshape(-1, width)
+        for get, width in ((NUMBERS, 6), (BOX, 4))
+    )
+    is_sound = len(ids) and has_sizes and all(names) and np.isfinite(numbers).all() and np.isfinite(xywh).all()
+    if not is_sound or not (np.abs(numbers[:, :3]) < LARGEST).all():
         return None
-    ids = numbers[:, :3].astype(np.int64).T
-    return dict(zip(FIELDS, (*ids, *numbers[:, 3:].T, *boxes_xywh.T), strict=True))
+    box_ids, image_ids, category_of_box = numbers[:, :3].astype(np.int64).T
+    areas, is_ignored = numbers[:, 3], (numbers[:, 4] + numbers[:, 5]) > 0
+    category_ids = np.sort(np.array([int(category["id"]) for category in content.categories], dtype=np.int64))
+    image_of_box, is_known = _find(ids, image_ids)
+    labels, has_category = _find(category_ids, category_of_box)
+    has_none = (category_of_box == NO_CATEGORY) & is_ignored
+    if not (is_known.all() and (has_category | has_none).all() and _are_unique(ids) and _are_unique(box_ids)):
+        return None
+    labels[has_none] = EVERY_CLASS
+    order = _order(image_of_box)
+    xyxy = xywh[order]
+    with np.errstate(over="ignore"):
+        xyxy[:, 2:] += xyxy[:, :2]
+    return CocoColumns(content.categories, RawColumns(
+        names, ids, lambda index: f"{path}: image id {ids[index]} (index {index})", sizes,
+        np.bincount(image_of_box, minlength=len(ids)), xyxy, labels[order], box_ids[order], is_ignored[order],
+        areas[order],
+    ))  # fmt: skip
 
 
 @contextmanager
@@ -113,51 +125,8 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _images(images: list[Any]) -> RawImages | None:
-    names = [image.file_name for image in images]
-    sizes = [(image.height or 0, image.width or 0) for image in images]
-    # A size is stated whole or not at all.
-    is_sound = all(
-        (image.width is None and image.height is None) or ((image.width or 0) > 0 and (image.height or 0) > 0)
-        for image in images
-    )
-    try:
-        ids = np.fromiter([image.id for image in images], dtype=np.int64, count=len(images))
-    except OverflowError:
-        return None
-    if not len(ids) or not is_sound or not all(names) or not _are_unique(ids):
-        return None
-    return RawImages(names, ids, np.array(sizes, dtype=np.int64), np.zeros(len(ids), dtype=np.int64))
-
-
 def _are_unique(ids: NDArray[np.int64]) -> bool:
     return bool((np.diff(ids) > 0).all() or (np.diff(np.sort(ids)) > 0).all())
-
-
-def _boxes(columns: dict[str, Any], categories: list[Any], images: RawImages) -> tuple[RawImages, RawBoxes] | None:
-    ids, image_ids, category_of_box, areas, is_crowd, is_mask, *xywh = (columns[name] for name in FIELDS)
-    is_ignored = (is_crowd + is_mask) > 0
-    try:
-        category_ids = np.sort(np.array([int(category["id"]) for category in categories], dtype=np.int64))
-    except (LookupError, TypeError, ValueError, OverflowError):
-        return None
-    image_of_box, is_known = _find(np.asarray(images.image_ids), image_ids)
-    labels, has_category = _find(category_ids, category_of_box)
-    has_none = (category_of_box == NO_CATEGORY) & is_ignored
-    is_sound = is_known.all() and (has_category | has_none).all() and _are_unique(ids)
-    if not is_sound or not all(np.isfinite(column).all() for column in (*xywh, areas)):
-        return None
-    labels[has_none] = EVERY_CLASS
-    order = _order(image_of_box)
-    xyxy = np.empty((len(order), 4))
-    with np.errstate(over="ignore"):
-        for side in range(4):
-            xyxy[:, side] = xywh[side][order]
-            if side >= 2:
-                xyxy[:, side] += xyxy[:, side - 2]
-    return images._replace(box_counts=np.bincount(image_of_box, minlength=len(images.sizes))), RawBoxes(
-        xyxy, labels[order], ids[order], is_ignored[order], areas[order]
-    )  # fmt: skip
 
 
 def _find(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

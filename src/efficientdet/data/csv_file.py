@@ -8,27 +8,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from efficientdet.data.builder import RawBox, RecordsBuilder
-from efficientdet.data.check import (
+from efficientdet.data.builder import RawBox, RawImage, build
+from efficientdet.data.fields import (
     Entry,
     check_class_names,
-    check_file_name,
+    coordinate,
     find_image_folder,
-    is_file,
-    measure,
-    number_from_text,
+    flag,
+    label_of,
+    listed_class_names,
     read_text,
-    shown,
 )
-from efficientdet.data.records import EVERY_CLASS, Records
-from efficientdet.errors import DataError, MissingSplitError, unknown_name
+from efficientdet.data.records import Records
+from efficientdet.errors import DataError, MissingSplitError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 COLUMNS = ("image", *CORNERS, "class")
 # The column of the images, as converters from Pascal VOC call it.
 OTHER_NAMES = {"filename": "image"}
-# Names by label, one a line, beside a format that has no place for classes without boxes or for their order.
-CLASSES_FILE = "classes.txt"
 
 
 class _Row(NamedTuple):
@@ -69,49 +66,38 @@ def read_csv(
     """
     path = Path(path)
     rows = list(_rows(path))
-    names = read_class_names(path, rows) if class_names is None else class_names
-    names = check_class_names(names, f"{path}: class names")
+    names = check_class_names(class_names or class_names_of([path], path.parent), f"{path}: class names")
     labels = {name: label for label, name in enumerate(names)}
-    images = _by_image(row for row in rows if split is None or row.split in (split, None))
-    if not images and split is not None and rows:
+    by_image: dict[str, list[_Row]] = {}
+    for row in rows:
+        if split is None or row.split in (split, None):
+            by_image.setdefault(row.image, []).append(row)
+    if not by_image and split is not None and rows:
         raise MissingSplitError(f"{path}: no row is of the split '{split}'")
-    folder = Path(image_folder) if image_folder is not None else find_image_folder(_folders(path), list(images))
-    builder = RecordsBuilder(path, folder, skip_missing)
-    for image_id, (name, of_image) in enumerate(images.items(), start=1):
+    folders = [path.parent / "images", path.parent, path.parent / path.stem]
+    folder = find_image_folder(folders, list(by_image)) if image_folder is None else Path(image_folder)
+    images = []
+    for image_id, (name, of_image) in enumerate(by_image.items(), start=1):
         with Entry(image_id, file=folder / name):
             boxes = [
-                RawBox(row.xyxy, _label(row, labels), f"{image_id}/{number}", row.is_ignored)
+                RawBox(row.xyxy, label_of(row.class_name, labels, row.place, "class"), f"{image_id}/{number}",
+                       row.is_ignored)
                 for number, row in enumerate(of_image, start=1)
                 if row.xyxy is not None
-            ]
-            image = builder.locate(name, of_image[0].place, len(boxes))
-            if image is not None:
-                builder.add(image_id, image, measure(image, of_image[0].place), boxes)
-    return builder.finish(names, range(len(names)))
+            ]  # fmt: skip
+            images.append(RawImage(name, image_id, of_image[0].place, boxes))
+    return build(path, folder, images, names, skip_missing=skip_missing, field="image")
 
 
-def read_class_names(path: Path, rows: Sequence[_Row] | None = None) -> list[str]:
-    """Class names of a CSV file: those of `classes.txt` beside it, else those of its rows, sorted."""
-    listed = listed_class_names(path.parent)
-    if listed is not None:
-        return listed
-    return sorted({row.class_name for row in (_rows(path) if rows is None else rows) if row.class_name})
-
-
-def listed_class_names(folder: Path) -> list[str] | None:
-    """The lines of `classes.txt` in a folder; None if there is no such file."""
-    if not is_file(folder / CLASSES_FILE):
-        return None
-    return [line.strip() for line in read_text(folder / CLASSES_FILE).splitlines() if line.strip()]
+def class_names_of(files: Sequence[Path], folder: Path) -> list[str]:
+    """Class names of CSV files: those of `classes.txt` in a folder, else those of the rows, sorted."""
+    found = listed_class_names(folder)
+    return found or sorted({row.class_name for file in files for row in _rows(file) if row.class_name})
 
 
 def splits_of(path: Path) -> set[str]:
     """The splits that the rows of a file name; none if it has no column `split`."""
     return {row.split for row in _rows(path) if row.split}
-
-
-def _folders(path: Path) -> list[Path]:
-    return [path.parent / "images", path.parent, path.parent / path.stem]
 
 
 def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
@@ -145,37 +131,11 @@ def _row(header: list[str], texts: list[str], place: str) -> _Row:
     fields = {name: text.strip() for name, text in zip(header, texts, strict=True)}
     if not fields["image"]:
         raise DataError(f"{place}, field 'image': empty; write the image's file name")
-    check_file_name(fields["image"], place, "image")
-    ignored = fields.get("ignored") or "0"
-    if ignored not in ("0", "1"):
-        raise DataError(f"{place}, field 'ignored': {shown(ignored)} is neither 0 nor 1; write one of them")
-    name, corners = fields["class"] or None, [fields[corner] for corner in CORNERS]
-    if not any(corners) and name is None:
-        return _Row(fields["image"], None, None, fields.get("split"), False, place)
-    numbers = []
-    for corner, text in zip(CORNERS, corners, strict=True):
-        number = number_from_text(text)
-        if number is None:
-            fault = f"{shown(text)} is not a finite number" if text else "empty"
-            raise DataError(f"{place}, field '{corner}': {fault}; write a pixel coordinate")
-        numbers.append(number)
-    if name is None and ignored == "0":
+    is_ignored = flag(fields.get("ignored") or "", place, "ignored")
+    name, split = fields["class"] or None, fields.get("split")
+    if name is None and not any(fields[corner] for corner in CORNERS):
+        return _Row(fields["image"], None, None, split, False, place)
+    x1, y1, x2, y2 = (coordinate(fields[corner], place, corner) for corner in CORNERS)
+    if name is None and not is_ignored:
         raise DataError(f"{place}, field 'class': empty; write the class, or 1 into a column 'ignored'")
-    x1, y1, x2, y2 = numbers
-    return _Row(fields["image"], (x1, y1, x2, y2), name, fields.get("split"), ignored == "1", place)
-
-
-def _by_image(rows: Iterator[_Row]) -> dict[str, list[_Row]]:
-    images: dict[str, list[_Row]] = {}
-    for row in rows:
-        images.setdefault(row.image, []).append(row)
-    return images
-
-
-def _label(row: _Row, labels: dict[str, int]) -> int:
-    if row.class_name is None:
-        return EVERY_CLASS
-    if row.class_name not in labels:
-        fault = unknown_name("class", row.class_name, labels)
-        raise DataError(f"{row.place}, field 'class': {fault} Correct the row or add the class.")
-    return labels[row.class_name]
+    return _Row(fields["image"], (x1, y1, x2, y2), name, split, is_ignored, place)

@@ -17,9 +17,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from efficientdet.atomic_write import replacing_folder
 from efficientdet.cache import cache_folder
-from efficientdet.data.builder import RawBox, RecordsBuilder
-from efficientdet.data.check import PLAIN_NAME, Entry, check_class_names, check_file_name, is_file, measure, shown
-from efficientdet.data.csv_file import listed_class_names
+from efficientdet.data.builder import RawBox, RawImage, build
+from efficientdet.data.fields import PLAIN_NAME, Entry, check_class_names, is_file, listed_class_names, shown
 from efficientdet.data.records import BOXES_CLIPPED, BOXES_DEGENERATE, BOXES_OUTSIDE, EVERY_CLASS, Records
 from efficientdet.errors import DataError, SettingError, require
 from efficientdet.text import printable
@@ -77,19 +76,21 @@ def read_parquet(
     rows = [row for file in files for row in _rows(file)]
     names = check_class_names(class_names or class_names_of(files, files[0].parent), f"{files[0].parent}: class names")
     unpacked = _unpack(files) if _has_bytes(files[0]) else None
-    builder = RecordsBuilder(
-        files[0] if len(files) == 1 else files[0].parent, unpacked.folder if unpacked else files[0].parent, skip_missing
-    )
+    folder = unpacked.folder if unpacked else files[0].parent
     labels: dict[Any, int] = {name: label for label, name in enumerate(names)}
     labels |= {label: label for label in range(len(names))}
+    images = []
     for number, (row, image_id) in enumerate(zip(rows, _image_ids(rows), strict=True)):
-        file_name = unpacked.names[number] if unpacked and unpacked.names[number] else _path(row)
-        with Entry(image_id, file=builder.image_folder / file_name):
-            image = builder.locate(file_name, row.place, len(row.boxes))
-            if image is not None:
-                size = measure(image, row.place)
-                builder.add(image_id, image, size, _boxes(row, image_id, size, box_format, labels))
-    records = builder.finish(names, range(len(names)))
+        file_name = unpacked.names[number] if unpacked and unpacked.names[number] else row.image
+        with Entry(image_id, file=folder / str(file_name)):
+            if not isinstance(file_name, str) or not file_name:
+                fault = f"{shown(row.image)} is neither an image nor a path; add the image"
+                raise DataError(f"{row.place}, field 'image': {fault}")
+            images.append(RawImage(file_name, image_id, row.place, _boxes(row, image_id, box_format, labels)))
+    records = build(
+        files[0] if len(files) == 1 else files[0].parent, folder, images, names, skip_missing=skip_missing,
+        in_fractions=box_format == "cxcywh", field="image",
+    )  # fmt: skip
     _doubt(records, box_format, sum(len(row.boxes) for row in rows))
     return records
 
@@ -285,16 +286,7 @@ def _image_ids(rows: list[_Row]) -> list[int | str]:
     return ids if are_ids and len(set(ids)) == len(ids) else list(range(1, len(rows) + 1))
 
 
-def _path(row: _Row) -> str:
-    if not isinstance(row.image, str) or not row.image:
-        raise DataError(f"{row.place}, field 'image': {shown(row.image)} is neither an image nor a path; add the image")
-    check_file_name(row.image, row.place, "image")
-    return row.image
-
-
-def _boxes(
-    row: _Row, image_id: int | str, size: tuple[int, int], box_format: BoxFormat, labels: dict[Any, int]
-) -> list[RawBox]:
+def _boxes(row: _Row, image_id: int | str, box_format: BoxFormat, labels: dict[Any, int]) -> list[RawBox]:
     boxes = []
     for k, (box, one, flag) in enumerate(zip(row.boxes, row.classes, row.ignored, strict=True)):
         if flag not in (None, 0, 1):
@@ -309,12 +301,12 @@ def _boxes(
                 f"{row.place}, field 'objects.category' of box {k}: {shown(one)} is not among the {len(labels) // 2} "
                 "classes; correct it, or add the class"
             )
-        boxes.append(RawBox(_xyxy(box, size, box_format, f"{row.place}, field 'objects.bbox' of box {k}"), label,
-                            f"{image_id}/{k + 1}", is_ignored))  # fmt: skip
+        xyxy = _xyxy(box, box_format, f"{row.place}, field 'objects.bbox' of box {k}")
+        boxes.append(RawBox(xyxy, label, f"{image_id}/{k + 1}", is_ignored))
     return boxes
 
 
-def _xyxy(box: Any, size: tuple[int, int], box_format: BoxFormat, place: str) -> tuple[float, float, float, float]:
+def _xyxy(box: Any, box_format: BoxFormat, place: str) -> tuple[float, float, float, float]:
     is_box = isinstance(box, list) and len(box) == 4
     if not is_box or not all(isinstance(number, float | int) and math.isfinite(number) for number in box):
         raise DataError(f"{place}: {shown(box)} is not four finite numbers; write {box_format}")
@@ -323,8 +315,7 @@ def _xyxy(box: Any, size: tuple[int, int], box_format: BoxFormat, place: str) ->
         return a, b, c, d
     if box_format == "xywh":
         return a, b, a + c, b + d
-    height, width = size
-    return (a - c / 2) * width, (b - d / 2) * height, (a + c / 2) * width, (b + d / 2) * height
+    return a - c / 2, b - d / 2, a + c / 2, b + d / 2
 
 
 def _doubt(records: Records, box_format: BoxFormat, boxes: int) -> None:
@@ -348,7 +339,8 @@ class _Unpacked(NamedTuple):
 
 def _unpack(files: list[Path]) -> _Unpacked:
     """Write the images that files hold into the cache folder, once."""
-    facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    # Without their folder, so that files that are moved, as a dataset that was just written is, are known again.
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     folder = cache_folder("datasets") / digest
     index = folder / "names.json"

@@ -6,18 +6,13 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from efficientdet.data.check import is_file, is_folder
+from efficientdet.data import csv_file, parquet
 from efficientdet.data.coco import read_coco
-from efficientdet.data.csv_file import listed_class_names, read_class_names, read_csv, splits_of
-from efficientdet.data.parquet import (
-    SAVED_STATE,
-    BoxFormat,
-    class_names_of,
-    read_parquet,
-    split_files,
-)
+from efficientdet.data.csv_file import read_csv, splits_of
+from efficientdet.data.fields import is_file, is_folder
+from efficientdet.data.parquet import SAVED_STATE, BoxFormat, read_parquet, split_files
 from efficientdet.data.records import Records
 from efficientdet.data.settings import Format
 from efficientdet.data.voc import read_voc
@@ -42,10 +37,10 @@ OTHER_NAMES = {"val": ("valid", "validation"), "valid": ("val",)}
 
 
 class Found(NamedTuple):
-    """The annotations of a split: their format, and a function that reads them."""
+    """The annotations of a split: their format, and a function that reads them, which takes `skip_missing`."""
 
     format: Format
-    read: Callable[[], Records]
+    read: Callable[..., Records]
 
 
 def read_split(data: str | Path, split: str, skip_missing: bool = False, *, box_format: BoxFormat = "xywh") -> Records:
@@ -64,7 +59,9 @@ def read_split(data: str | Path, split: str, skip_missing: bool = False, *, box_
         MissingSplitError: there are no annotations of the split; says where they were sought.
         DataError: a file is at fault; names file, place and field.
     """
-    return find_split(data, split, skip_missing, box_format).read()
+    found = find_split(data, split)
+    more: dict[str, Any] = {"box_format": box_format} if found.format == "parquet" else {}
+    return found.read(skip_missing=skip_missing, **more)
 
 
 def read_splits(data: str | Path, skip_missing: bool = False, *, box_format: BoxFormat = "xywh") -> dict[str, Records]:
@@ -92,21 +89,21 @@ def has_several_splits(data: str | Path) -> bool:
     return root.suffix in (".yaml", ".yml") or (root.suffix.lower() == ".csv" and bool(splits_of(root)))
 
 
-def find_split(data: str | Path, split: str, skip_missing: bool = False, box_format: BoxFormat = "xywh") -> Found:
+def find_split(data: str | Path, split: str) -> Found:
     """The annotations of a split, found and not yet read; see `read_split`."""
     root = Path(data)
     if is_file(root):
-        return _of_file(root, split, skip_missing, box_format)
+        return _of_file(root, split)
     if not is_folder(root):
         raise DataError(f"{printable(root)}: no such dataset; give its folder or its annotation file")
     if is_file(root / SAVED_STATE):
-        return Found("parquet", lambda: read_parquet(root, box_format, skip_missing=skip_missing))
+        return Found("parquet", functools.partial(read_parquet, root))
     for name in (split, *OTHER_NAMES.get(split, ())):
-        found = next(_below(root, name, skip_missing, box_format), None)
+        found = next(_below(root, name), None)
         if found is not None:
             return found
     if any(is_file(root / name) for name in CONFIG_NAMES):
-        return Found("yolo", lambda: read_yolo(root, split, skip_missing=skip_missing))
+        return Found("yolo", functools.partial(read_yolo, root, split))
     sought = ", ".join(pattern.format(s=split) for pattern in COCO_FILES)
     also = "".join(f"; and the same for '{name}'" for name in OTHER_NAMES.get(split, ()))
     raise MissingSplitError(
@@ -117,60 +114,43 @@ def find_split(data: str | Path, split: str, skip_missing: bool = False, box_for
     )
 
 
-def _of_file(file: Path, split: str, skip_missing: bool, box_format: BoxFormat) -> Found:
+def _of_file(file: Path, split: str) -> Found:
     suffix = file.suffix.lower()
     if suffix in (".yaml", ".yml"):
-        return Found("yolo", lambda: read_yolo(file, split, skip_missing=skip_missing))
+        return Found("yolo", functools.partial(read_yolo, file, split))
     if suffix == ".csv":
         named = splits_of(file)
         name = next((name for name in (split, *OTHER_NAMES.get(split, ())) if name in named), split)
-        return Found("csv", lambda: read_csv(file, name, skip_missing=skip_missing))
+        return Found("csv", functools.partial(read_csv, file, name))
     if suffix == ".parquet":
-        return Found("parquet", lambda: read_parquet(file, box_format, skip_missing=skip_missing))
-    return Found("coco", lambda: read_coco(file, skip_missing=skip_missing))
+        return Found("parquet", functools.partial(read_parquet, file))
+    return Found("coco", functools.partial(read_coco, file))
 
 
-def _below(root: Path, split: str, skip_missing: bool, box_format: BoxFormat) -> Iterator[Found]:
-    """The ways to read a split of a folder, the first first."""
+def _below(root: Path, split: str) -> Iterator[Found]:
+    """The ways to read a split of a folder, the first first. All splits of a folder have the same classes."""
     for pattern in COCO_FILES:
         file = root / pattern.format(s=split)
         if is_file(file):
-            yield Found("coco", functools.partial(read_coco, file, skip_missing=skip_missing))
+            yield Found("coco", functools.partial(read_coco, file))
     for pattern in CSV_FILES:
         table = root / pattern.format(s=split)
         if is_file(table):
-            names = _csv_class_names(root)
-            yield Found("csv", functools.partial(read_csv, table, None, names, skip_missing=skip_missing))
+            every = [root / one.format(s=name) for name in _every_split_name() for one in (*CSV_FILES, CSV_OF_ALL)]
+            names = csv_file.class_names_of([file for file in dict.fromkeys(every) if is_file(file)], root)
+            yield Found("csv", functools.partial(read_csv, table, class_names=names))
     table_of_all = root / CSV_OF_ALL
     if is_file(table_of_all) and split in (splits_of(table_of_all) or {"train"}):
-        yield Found("csv", lambda: read_csv(table_of_all, split, skip_missing=skip_missing))
+        yield Found("csv", functools.partial(read_csv, table_of_all, split))
     if is_file(root / "ImageSets" / "Main" / f"{split}.txt"):
-        yield Found("voc", lambda: _read_voc(root, split, skip_missing))
+        yield Found("voc", functools.partial(read_voc, root, split=split))
     if any(is_folder(root / first / second) for first, second in (("images", split), (split, "images"))):
-        yield Found("yolo", lambda: read_yolo(root, split, skip_missing=skip_missing))
+        yield Found("yolo", functools.partial(read_yolo, root, split))
     files = split_files(root, split)
     if files:
-        yield Found("parquet", lambda: read_parquet(files, box_format, _parquet_class_names(root), skip_missing))
-
-
-def _read_voc(root: Path, split: str, skip_missing: bool) -> Records:
-    """One split, with the classes of all splits: one without boxes of a class must not shift its labels."""
-    class_names = listed_class_names(root) or read_voc(root, skip_missing=True).class_names
-    return read_voc(root, class_names, split=split, skip_missing=skip_missing)
-
-
-def _csv_class_names(root: Path) -> list[str]:
-    """Likewise: the classes of all the files of a folder."""
-    listed = listed_class_names(root)
-    if listed is not None:
-        return listed
-    patterns = [pattern.format(s=split) for split in _every_split_name() for pattern in CSV_FILES]
-    files = [root / name for name in dict.fromkeys([*patterns, CSV_OF_ALL]) if is_file(root / name)]
-    return sorted({name for file in files for name in read_class_names(file)})
-
-
-def _parquet_class_names(root: Path) -> list[str]:
-    return class_names_of([file for split in _every_split_name() for file in split_files(root, split)], root)
+        every = [file for name in _every_split_name() for file in split_files(root, name)]
+        names = parquet.class_names_of(every, root)
+        yield Found("parquet", functools.partial(read_parquet, files, class_names=names))
 
 
 def _every_split_name() -> tuple[str, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import context
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, overload
@@ -37,9 +37,9 @@ COUNTED = (
 EVERY_CLASS = -1
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class ImageRecord:
-    """One image and its boxes, clipped to the image.
+    """One image and its boxes, clipped to the image; the records that it is taken from do not change with it.
 
     Attributes:
         image_id: the dataset's id of the image.
@@ -68,17 +68,28 @@ class ImageRecord:
 
     def __post_init__(self) -> None:
         """Name the image after its file."""
-        self.file_name = self.file_name or self.path.name
+        object.__setattr__(self, "file_name", self.file_name or self.path.name)
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.height, self.width
 
+    def only(self, kept: NDArray[np.bool_]) -> ImageRecord:
+        """The image with some of its boxes, (N,) bool."""
+        return replace(
+            self, boxes_xyxy=self.boxes_xyxy[kept], labels=self.labels[kept], is_ignored=self.is_ignored[kept],
+            areas=self.areas[kept], annotation_ids=list(itertools.compress(self.annotation_ids, kept.tolist())),
+        )  # fmt: skip
+
     @property
     def is_negative(self) -> bool:
         """Whether the image has no object; one whose objects are all ignored, such as a crowd, is not a negative."""
         return not (self.labels != EVERY_CLASS).any()
+
+
+# Ids of a dataset, which are whole numbers or texts.
+AnyIds: TypeAlias = "Sequence[int | str] | NDArray[np.int64]"
 
 
 class SharedArrays:
@@ -112,45 +123,38 @@ class SharedArrays:
             self.__dict__[name] = value.numpy() if is_tensor else value
 
 
-# Ids of a dataset, which are whole numbers or texts.
-AnyIds: TypeAlias = "Sequence[int | str] | NDArray[np.int64]"
+class Column(SharedArrays, Sequence[int | str]):
+    """Whole numbers and texts in arrays: processes share them, and none is touched until it is read."""
 
-
-class Texts(SharedArrays):
-    """Many texts as one array of bytes: processes share it, and no text is touched until it is read."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        texts = list(texts)
-        joined = "".join(texts)
-        lengths = texts if joined.isascii() else [text.encode("utf-8", "surrogatepass") for text in texts]
-        self.ends = np.cumsum(np.fromiter(map(len, lengths), dtype=np.int64), dtype=np.int64)
-        self.bytes = np.frombuffer(joined.encode("utf-8", "surrogatepass"), dtype=np.uint8)
-
-    def __getitem__(self, index: int) -> str:
-        """The text at an index from 0."""
-        start = self.ends[index - 1] if index else 0
-        return self.bytes[start : self.ends[index]].tobytes().decode("utf-8", "surrogatepass")
-
-
-class Ids(SharedArrays):
-    """Ids, which are whole numbers or texts."""
-
-    def __init__(self, ids: AnyIds) -> None:
+    def __init__(self, values: AnyIds) -> None:
         self.numbers: NDArray[np.int64] | None = None
-        self.texts: Texts | None = None
-        if isinstance(ids, np.ndarray):
-            self.numbers = ids
-        elif all(type(one) is int and -(2**63) <= one < 2**63 for one in ids):
-            self.numbers = np.array(ids, dtype=np.int64)
+        if isinstance(values, np.ndarray):
+            self.numbers = values
+        elif all(type(one) is int and -(2**63) <= one < 2**63 for one in values):
+            self.numbers = np.array(values, dtype=np.int64)
         else:
-            self.texts = Texts(json.dumps(one) for one in ids)
+            texts = [str(one).encode("utf-8", "surrogatepass") for one in values]
+            self.is_number = np.array([not isinstance(one, str) for one in values], dtype=np.bool_)
+            self.ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64), dtype=np.int64)
+            self.bytes = np.frombuffer(b"".join(texts), dtype=np.uint8)
 
-    def slice(self, start: int, end: int) -> list[int | str]:
-        """The ids from start to end."""
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.ends if self.numbers is None else self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> int | str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int | str]: ...
+    def __getitem__(self, index: int | slice) -> int | str | list[int | str]:
+        """The value at an index from 0, or a list of several."""
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
         if self.numbers is not None:
-            return list(self.numbers[start:end].tolist())
-        assert self.texts is not None
-        return [json.loads(self.texts[index]) for index in range(start, end)]
+            return int(self.numbers[index])
+        start = self.ends[index - 1] if index else 0
+        text = self.bytes[start : self.ends[index]].tobytes().decode("utf-8", "surrogatepass")
+        return int(text) if self.is_number[index] else text
 
 
 class ImageTable(SharedArrays, Sequence[ImageRecord]):
@@ -170,18 +174,48 @@ class ImageTable(SharedArrays, Sequence[ImageRecord]):
         is_ignored: (M,) bool.
         areas: (M,) float32.
         annotation_ids: M ids.
+        paths: of the images, where they are not in one folder.
+
+    Attributes:
+        starts: (N + 1,) int64: the boxes of image n are those from starts[n] to starts[n + 1].
     """
 
     def __init__(
-        self, folder: Path, file_names: Iterable[str], image_ids: AnyIds, sizes: NDArray[np.int64],
+        self, folder: Path, file_names: Sequence[str], image_ids: AnyIds, sizes: NDArray[np.int64],
         box_counts: NDArray[np.int64], boxes_xyxy: NDArray[np.float32], labels: NDArray[np.int64],
         is_ignored: NDArray[np.bool_], areas: NDArray[np.float32], annotation_ids: AnyIds,
+        paths: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
         self.folder = folder
-        self.file_names, self.image_ids, self.annotation_ids = Texts(file_names), Ids(image_ids), Ids(annotation_ids)
+        self.file_names, self.image_ids, self.annotation_ids = map(Column, (file_names, image_ids, annotation_ids))
+        self.paths = None if paths is None else Column(paths)
         self.sizes = sizes
         self.starts = np.concatenate([[0], np.cumsum(box_counts, dtype=np.int64)])
         self.boxes_xyxy, self.labels, self.is_ignored, self.areas = boxes_xyxy, labels, is_ignored, areas
+
+    @classmethod
+    def of(cls, images: Sequence[ImageRecord]) -> ImageTable:
+        """The columns of some images."""
+        return cls(
+            Path(), [image.file_name for image in images], [image.image_id for image in images],
+            np.array([image.image_size for image in images], dtype=np.int64).reshape(-1, 2),
+            np.array([len(image.labels) for image in images], dtype=np.int64),
+            np.concatenate([np.zeros((0, 4), np.float32), *(image.boxes_xyxy for image in images)]),
+            np.concatenate([np.zeros(0, np.int64), *(image.labels for image in images)]),
+            np.concatenate([np.zeros(0, np.bool_), *(image.is_ignored for image in images)]),
+            np.concatenate([np.zeros(0, np.float32), *(image.areas for image in images)]),
+            [one for image in images for one in image.annotation_ids], [str(image.path) for image in images],
+        )  # fmt: skip
+
+    @property
+    def image_of_box(self) -> NDArray[np.int64]:
+        """(M,) int64, index of the image of each box."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+    @property
+    def negatives(self) -> int:
+        """How many images have no object; see `ImageRecord.is_negative`."""
+        return len(self) - int(np.count_nonzero(np.bincount(self.image_of_box[self.labels != EVERY_CLASS])))
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -200,11 +234,12 @@ class ImageTable(SharedArrays, Sequence[ImageRecord]):
         index = int(index) % len(self)
         start, end = self.starts[index : index + 2].tolist()
         height, width = self.sizes[index].tolist()
-        path = self.folder / (name := self.file_names[index])
+        name = str(self.file_names[index])
+        path = self.folder / name if self.paths is None else Path(str(self.paths[index]))
         return ImageRecord(
-            self.image_ids.slice(index, index + 1)[0], path, width, height, self.boxes_xyxy[start:end],
-            self.labels[start:end], self.is_ignored[start:end], self.areas[start:end],
-            self.annotation_ids.slice(start, end), "" if Path(name).is_absolute() else name,
+            self.image_ids[index], path, width, height, self.boxes_xyxy[start:end], self.labels[start:end],
+            self.is_ignored[start:end], self.areas[start:end], self.annotation_ids[start:end],
+            "" if Path(name).is_absolute() else name,
         )  # fmt: skip
 
 
@@ -237,7 +272,7 @@ class Records:
     """A dataset, or one split of it: images with boxes, classes, and what the reader changed.
 
     Attributes:
-        images: one record an image, in the order of the file.
+        images: one record an image, in the order of the file; given as a list or a table, kept as a table.
         class_names: names by label.
         category_ids: the dataset's ids by label.
         source: the file or folder that was read.
@@ -252,16 +287,33 @@ class Records:
     counts: dict[str, int] = field(default_factory=dict)
     changed: list[ChangedBox] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Put the images into columns."""
+        if not isinstance(self.images, ImageTable):
+            self.images = ImageTable.of(self.images)
+
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.images)
 
     @property
+    def table(self) -> ImageTable:
+        """The images, whose boxes can be looked at together."""
+        assert isinstance(self.images, ImageTable)
+        return self.images
+
+    def of_images(self, images: Iterable[ImageRecord]) -> Records:
+        """Other images with the same classes and source; nothing is counted."""
+        return Records(list(images), self.class_names, self.category_ids, self.source)
+
+    @property
     def training_boxes(self) -> int:
         """Number of boxes to train on: all but the ignored regions."""
-        if isinstance(self.images, ImageTable):
-            return int(np.count_nonzero(~self.images.is_ignored))
-        return sum(int(np.count_nonzero(~record.is_ignored)) for record in self.images)
+        return int(np.count_nonzero(~self.table.is_ignored))
+
+    def boxes_by_class(self) -> NDArray[np.int64]:
+        """(K,) number of boxes of each class, ignored regions aside."""
+        return np.bincount(self.table.labels[~self.table.is_ignored], minlength=len(self.class_names)).astype(np.int64)
 
     def to_coco(self) -> dict[str, Any]:
         """The annotations as a COCO dict of plain Python types.

@@ -53,10 +53,9 @@ def choose(records: Records, count: int, seed: int) -> list[int]:
 
 def _has_class(records: Records) -> NDArray[np.float64]:
     """(N, K + 1): whether each image has a box of each class, and in the last column whether it has none."""
-    result = np.zeros((len(records), len(records.class_names) + 1))
-    for index, image in enumerate(records.images):
-        labels = image.labels[~image.is_ignored]
-        result[index, labels if len(labels) else -1] = 1
+    table, result = records.table, np.zeros((len(records), len(records.class_names) + 1))
+    result[table.image_of_box[~table.is_ignored], table.labels[~table.is_ignored]] = 1
+    result[:, -1] = result.sum(1) == 0
     return result
 
 

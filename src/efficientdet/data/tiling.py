@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from efficientdet.data.builder import RawBox, RecordsBuilder
+from efficientdet.data.builder import RawBox, RawColumns, RawImage, cleaned
 from efficientdet.data.change import format_of, read
 from efficientdet.data.dataset import decode
 from efficientdet.data.records import ImageRecord, Records
@@ -80,37 +81,32 @@ def starts(length: int, size: int, overlap: float) -> list[int]:
 def _cut_split(
     records: Records, folder: Path, cut: TileSettings, places: dict[str, dict[str, Any]], lost: Counter[str]
 ) -> Records:
-    builder = RecordsBuilder(records.source, folder)
+    tiles = []
     for image in records.images:
         pixels = decode(image)
-        for top in starts(image.height, cut.size, cut.overlap):
-            for left in starts(image.width, cut.size, cut.overlap):
-                part = pixels[top : top + cut.size, left : left + cut.size]
-                path = folder / _name(image, top, left, part.shape[:2])
-                _save(part, path)
-                name = path.relative_to(folder).as_posix()
-                places[f"{folder.name}/{name}"] = {
-                    "image": image.file_name, "image_id": image.image_id, "x": left, "y": top,
-                    "width": part.shape[1], "height": part.shape[0],
-                }  # fmt: skip
-                builder.add(len(places), path, part.shape[:2], _parts(image, top, left, part.shape[:2], cut, lost))
-    return builder.finish(records.class_names, records.category_ids)
+        for top, left in itertools.product(*(starts(side, cut.size, cut.overlap) for side in image.image_size)):
+            part = pixels[top : top + cut.size, left : left + cut.size]
+            size = (part.shape[0], part.shape[1])
+            name = _name(image, top, left, size)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(part).save(folder / name, quality=JPEG_QUALITY)
+            places[f"{folder.name}/{name}"] = {
+                "image": image.file_name, "image_id": image.image_id, "x": left, "y": top,
+                "width": size[1], "height": size[0],
+            }  # fmt: skip
+            tiles.append(RawImage(name, len(places), name, _parts(image, top, left, size, cut, lost), size))
+    return cleaned(records.source, folder, RawColumns.of(tiles), records.class_names, records.category_ids)
 
 
-def _name(image: ImageRecord, top: int, left: int, size: tuple[int, ...]) -> str:
+def _name(image: ImageRecord, top: int, left: int, size: tuple[int, int]) -> str:
     own = PurePosixPath(image.file_name)
     suffix = own.suffix if own.suffix.lower() in (".jpg", ".jpeg") else ".png"
     place = "" if size == image.image_size else f"_y{top}_x{left}"
     return str(own.with_name(f"{own.stem}{place}{suffix}"))
 
 
-def _save(pixels: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, quality=JPEG_QUALITY)
-
-
 def _parts(
-    image: ImageRecord, top: int, left: int, size: tuple[int, ...], cut: TileSettings, lost: Counter[str]
+    image: ImageRecord, top: int, left: int, size: tuple[int, int], cut: TileSettings, lost: Counter[str]
 ) -> list[RawBox]:
     """The boxes within a tile, in its pixels."""
     boxes = image.boxes_xyxy.astype(np.float64) - [left, top, left, top]

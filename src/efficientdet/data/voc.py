@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
@@ -10,25 +10,26 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
-from efficientdet.data.builder import RawBox, RecordsBuilder
-from efficientdet.data.check import (
+from efficientdet.data.builder import RawBox, RawImage, build
+from efficientdet.data.fields import (
     Entry,
     check_class_names,
     check_file_name,
-    check_size,
+    coordinate,
     find_image_folder,
+    flag,
     is_file,
     is_folder,
-    measure,
+    label_of,
+    listed_class_names,
     number_from_text,
     read_text,
     shown,
 )
-from efficientdet.data.records import EVERY_CLASS, Records
-from efficientdet.errors import DataError, unknown_name
+from efficientdet.data.records import Records
+from efficientdet.errors import DataError
 from efficientdet.text import printable
 
-DIFFICULT_BOXES = "boxes marked difficult"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # The format takes equal corners for a box of one pixel; in practice they are a slip of the mouse.
 SMALLEST_SIDE = 1.0
@@ -37,7 +38,6 @@ SMALLEST_SIDE = 1.0
 class _Object(NamedTuple):
     name: str | None
     xyxy: tuple[float, float, float, float]
-    is_difficult: bool
     is_ignored: bool
     place: str
 
@@ -64,7 +64,8 @@ def read_voc(
 
     Args:
         source: a folder (with `Annotations/`, or with the XML files themselves), one XML file, or a list of them.
-        class_names: names by label; by default the names found, sorted.
+        class_names: names by label; by default those of `classes.txt` in the folder, else the names found in all its
+            XML files, sorted, so that each split has the same.
         image_folder: folder of the images; by default the first of `JPEGImages`, `images` (beside the XML files, or one
             or two folders above) that holds any of them, else the folder of the XML files.
         split: read only the files listed in `ImageSets/Main/<split>.txt` of the folder.
@@ -76,46 +77,32 @@ def read_voc(
     Raises:
         DataError: a file is at fault; names file, object and field.
     """
-    root, files = _files(source, split)
-    annotations = []
-    for file in files:
+    root, files = _files(source)
+    chosen = files if split is None else list(_listed(root, files[0].parent, split))
+    names = listed_class_names(root) if class_names is None else class_names
+    read: dict[Path, _Annotation] = {}
+    for file in chosen if names else files:
         with Entry(file=file):
-            annotations.append(_read(file))
+            read[file] = _read(file)
+    found = sorted({thing.name for annotation in read.values() for thing in annotation.objects if thing.name})
+    names = check_class_names(names or found, f"{root}: class names")
+    annotations = [read[file] for file in chosen if file in read]
     _refuse_shared_images(annotations)
-    found = sorted({thing.name for annotation in annotations for thing in annotation.objects if thing.name})
-    names = check_class_names(found if class_names is None else class_names, f"{root}: class names")
-    if image_folder is None:
-        folder = find_image_folder(_folders(files[0].parent), [a.file_name for a in annotations])
-    else:
-        folder = Path(image_folder)
-    builder = RecordsBuilder(root, folder, skip_missing, SMALLEST_SIDE)
-    builder.counts[DIFFICULT_BOXES] = 0
-    labels = {name: label for label, name in enumerate(names)}
+    candidates = [Path(image_folder)] if image_folder is not None else _folders(files[0].parent)
+    folder = find_image_folder(candidates, [annotation.file_name for annotation in annotations])
+    labels, images = {name: label for label, name in enumerate(names)}, []
     for image_id, annotation in enumerate(annotations, start=1):
-        with Entry(image_id, file=builder.image_folder / annotation.file_name):
-            _add(builder, image_id, annotation, labels)
-    return builder.finish(names, range(len(names)))
+        with Entry(image_id, file=folder / annotation.file_name):
+            boxes = [
+                RawBox(thing.xyxy, label_of(thing.name, labels, thing.place, "name"), f"{image_id}/{index}",
+                       thing.is_ignored)
+                for index, thing in enumerate(annotation.objects, start=1)
+            ]  # fmt: skip
+            images.append(RawImage(annotation.file_name, image_id, annotation.place, boxes, annotation.stated_size))
+    return build(root, folder, images, names, skip_missing=skip_missing, smallest_side=SMALLEST_SIDE, field="filename")
 
 
-def _add(builder: RecordsBuilder, image_id: int, annotation: _Annotation, labels: dict[str, int]) -> None:
-    boxes = [
-        RawBox(thing.xyxy, _label(thing, labels), f"{image_id}/{index}", thing.is_difficult or thing.is_ignored)
-        for index, thing in enumerate(annotation.objects, start=1)
-    ]
-    path = builder.locate(annotation.file_name, annotation.place, len(boxes))
-    if path is None:
-        return
-    image_size = measure(path, annotation.place)
-    with Entry(image_id, file=path) as one:
-        check_size(path, annotation.stated_size or image_size, image_size, annotation.place)
-    # Boxes made for the image before its rotation can be turned.
-    if one.fault is not None and one.fault.code != "exif-rotation":
-        return
-    builder.add(image_id, path, image_size, boxes)
-    builder.counts[DIFFICULT_BOXES] += sum(thing.is_difficult for thing in annotation.objects)
-
-
-def _files(source: str | Path | Sequence[str | Path], split: str | None) -> tuple[Path, list[Path]]:
+def _files(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[Path]]:
     if not isinstance(source, str | Path):
         files = sorted(map(Path, source))
         if not files:
@@ -126,14 +113,14 @@ def _files(source: str | Path | Sequence[str | Path], split: str | None) -> tupl
         return root, [root]
     if not is_folder(root):
         raise DataError(f"{printable(root)}: there is no such folder or file; check the path")
-    folder = root / "Annotations" if (root / "Annotations").is_dir() else root
-    files = sorted(folder.glob("*.xml")) if split is None else list(_listed(root, folder, split))
+    folder = root / "Annotations" if is_folder(root / "Annotations") else root
+    files = sorted(folder.glob("*.xml"))
     if not files:
         raise DataError(f"{folder}: there is no XML file; give a folder with VOC annotations")
     return root, files
 
 
-def _listed(root: Path, folder: Path, split: str) -> Iterable[Path]:
+def _listed(root: Path, folder: Path, split: str) -> Iterator[Path]:
     listing = root / "ImageSets" / "Main" / f"{split}.txt"
     for number, line in enumerate(read_text(listing).splitlines(), start=1):
         if not line.strip():
@@ -151,7 +138,7 @@ def _folders(folder: Path) -> list[Path]:
     return [place / name for place in near for name in ("JPEGImages", "images")] + [folder]
 
 
-def _refuse_shared_images(annotations: Iterable[_Annotation]) -> None:
+def _refuse_shared_images(annotations: Sequence[_Annotation]) -> None:
     seen: dict[str, str] = {}
     for annotation in annotations:
         if annotation.file_name in seen:
@@ -162,15 +149,6 @@ def _refuse_shared_images(annotations: Iterable[_Annotation]) -> None:
         seen[annotation.file_name] = annotation.place
 
 
-def _label(thing: _Object, labels: dict[str, int]) -> int:
-    if thing.name is None:
-        return EVERY_CLASS
-    if thing.name not in labels:
-        fault = unknown_name("class", thing.name, labels)
-        raise DataError(f"{thing.place}, field 'name': {fault} Correct the file or add the class.")
-    return labels[thing.name]
-
-
 def _read(path: Path) -> _Annotation:
     root = _parse(path)
     place = str(path)
@@ -179,7 +157,6 @@ def _read(path: Path) -> _Annotation:
     file_name = (root.findtext("filename") or "").strip()
     if not file_name:
         raise DataError(f"{place}, field 'filename': missing or empty; write the image's file name")
-    check_file_name(file_name, place, "filename")
     objects = []
     for number, element in enumerate(root.findall("object"), start=1):
         with Entry(file=path):
@@ -220,25 +197,12 @@ def _stated_size(root: Element, place: str) -> tuple[int, int] | None:
 
 
 def _object(element: Element, place: str) -> _Object:
-    name = (element.findtext("name") or "").strip()
-    is_ignored = _is_set(element, "ignore", place)
-    if not name and not is_ignored:
+    def text(field: str) -> str:
+        return (element.findtext(field) or "").strip()
+
+    is_ignored = flag(text("ignore"), place, "ignore")
+    if not text("name") and not is_ignored:
         raise DataError(f"{place}, field 'name': missing or empty; write the class")
-    corners = []
-    for field in CORNERS:
-        text = (element.findtext(f"bndbox/{field}") or "").strip()
-        number = number_from_text(text)
-        if number is None:
-            fault = f"{shown(text)} is not a finite number" if text else "missing or empty"
-            raise DataError(f"{place}, field 'bndbox/{field}': {fault}; write a pixel coordinate")
-        corners.append(number)
-    x1, y1, x2, y2 = corners
-    is_difficult = _is_set(element, "difficult", place)
-    return _Object(name or None, (x1 - 1, y1 - 1, x2, y2), is_difficult, is_ignored, place)
-
-
-def _is_set(element: Element, field: str, place: str) -> bool:
-    text = (element.findtext(field) or "").strip() or "0"
-    if text not in ("0", "1"):
-        raise DataError(f"{place}, field '{field}': {shown(text)} is neither 0 nor 1; write one of them")
-    return text == "1"
+    x1, y1, x2, y2 = (coordinate(text(f"bndbox/{corner}"), place, f"bndbox/{corner}") for corner in CORNERS)
+    is_difficult = flag(text("difficult"), place, "difficult")
+    return _Object(text("name") or None, (x1 - 1, y1 - 1, x2, y2), is_difficult or is_ignored, place)

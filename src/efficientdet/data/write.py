@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -70,10 +70,7 @@ class DatasetReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types by attribute name, ready for JSON."""
-        return {
-            "folder": str(self.folder), "format": self.format, "splits": self.splits,
-            "class_names": list(self.class_names), "lost": self.lost, "notes": self.notes,
-        }  # fmt: skip
+        return asdict(self) | {"folder": str(self.folder)}
 
 
 def lost_by_reading(splits: Mapping[str, Records]) -> dict[str, int]:
@@ -131,7 +128,7 @@ def write_dataset(
     counts = {
         split: {
             "images": len(records), "boxes": records.training_boxes,
-            "ignored regions": sum(int(record.is_ignored.sum()) for record in records.images),
+            "ignored regions": int(records.table.is_ignored.sum()),
         }
         for split, records in splits.items()
     }  # fmt: skip
@@ -207,12 +204,9 @@ def _place(source: Path, target: Path, hard_links: bool) -> None:
 
 
 def _count_areas(records: Records) -> int:
-    count = 0
-    for record in records.images:
-        sides = record.boxes_xyxy[:, 2:] - record.boxes_xyxy[:, :2]
-        # COCO's areas are rounded.
-        count += int((np.abs(sides.prod(1) - record.areas) > 0.01 * record.areas + 0.5).sum())
-    return count
+    sides, areas = records.table.boxes_xyxy[:, 2:] - records.table.boxes_xyxy[:, :2], records.table.areas
+    # COCO's areas are rounded.
+    return int((np.abs(sides.prod(1) - areas) > 0.01 * areas + 0.5).sum())
 
 
 def _count_category_ids(records: Records) -> int:
@@ -225,7 +219,7 @@ def _count_image_ids(records: Records) -> int:
 
 def _count_thin(records: Records) -> int:
     """Boxes that readers of VOC drop, in the numbers that they read."""
-    boxes = [shortest(box) for record in records.images for box in record.boxes_xyxy]
+    boxes = map(shortest, records.table.boxes_xyxy)
     return sum(min(x2 - (x1 + 1 - 1), y2 - (y1 + 1 - 1)) <= VOC_SMALLEST_SIDE for x1, y1, x2, y2 in boxes)
 
 
@@ -256,5 +250,4 @@ def _prove(splits: Mapping[str, Records], folder: Path, to: Format) -> None:
 
 
 def _by_class(records: Records) -> Any:
-    labels = [record.labels for record in records.images]
-    return np.bincount(np.concatenate(labels) - EVERY_CLASS, minlength=len(records.class_names) + 1)
+    return np.bincount(records.table.labels - EVERY_CLASS, minlength=len(records.class_names) + 1)

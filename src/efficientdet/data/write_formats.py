@@ -12,7 +12,8 @@ from xml.sax.saxutils import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientdet.data.csv_file import CLASSES_FILE, COLUMNS
+from efficientdet.data.csv_file import COLUMNS
+from efficientdet.data.fields import CLASSES_FILE
 from efficientdet.data.records import EVERY_CLASS, ImageRecord, Records
 from efficientdet.data.settings import Format
 from efficientdet.errors import require

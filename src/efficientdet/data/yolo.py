@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from efficientdet.data.builder import RawBox, RecordsBuilder
-from efficientdet.data.check import (
+from efficientdet.data.builder import RawBox, RawImage, build
+from efficientdet.data.fields import (
     Entry,
     check_class_names,
     is_file,
     is_folder,
-    measure,
+    lines_of,
     number_from_text,
     read_text,
     shown,
@@ -73,36 +73,27 @@ def read_yolo(
     names = check_class_names(names, f"{config_path or folder}, field 'names'")
     image_folder = _image_folder(_base_folder(folder, config_path, config), split, config_path, config)
     label_folder = _label_folder(image_folder, folder)
-    builder = RecordsBuilder(folder, image_folder, skip_missing)
-    builder.counts[IMAGES_WITHOUT_LABEL_FILE] = 0
     ignored_folder = _beside(image_folder, folder, "ignored")
-    unused = set(_label_files(label_folder))
-    for image_id, path in enumerate(_images(image_folder, skip_missing), start=1):
-        name = path.relative_to(image_folder).with_suffix(".txt")
-        unused.discard(label_folder / name)
-        with Entry(image_id, file=path):
-            _add(builder, image_id, path, label_folder / name, ignored_folder and ignored_folder / name, len(names))
-    for labels in sorted(unused):
-        stem = labels.relative_to(label_folder).with_suffix("").as_posix()
-        with Entry(file=labels):
-            builder.locate(f"{stem}.jpg", str(labels), len(read_labels(labels, len(names))))
-    return builder.finish(names, range(len(names)))
-
-
-def _add(
-    builder: RecordsBuilder, image_id: int, path: Path, labels: Path, ignored: Path | None, class_count: int
-) -> None:
-    has_labels = is_file(labels)
-    builder.counts[IMAGES_WITHOUT_LABEL_FILE] += not has_labels
-    lines = read_labels(labels, class_count) if has_labels else []
-    image_size = measure(path, str(labels))
-    boxes = [RawBox(_xyxy(box.xywh, image_size), box.label, f"{image_id}/{box.line}") for box in lines]
-    if ignored is not None and is_file(ignored):
-        boxes += [
-            RawBox(_xyxy(box.xywh, image_size), box.label, f"{image_id}/ignored/{box.line}", is_ignored=True)
-            for box in read_labels(ignored, class_count, every_class=True)
-        ]
-    builder.add(image_id, path, image_size, boxes)
+    labels = {path.relative_to(label_folder).with_suffix("") for path in _label_files(label_folder)}
+    paths = [path.relative_to(image_folder) for path in _images(image_folder, skip_missing)]
+    unused = [stem.with_name(f"{stem.name}.jpg") for stem in sorted(labels - {path.with_suffix("") for path in paths})]
+    images, without_labels = [], 0
+    for image_id, path in enumerate([*paths, *unused], start=1):
+        with Entry(image_id, file=image_folder / path):
+            file = (label_folder / path).with_suffix(".txt")
+            ignored = ignored_folder and (ignored_folder / path).with_suffix(".txt")
+            lines = read_labels(file, len(names)) if is_file(file) else None
+            without_labels += lines is None
+            boxes = [RawBox(_xyxy(box.xywh), box.label, f"{image_id}/{box.line}") for box in lines or ()]
+            if ignored and is_file(ignored):
+                boxes += [
+                    RawBox(_xyxy(box.xywh), box.label, f"{image_id}/ignored/{box.line}", is_ignored=True)
+                    for box in read_labels(ignored, len(names), every_class=True)
+                ]
+            images.append(RawImage(path.as_posix(), image_id, str(file), boxes))
+    records = build(folder, image_folder, images, names, skip_missing=skip_missing, in_fractions=True)
+    records.counts[IMAGES_WITHOUT_LABEL_FILE] = without_labels
+    return records
 
 
 def read_labels(path: Path, class_count: int, every_class: bool = False) -> list[YoloBox]:
@@ -168,15 +159,9 @@ def _fraction(text: str, place: str, is_side: bool) -> float:
     return number
 
 
-def _xyxy(xywh: tuple[float, float, float, float], image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+def _xyxy(xywh: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
     x, y, width, height = xywh
-    rows, columns = image_size
-    return (
-        (x - width / 2) * columns,
-        (y - height / 2) * rows,
-        (x + width / 2) * columns,
-        (y + height / 2) * rows,
-    )
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -194,7 +179,7 @@ def _class_names(folder: Path, config_path: Path | None, config: dict[str, Any])
         listing = _first(folder / name for name in ("classes.txt", "labels/classes.txt", "obj.names"))
         if listing is None:
             raise DataError(f"{folder}: neither data.yaml nor classes.txt is there; add one, or give class names")
-        return [line.strip() for line in read_text(listing).splitlines() if line.strip()]
+        return lines_of(listing)
     names = config.get("names")
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):

@@ -29,9 +29,14 @@ def thumbnail(image: RgbImage, boxes_xyxy: Sequence[Sequence[float]] = ()) -> tu
         The encoded image, and what it shows: left, top, right, bottom in pixels of the original.
     """
     window = window_around(boxes_xyxy, image.shape[1], image.shape[0])
+    return jpeg(small(Image.fromarray(image).crop(window))), window
+
+
+def jpeg(image: Image.Image) -> bytes:
+    """The encoded image."""
     file = io.BytesIO()
-    small(Image.fromarray(image).crop(window)).save(file, "JPEG", quality=QUALITY)
-    return file.getvalue(), window
+    image.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
 
 
 def small(image: Image.Image) -> Image.Image:

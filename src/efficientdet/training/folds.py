@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,5 @@ def write_images(folder: Path, images: Sequence[ImageRecord], classes: Records) 
             os.symlink(record.path.resolve(), target)
         except (OSError, NotImplementedError):
             shutil.copyfile(record.path, target)
-        renamed.append(_renamed(record, number, target))
-    part = Records(renamed, classes.class_names, classes.category_ids, folder)
-    (folder / "train.json").write_text(json.dumps(part.to_coco()), encoding="utf-8")
-
-
-def _renamed(record: ImageRecord, number: int, path: Path) -> ImageRecord:
-    return ImageRecord(
-        number, path, record.width, record.height, record.boxes_xyxy, record.labels, record.is_ignored, record.areas,
-        record.annotation_ids,
-    )  # fmt: skip
+        renamed.append(replace(record, image_id=number, path=target, file_name=target.name))
+    (folder / "train.json").write_text(json.dumps(classes.of_images(renamed).to_coco()), encoding="utf-8")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from efficientdet.data.records import EVERY_CLASS, ImageRecord, ImageTable, Records
+from efficientdet.data.records import EVERY_CLASS, Records
 from efficientdet.errors import SettingError
 from efficientdet.network.efficientdet import CLASS_LAYER, EfficientDet
 from efficientdet.weights.info import CheckpointInfo
@@ -38,12 +37,10 @@ def with_old_classes(records: Records, old: CheckpointInfo) -> Records:
     for name in names[len(ids) :]:
         ids[name] = wanted[name] if wanted[name] not in ids.values() else next(free)
     numbers = np.array([names.index(name) for name in records.class_names], dtype=np.int64)
-    return dataclasses.replace(
-        records,
-        images=_relabeled(records.images, numbers),
-        class_names=tuple(names),
-        category_ids=tuple(ids[name] for name in names),
-    )
+    table = copy.copy(records.table)
+    table.labels = np.where(table.labels == EVERY_CLASS, EVERY_CLASS, numbers[table.labels])
+    category_ids = tuple(ids[name] for name in names)
+    return dataclasses.replace(records, images=table, class_names=tuple(names), category_ids=category_ids)
 
 
 def _free_numbers(taken: set[int]) -> Iterator[int]:
@@ -51,19 +48,6 @@ def _free_numbers(taken: set[int]) -> Iterator[int]:
     while True:
         number += 1
         yield number
-
-
-def _relabeled(images: Sequence[ImageRecord], numbers: NDArray[np.int64]) -> Sequence[ImageRecord]:
-    if isinstance(images, ImageTable):
-        table = copy.copy(images)
-        table.labels = _renumbered(images.labels, numbers)
-        return table
-    return [dataclasses.replace(image, labels=_renumbered(image.labels, numbers)) for image in images]
-
-
-def _renumbered(labels: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Other labels for these; ignored regions of no class keep theirs."""
-    return np.where(labels == EVERY_CLASS, EVERY_CLASS, numbers[labels])
 
 
 def extend_class_layer(network: EfficientDet, old: EfficientDet) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from efficientdet.boxes import pairwise_iou
 from efficientdet.data.coco import read_coco
-from efficientdet.data.quality.boxes import check_boxes, repeated_pairs
+from efficientdet.data.quality.boxes import SAME_OBJECT_IOU, check_boxes
 from efficientdet.data.quality.findings import Finding
 from efficientdet.data.records import ImageRecord, Records
 
@@ -86,7 +88,12 @@ def test_every_repeated_box_of_a_crowd_is_found(seed: int) -> None:
                         random.random(18) < 0.2, np.ones(18, np.float32), list(range(18)))
         )  # fmt: skip
     records = Records(images, ("x", "y"), (1, 2), Path("x"))
-    expected = {(image.image_id, first, second) for image in images for first, second, _ in repeated_pairs(image)}
+    expected = set()
+    for image in images:
+        boxes = torch.from_numpy(image.boxes_xyxy)
+        overlap = np.triu(pairwise_iou(boxes, boxes).numpy(), 1) >= SAME_OBJECT_IOU
+        overlap &= ~(image.is_ignored[:, None] | image.is_ignored[None, :])
+        expected |= {(image.image_id, *pair) for pair in np.argwhere(overlap).tolist()}
     pairs = [one for one in check_boxes(records, "train") if one.code in ("box-repeated", "box-two-classes")]
     assert {(one.image_id, *one.annotation_ids) for one in pairs} == expected
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from efficientdet.data.quality.classes import boxes_by_class, check_classes
+from efficientdet.data.quality.classes import check_classes
 from efficientdet.data.quality.findings import Finding
 from efficientdet.data.records import ImageRecord, Records
 
@@ -32,7 +32,7 @@ def codes(**splits: Records) -> dict[str, Finding]:
 
 
 def test_counts_leave_ignored_regions_out() -> None:
-    assert boxes_by_class(records_of([3, 0, 2], ignored=4)).tolist() == [3, 0, 2]
+    assert records_of([3, 0, 2], ignored=4).boxes_by_class().tolist() == [3, 0, 2]
 
 
 def test_a_sound_dataset_is_not_mentioned() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientdet.data.quality.columns import columns_of
 from efficientdet.data.quality.findings import Finding
 from efficientdet.data.records import Records
 from efficientdet.family import ModelSpec, aspect_factors, level_sizes
@@ -28,7 +28,7 @@ SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 # A setting that reaches the best recall but for this is preferred if it changes less.
 CLOSE_RECALL = 0.01
 SIZE_STEP = 64
-# Between aspect ratios where k-means finds fewer than asked for.
+# Between aspect ratios where boxes have fewer than asked for.
 ASPECT_STEP = 1.5
 
 
@@ -92,13 +92,13 @@ class AnchorReport(NamedTuple):
 
 def boxes_at(records: Records, image_size: int) -> NDArray[np.float64]:
     """(N, 4) the boxes of a split, ignored regions aside, letterboxed: in pixels of the network's square input."""
-    columns = columns_of(records)
-    sizes, size_of_image = np.unique(columns.sizes, axis=0, return_inverse=True)
+    table = records.table
+    sizes, size_of_image = np.unique(table.sizes, axis=0, return_inverse=True)
     input_size = (image_size, image_size)
     scales = np.array([letterbox_scale((height, width), input_size)[0] for height, width in sizes.tolist()])
-    scale_of_box = scales[size_of_image.reshape(-1)][columns.image_of_box]
-    boxes: NDArray[np.float64] = columns.boxes_xyxy.astype(np.float64) * scale_of_box[:, None]
-    return boxes[~columns.is_ignored]
+    scale_of_box = scales[size_of_image.reshape(-1)][table.image_of_box]
+    boxes: NDArray[np.float64] = table.boxes_xyxy.astype(np.float64) * scale_of_box[:, None]
+    return boxes[~table.is_ignored]
 
 
 def best_anchor_iou(boxes_xyxy: NDArray[np.float64], spec: ModelSpec, image_size: int) -> NDArray[np.float64]:
@@ -144,17 +144,15 @@ def check_anchors(splits: Iterable[Records], spec: ModelSpec, image_size: int) -
     if not len(whole):
         return None
     boxes = whole[:: -(-len(whole) // MOST_BOXES)]
-    best, sides = best_anchor_iou(boxes, spec, image_size), boxes[:, 2:] - boxes[:, :2]
+    best = best_anchor_iou(boxes, spec, image_size)
     fit = _fit(best, spec, image_size)
-    share = len(whole) / len(boxes)
-    smallest = spec.anchor_scale * spec.strides[0]
-    below = np.sqrt(sides.prod(1)) < smallest
+    smallest, sides = spec.anchor_scale * spec.strides[0], whole[:, 2:] - whole[:, :2]
     return AnchorReport(
         fit,
-        list(_by_size(np.sqrt(sides.prod(1)), best)),
+        list(_by_size(_size(boxes), best)),
         len(whole),
-        round(share * int(below.sum())),
-        round(share * int((sides.min(1) < 1).sum())),
+        int((_size(whole) < smallest).sum()),
+        int((sides < 1).any(1).sum()),
         smallest,
         _suggest(boxes, spec, image_size, fit) if fit.recall < LOW_RECALL else [],
     )
@@ -199,9 +197,15 @@ def _fit(best: NDArray[np.float64], spec: ModelSpec, image_size: int) -> AnchorF
     return AnchorFit(image_size, spec.anchor_scale, aspects, recall, float(best.mean()))
 
 
+def _size(boxes_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The square root of the area."""
+    result: NDArray[np.float64] = np.sqrt((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1))
+    return result
+
+
 def _by_size(sizes: NDArray[np.float64], best: NDArray[np.float64]) -> Iterator[SizeRow]:
     bounds = (0, *SIZE_BOUNDS, np.inf)
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in itertools.pairwise(bounds):
         of_size = best[(sizes >= low) & (sizes < high)]
         if len(of_size):
             recall, mean = float((of_size >= MATCHING_IOU).mean()), float(of_size.mean())
@@ -237,7 +241,7 @@ def _simplest(found: list[AnchorFit]) -> AnchorFit:
 
 
 def typical_aspects(boxes_xyxy: NDArray[np.float64], count: int) -> tuple[float, ...]:
-    """Aspect ratios (width over height) that are near those of many boxes: k-means of their logarithms.
+    """Aspect ratios (width over height) that are near those of many boxes: quantiles in the middle of equal parts.
 
     Args:
         boxes_xyxy: (N, 4), N at least 1.
@@ -247,16 +251,9 @@ def typical_aspects(boxes_xyxy: NDArray[np.float64], count: int) -> tuple[float,
         The ratios, rising, of two digits.
     """
     sides = np.maximum(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], 1e-6)
-    ratios = np.log(sides[:, 0] / sides[:, 1])
-    centers = np.quantile(ratios, (np.arange(count) + 0.5) / count)
-    for _ in range(50):
-        nearest = np.abs(ratios[:, None] - centers).argmin(1)
-        moved = np.array([ratios[nearest == k].mean() if (nearest == k).any() else centers[k] for k in range(count)])
-        if np.allclose(moved, centers, atol=1e-3):
-            break
-        centers = moved
-    found = {float(f"{np.exp(center):.2g}") for center in moved}
+    typical = np.quantile(np.log(sides[:, 0] / sides[:, 1]), (np.arange(count) + 0.5) / count)
+    found = {float(f"{np.exp(one):.2g}") for one in typical}
     for power in (1, -1, 2, -2, 3, -3):  # where boxes have fewer shapes: shapes around those
         found |= {float(f"{ratio * ASPECT_STEP**power:.2g}") for ratio in found} if len(found) < count else set()
-    near = sorted(found, key=lambda ratio: float(np.abs(np.log(ratio) - moved).min()))
+    near = sorted(found, key=lambda ratio: float(np.abs(np.log(ratio) - typical).min()))
     return tuple(sorted(near[:count]))

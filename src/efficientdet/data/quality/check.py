@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from efficientdet.data.check import Fault, collected_faults
+from efficientdet.data.fields import Fault, collected_faults
 from efficientdet.data.quality.anchors import AnchorReport, anchor_findings, check_anchors
 from efficientdet.data.quality.boxes import check_boxes
 from efficientdet.data.quality.classes import TRAIN, VAL, check_classes

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientdet.data.quality.columns import columns_of
 from efficientdet.data.quality.findings import Finding
 from efficientdet.data.records import Records
 from efficientdet.text import printable
@@ -22,13 +21,6 @@ BACKGROUND_NAMES = ("background", "__background__", "_background_", "bg", "none"
 MOST_NAMES = 8
 
 
-def boxes_by_class(records: Records) -> NDArray[np.int64]:
-    """(K,) number of boxes of each class, ignored regions aside."""
-    columns = columns_of(records)
-    counted = np.bincount(columns.labels[~columns.is_ignored], minlength=len(records.class_names))
-    return counted.astype(np.int64)
-
-
 def check_classes(splits: Mapping[str, Records]) -> Iterator[Finding]:
     """Findings on the classes of a dataset and on its splits.
 
@@ -41,7 +33,7 @@ def check_classes(splits: Mapping[str, Records]) -> Iterator[Finding]:
         yield from mismatches
         return  # counts by label would compare different classes
     first = next(iter(splits.values()))
-    counts = {split: boxes_by_class(records) for split, records in splits.items()}
+    counts = {split: records.boxes_by_class() for split, records in splits.items()}
     total = np.sum(list(counts.values()), axis=0)
     source = str(first.source)
     if total.sum() == 0:
@@ -63,7 +55,7 @@ def _splits(splits: Mapping[str, Records]) -> Iterator[Finding]:
         if train.training_boxes == 0:
             yield Finding("no-boxes", f"none of its {len(train)} images has a box", TRAIN, str(train.source))
     for split, records in splits.items():
-        empty = columns_of(records).negatives
+        empty = records.table.negatives
         if empty and records.training_boxes:
             what = f"{empty} of {len(records)} images ({empty / len(records):.0%}) have no box"
             yield Finding("images-empty", what, split, str(records.source), count=empty)

@@ -28,179 +28,166 @@ class Rule(NamedTuple):
     advice: str
 
 
-# In the order of a report, within their severity.
-RULES: dict[str, Rule] = {
-    "annotation-unreadable": Rule(
-        "error",
+# By severity, in the order of a report: title and advice by code.
+_ERRORS = {
+    "annotation-unreadable": (
         "Annotations that cannot be read",
         "Correct the entry that is named: training refuses the file until then. Fixing leaves such entries out.",
     ),
-    "image-missing": Rule(
-        "error",
+    "image-missing": (
         "Images that are missing",
         "Put the file there, or train with --skip-missing, which leaves the image and its boxes out.",
     ),
-    "image-unreadable": Rule(
-        "error",
+    "image-unreadable": (
         "Images that cannot be decoded",
         "Copy or convert the file again, or remove the image: training stops when it reaches it.",
     ),
-    "image-size": Rule(
-        "error",
+    "image-size": (
         "Images of another size than the annotations say",
         "Were the boxes made for another version of the image? Use that version, or correct the size and the boxes.",
     ),
-    "exif-rotation": Rule(
-        "error",
+    "exif-rotation": (
         "Boxes made for the image before its EXIF rotation",
-        "The boxes fit only if the EXIF orientation is ignored, as some labeling tools do. Fixing turns the boxes; or "
-        "remove the orientation from the file.",
+        "The boxes fit only if the EXIF orientation is ignored, as some labeling tools do. Fixing turns the "
+        "boxes; or remove the orientation from the file.",
     ),
-    "split-overlap": Rule(
-        "error",
+    "split-overlap": (
         "The same image in two splits",
-        "Keep it in one of them: a detector that was trained on an image is measured too well on it. Fixing keeps it "
-        "for training, unless a file of annotations names images only.",
+        "Keep it in one of them: a detector that was trained on an image is measured too well on it. Fixing "
+        "keeps it for training, unless a file of annotations names images only.",
     ),
-    "class-shift": Rule(
-        "error",
+    "class-shift": (
         "Class ids that look off by one",
-        "Compare the ids in the annotations with the list of classes, on an image that you know. Ids may start from 0 "
-        "or 1 here, but must mean the same in both; background needs no class.",
+        "Compare the ids in the annotations with the list of classes, on an image that you know. Ids may "
+        "start from 0 or 1 here, but must mean the same in both; background needs no class.",
     ),
-    "class-mismatch": Rule(
-        "error",
+    "class-mismatch": (
         "Splits that disagree on the classes",
         "Write the same categories, with the same ids, into the annotations of each split.",
     ),
-    "class-untrained": Rule(
-        "error",
+    "class-untrained": (
         "Classes that have boxes, but none to train on",
         "Move some of their images to the training split, or remove the class: it cannot be learned.",
     ),
-    "no-boxes": Rule("error", "A training split without a box", "Check the annotations; training refuses it."),
-    "box-outside": Rule(
-        "error",
+    "no-boxes": (
+        "A training split without a box",
+        "Check the annotations; training refuses it.",
+    ),
+    "box-outside": (
         "Boxes outside their image",
         "Correct or remove them: they are left out of training. Many of them mean another image, size or format.",
     ),
-    "box-empty": Rule(
-        "error",
+    "box-empty": (
         "Boxes without an area",
         "Remove them: they are left out of training. Negative sides often mean corners in another order.",
     ),
-    "box-cut": Rule(
-        "warning",
+}
+_WARNINGS = {
+    "box-cut": (
         "Boxes that reach far beyond their image",
         "Check them: only the part within the image is trained on. Fixing clips them.",
     ),
-    "box-repeated": Rule(
-        "warning",
+    "box-repeated": (
         "Objects with two boxes of one class",
         "Remove one of each pair: evaluation counts the second as missed. Fixing keeps the first.",
     ),
-    "box-two-classes": Rule(
-        "warning",
+    "box-two-classes": (
         "Objects with boxes of two classes",
         "Decide for one class, unless an object is meant to have two: the detector is taught both and reaches neither.",
     ),
-    "box-tiny": Rule(
-        "warning", "Boxes of a few pixels", "Often a slip of the mouse: look at them, and remove those that are."
+    "box-tiny": (
+        "Boxes of a few pixels",
+        "Often a slip of the mouse: look at them, and remove those that are.",
     ),
-    "split-similar": Rule(
-        "warning",
+    "split-similar": (
         "Nearly the same image in two splits",
         "Frames of one video or copies of one photograph belong into one split: the measure on them flatters.",
     ),
-    "image-repeated": Rule(
-        "warning",
+    "image-repeated": (
         "The same image twice in a split",
         "Keep one, with the boxes of both: it counts double, and with other boxes it teaches a contradiction.",
     ),
-    "class-background": Rule(
-        "warning",
+    "class-background": (
         "A class for the background",
         "Remove it: no box is background here, and an unused class costs accuracy elsewhere.",
     ),
-    "class-first-unused": Rule(
-        "warning",
+    "class-first-unused": (
         "A first class without a box, where all others have some",
-        "Look at an image that you know: are the ids in the annotations one too high? Some exports list a group of the "
-        "classes first, which is harmless.",
+        "Look at an image that you know: are the ids in the annotations one too high? Some exports list a "
+        "group of the classes first, which is harmless.",
     ),
-    "class-unused": Rule(
-        "warning",
+    "class-unused": (
         "Classes without any box",
         "Remove them from the list, unless boxes are to come: they cannot be learned.",
     ),
-    "class-unmeasured": Rule(
-        "warning",
+    "class-unmeasured": (
         "Classes without a box to measure on",
         "Move some of their images to the validation split: nothing tells how well they are found.",
     ),
-    "class-rare": Rule(
-        "warning",
+    "class-rare": (
         "Classes with very few boxes to train on",
         "Label more of them, or merge them into another class: a few dozen boxes are the least.",
     ),
-    "split-missing": Rule(
-        "warning",
+    "split-missing": (
         "No validation split",
         "Set a tenth to a fifth of the images aside: without them no AP is measured, and no best checkpoint chosen.",
     ),
-    "anchor-recall": Rule(
-        "warning",
+    "anchor-recall": (
         "Boxes that no anchor fits",
-        "Train with one of the suggested settings: a box whose best anchor has an IoU below 0.5 is assigned a single "
-        "anchor, and learned badly.",
+        "Train with one of the suggested settings: a box whose best anchor has an IoU below 0.5 is assigned a "
+        "single anchor, and learned badly.",
     ),
-    "box-vanishing": Rule(
-        "warning",
+    "box-vanishing": (
         "Boxes under a pixel at this image size",
         "Train at a larger image size, or cut the images into tiles: nothing of these objects is left.",
     ),
-    "label-missing": Rule(
-        "warning",
+    "label-missing": (
         "Objects that may lack a box",
         "Look at each: where there is an object, add its box. Unlabeled objects are trained on as background.",
     ),
-    "label-class": Rule(
-        "warning", "Boxes that may have the wrong class", "Look at each, and correct the class where it is wrong."
+    "label-class": (
+        "Boxes that may have the wrong class",
+        "Look at each, and correct the class where it is wrong.",
     ),
-    "label-box": Rule(
-        "warning", "Boxes that may be drawn badly", "Look at each, and draw it tight around the object where it is not."
+    "label-box": (
+        "Boxes that may be drawn badly",
+        "Look at each, and draw it tight around the object where it is not.",
     ),
-    "label-doubtful": Rule(
-        "warning",
+    "label-doubtful": (
         "Boxes in which the model sees no object",
         "Look at each: remove it where there is no such object. Hard objects that are there should stay.",
     ),
-    "image-similar": Rule(
-        "note", "Nearly the same image twice in a split", "They add little; keep them in one split in any case."
+}
+_NOTES = {
+    "image-similar": (
+        "Nearly the same image twice in a split",
+        "They add little; keep them in one split in any case.",
     ),
-    "exif-orientation": Rule(
-        "note",
+    "exif-orientation": (
         "Images that are turned by EXIF",
         "Boxes are taken to be for the upright image. If your labeling tool ignores EXIF, they are not: look at one.",
     ),
-    "box-whole-image": Rule(
-        "note", "Boxes as large as their image", "Check that an object, and not the whole image, was meant."
+    "box-whole-image": (
+        "Boxes as large as their image",
+        "Check that an object, and not the whole image, was meant.",
     ),
-    "box-small": Rule(
-        "note",
+    "box-small": (
         "Boxes smaller than the smallest anchor",
         "They are found less well. A larger image size, a smaller anchor scale, or tiles help.",
     ),
-    "class-imbalance": Rule(
-        "note",
+    "class-imbalance": (
         "Classes of very different frequency",
         "Expect a lower AP for the rare ones; label more of them if you can.",
     ),
-    "images-empty": Rule(
-        "note",
+    "images-empty": (
         "Images without a box",
         "They are trained on as background. Check that they were labeled, and just hold no object.",
     ),
+}
+RULES = {
+    code: Rule(severity, *texts)
+    for severity, rules in zip(SEVERITIES, (_ERRORS, _WARNINGS, _NOTES), strict=True)
+    for code, texts in rules.items()
 }
 
 

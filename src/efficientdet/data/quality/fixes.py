@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from efficientdet.atomic_write import replacing
 from efficientdet.data.builder import clean_boxes
-from efficientdet.data.check import turned_upright
 from efficientdet.data.coco import read_coco
+from efficientdet.data.fields import turned_upright
 from efficientdet.data.quality.findings import Finding
 from efficientdet.data.records import (
     BOXES_CLIPPED,
@@ -121,36 +121,26 @@ def _fixed(records: Records, plan: _Plan, fixes: Counter[str]) -> Records:
             fixes.update(BOXES[change.what] for change in changed.get(record.image_id, []))
         kept = np.array([(record.image_id, number) not in plan.repeated for number in record.annotation_ids], np.bool_)
         fixes[REPEATED] += int((~kept).sum())
-        images.append(_only(record, kept))
+        images.append(record.only(kept))
     if not images:
         raise DataError(f"{records.source}: no image is left of it that could be written")
-    return Records(images, records.class_names, records.category_ids, records.source)
-
-
-def _only(record: ImageRecord, kept: NDArray[np.bool_]) -> ImageRecord:
-    ids = [number for number, is_kept in zip(record.annotation_ids, kept.tolist(), strict=True) if is_kept]
-    return ImageRecord(
-        record.image_id, record.path, record.width, record.height, record.boxes_xyxy[kept], record.labels[kept],
-        record.is_ignored[kept], record.areas[kept], ids, record.file_name,
-    )  # fmt: skip
+    return records.of_images(images)
 
 
 def _turned(record: ImageRecord, changed: list[ChangedBox]) -> ImageRecord:
     """The image with all its boxes, as annotated, turned as its EXIF orientation turns its pixels."""
     orientation, numbers = exif_orientation(record.path), {change.annotation_id for change in changed}
-    kept = np.array([number not in numbers for number in record.annotation_ids], dtype=np.bool_)
-    whole = _only(record, kept)
+    whole = record.only(np.array([number not in numbers for number in record.annotation_ids], dtype=np.bool_))
     raw = [*whole.boxes_xyxy.tolist(), *(change.xyxy for change in changed)]
     upright = [turned_upright(box, record.image_size, orientation) for box in raw]
     clean = clean_boxes(np.array(upright, dtype=np.float64), record.image_size)
-    sides = clean.boxes_xyxy[:, 2:] - clean.boxes_xyxy[:, :2]
-    every = ImageRecord(
-        record.image_id, record.path, record.width, record.height, clean.boxes_xyxy,
-        np.concatenate([whole.labels, np.array([change.label for change in changed], np.int64)]),
-        np.concatenate([whole.is_ignored, np.array([change.is_ignored for change in changed], np.bool_)]),
-        sides.prod(1), [*whole.annotation_ids, *(change.annotation_id for change in changed)], record.file_name,
+    every = replace(
+        record, boxes_xyxy=clean.boxes_xyxy, areas=(clean.boxes_xyxy[:, 2:] - clean.boxes_xyxy[:, :2]).prod(1),
+        labels=np.array([*whole.labels, *(change.label for change in changed)], np.int64),
+        is_ignored=np.array([*whole.is_ignored, *(change.is_ignored for change in changed)], np.bool_),
+        annotation_ids=[*whole.annotation_ids, *(change.annotation_id for change in changed)],
     )  # fmt: skip
-    return _only(every, clean.kept)
+    return every.only(clean.kept)
 
 
 def _write_file(splits: Mapping[str, Records], target: Path) -> None:
@@ -159,11 +149,9 @@ def _write_file(splits: Mapping[str, Records], target: Path) -> None:
     if len(splits) > 1:
         raise SettingError(f"{target}: one file for {len(splits)} splits ({', '.join(splits)}); give a folder")
     (records,) = splits.values()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fixed-", dir=target.parent) as folder:
-        names = {target.stem: [record.file_name for record in records.images]}
-        WRITERS["coco"](Path(folder), {target.stem: records}, names)
-        os.replace(Path(folder) / target.name, target)
+    names = {target.stem: [record.file_name for record in records.images]}
+    with replacing(target) as temporary:
+        WRITERS["coco"](temporary.parent, {target.stem: records}, names)
     try:
         read_coco(target)
     except DataError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from efficientdet.data.quality.classes import TRAIN
-from efficientdet.data.quality.findings import Finding
-from efficientdet.data.records import BOXES_CLIPPED, BOXES_DEGENERATE, BOXES_OUTSIDE, ImageRecord, Records
+from efficientdet.data.quality.findings import Box, Finding
+from efficientdet.data.records import ImageRecord, Records
 from efficientdet.errors import ImageError, require
 from efficientdet.images.convert import RgbImage
 from efficientdet.images.read import exif_orientation, read
 
 # Images whose 64-bit perceptual hashes differ in at most so many bits are compared by their pixels.
 CANDIDATE_BITS = 8
-# Bits are cut into bands: two hashes that differ in fewer bits than there are bands agree on one of them.
-BANDS = CANDIDATE_BITS + 1
+# Images whose hashes are compared with all others at a time.
+ROWS_AT_A_TIME = 64
 # Small gray copies that correlate by more are of nearly the same image, if they differ by less than this too.
 THUMBNAIL = 24
 SIMILAR_CORRELATION = 0.985
@@ -68,18 +68,24 @@ def check_images(
     """
     hashing = require("imagehash", "data")
     places = [_Place(split, record) for split, records in splits.items() for record in records.images]
-    boxes = {split: _boxes_of_changed(records) for split, records in splits.items()}
+    changed: dict[tuple[str, Path], list[Box]] = defaultdict(list)
+    for split, records in splits.items():
+        for change in records.changed:
+            changed[split, change.path].append(change.xyxy)
     looks: list[tuple[_Place, Look]] = []
     with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
         found = pool.map(lambda place: _look(place.record.path, hashing), places)
         for done, (place, look) in enumerate(zip(places, found, strict=True), start=1):
             if progress is not None:
                 progress(done, len(places))
+            where = (place.split, str(place.record.path), place.record.image_id)
             if isinstance(look, ImageError):
-                yield Finding("image-unreadable", str(look), place.split, str(place.record.path), place.record.image_id)
+                yield Finding("image-unreadable", str(look), *where)
                 continue
-            yield from _other_size(place, look)
-            yield from _turned(place, look, boxes[place.split].get(place.record.path, []))
+            if look.size != place.record.image_size:  # readers measure a sample of very large datasets alone
+                what = f"{look.size[1]}x{look.size[0]} pixels, and {place.record.width}x{place.record.height} in the "
+                yield Finding("image-size", f"{what}annotations", *where)
+            yield from _turned(place, look, changed[place.split, place.record.path])
             looks.append((place, look))
     yield from _repeated(looks)
 
@@ -93,14 +99,6 @@ def _look(path: Path, hashing: object) -> Look | ImageError:
     image = Image.fromarray(pixels)
     bits = hashing.phash(image).hash.reshape(-1)  # type: ignore[attr-defined]
     return Look(_digest(pixels), bits, _thumbnail(image), orientation, pixels.shape[:2])
-
-
-def _other_size(place: _Place, look: Look) -> Iterator[Finding]:
-    """An image of another size than the annotations say; readers compare a sample of very large datasets alone."""
-    record = place.record
-    if look.size != record.image_size:
-        what = f"{look.size[1]}x{look.size[0]} pixels, and {record.width}x{record.height} in the annotations"
-        yield Finding("image-size", what, place.split, str(record.path), record.image_id)
 
 
 def _digest(pixels: RgbImage) -> bytes:
@@ -117,19 +115,7 @@ def _thumbnail(image: Image.Image) -> NDArray[np.float32]:
     return result
 
 
-# EXIF
-
-
-def _boxes_of_changed(records: Records) -> dict[Path, list[tuple[float, float, float, float]]]:
-    """By image, the boxes as annotated of those that had to be changed."""
-    changed: dict[Path, list[tuple[float, float, float, float]]] = defaultdict(list)
-    for change in records.changed:
-        if change.what in (BOXES_CLIPPED, BOXES_OUTSIDE, BOXES_DEGENERATE):
-            changed[change.path].append(change.xyxy)
-    return changed
-
-
-def _turned(place: _Place, look: Look, changed: list[tuple[float, float, float, float]]) -> Iterator[Finding]:
+def _turned(place: _Place, look: Look, changed: list[Box]) -> Iterator[Finding]:
     """Findings on an image with an EXIF orientation: do its boxes fit only if that is ignored?"""
     record = place.record
     where = (place.split, str(record.path), record.image_id)
@@ -147,9 +133,6 @@ def _turned(place: _Place, look: Look, changed: list[tuple[float, float, float, 
         yield Finding("exif-rotation", what, *where, count=len(beyond))
     elif len(record.boxes_xyxy):
         yield Finding("exif-orientation", f"EXIF orientation {look.orientation}", *where)
-
-
-# Images that are there twice
 
 
 def _repeated(looks: list[tuple[_Place, Look]]) -> Iterator[Finding]:
@@ -179,48 +162,26 @@ def _in_groups(
         )
 
 
-def similar_pairs(looks: list[Look]) -> Iterator[tuple[int, int]]:
+def similar_pairs(looks: Sequence[Look]) -> Iterator[tuple[int, int]]:
     """Pairs of images that are nearly the same: alike in their perceptual hashes and in their small copies."""
-    if len(looks) < 2:
+    if not looks:
         return
-    bits = np.stack([look.bits for look in looks])
+    # The product of two hashes of -1 and 1 is 64, less 2 for each bit in which they differ.
+    signs = np.where(np.stack([look.bits for look in looks]), 1, -1).astype(np.float32)
     thumbnails = np.stack([look.thumbnail.reshape(-1) for look in looks])
-    seen: set[tuple[int, int]] = set()
-    for band in np.array_split(np.arange(bits.shape[1]), BANDS):
-        keys = np.packbits(bits[:, band], axis=1)
-        by_key: dict[bytes, list[int]] = defaultdict(list)
-        for index, key in enumerate(keys):
-            by_key[key.tobytes()].append(index)
-        for bucket in by_key.values():
-            for first, second in _close(bucket, bits, thumbnails):
-                if (first, second) not in seen:
-                    seen.add((first, second))
-                    yield first, second
+    for start in range(0, len(looks), ROWS_AT_A_TIME):
+        products = signs[start : start + ROWS_AT_A_TIME] @ signs[start:].T
+        rows, columns = np.nonzero(np.triu(products >= signs.shape[1] - 2 * CANDIDATE_BITS, 1))
+        alike = (thumbnails[start + rows] * thumbnails[start + columns]).sum(1) >= SIMILAR_CORRELATION
+        yield from zip((start + rows[alike]).tolist(), (start + columns[alike]).tolist(), strict=True)
 
 
-def _close(bucket: list[int], bits: NDArray[np.bool_], thumbnails: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
-    """Pairs of a bucket, a row at a time: a large one would not fit in memory squared."""
-    members = np.array(bucket)
-    for place, first in enumerate(members[:-1].tolist()):
-        others = members[place + 1 :]
-        others = others[(bits[others] != bits[first]).sum(1) <= CANDIDATE_BITS]
-        alike = thumbnails[others] @ thumbnails[first] >= SIMILAR_CORRELATION
-        yield from ((first, second) for second in others[alike].tolist())
-
-
-def _groups(names: list[int], pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+def _groups(names: Sequence[int], pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     """Images that pairs connect, by their names, each group in order."""
-    parent = list(range(len(names)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    for first, second in pairs:
-        parent[max(root(first), root(second))] = min(root(first), root(second))
+    sparse, csgraph = require("scipy.sparse", "data"), require("scipy.sparse.csgraph", "data")
+    first, second = np.array(list(pairs), dtype=np.int64).reshape(-1, 2).T
+    graph = sparse.coo_array((np.ones(len(first)), (first, second)), shape=(len(names), len(names)))
     groups: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(names)):
-        groups[root(index)].append(names[index])
+    for name, group in zip(names, csgraph.connected_components(graph, directed=False)[1].tolist(), strict=True):
+        groups[group].append(name)
     return [group for group in groups.values() if len(group) > 1]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from efficientdet import html_page as html
-from efficientdet.data.quality.anchors import AnchorReport, options_of
+from efficientdet.data.quality.anchors import LOW_RECALL, AnchorReport
 from efficientdet.data.quality.findings import Finding, grouped
 from efficientdet.data.quality.report import DataReport, SplitSummary
 from efficientdet.errors import ImageError
 from efficientdet.images.read import read
-from efficientdet.images.thumbnail import QUALITY, small, window_around
+from efficientdet.images.thumbnail import jpeg, small, thumbnail
 from efficientdet.text import printable
 
 # Sample images, and lines, of each code.
@@ -28,45 +26,33 @@ WHAT, FILE = "what", "file"
 
 def write_page(report: DataReport) -> str:
     """The page: what the dataset holds, how the anchors fit, and a section for each code of finding."""
-    sections = [html.Section("dataset", "What the dataset holds", _splits(report.splits))]
+    sections = [html.Section("dataset", "What the dataset holds", _splits(report))]
     if report.anchors is not None:
-        sections.append(html.Section("anchors", "Sizes of the boxes, and how the anchors fit", _anchors(report)))
-    groups = grouped(report.findings)
+        sections.append(
+            html.Section("anchors", "Sizes of the boxes, and how the anchors fit", _anchors(report, report.anchors))
+        )
     sections += [
         html.Section(code, group[0].rule.title, _group(group), f"{group[0].severity} {len(group)}", group[0].severity)
-        for code, group in groups.items()
+        for code, group in grouped(report.findings).items()
     ]
-    if not groups:
+    if not report.findings:
         sections.append(html.Section("findings", "Findings", html.paragraph("Nothing was found.")))
-    boxes = sum(split.boxes for split in report.splits.values())
     facts = {
         "images": sum(split.images for split in report.splits.values()),
-        "boxes": boxes,
+        "boxes": sum(split.boxes for split in report.splits.values()),
         **{f"{name}s": count for name, count in report.counts.items()},
     }
     name = printable(Path(report.data).name or report.data)
-    subtitle = f"Check of the dataset {report.data}" + (
-        f"; label errors according to {report.labels_by}" if report.labels_by else ""
-    )
-    return html.page(f"{name}: dataset check", sections, subtitle, html.tiles(facts))
+    by = f"; label errors according to {report.labels_by}" if report.labels_by else ""
+    return html.page(f"{name}: dataset check", sections, f"Check of the dataset {report.data}{by}", html.tiles(facts))
 
 
-def _splits(splits: dict[str, SplitSummary]) -> html.Html:
-    rows: list[dict[str, object]] = [
-        {
-            "split": name,
-            "images": split.images,
-            "boxes": split.boxes,
-            "without boxes": split.empty,
-            "ignored regions": split.ignored,
-            "image sizes": " to ".join(dict.fromkeys(f"{width}×{height}" for width, height in split.image_sizes)),
-        }
-        for name, split in splits.items()
-    ]
-    parts = [html.table(rows, ("split",)), html.element("h3", "Boxes by class"), _classes(splits)]
+def _splits(report: DataReport) -> html.Html:
+    splits = html.table(report.split_rows(), ("split",))
+    parts = [splits, html.element("h3", "Boxes by class"), _classes(report.splits)]
     changed = [
         html.element("li", f"{name}: {count} {what}")
-        for name, split in splits.items()
+        for name, split in report.splits.items()
         for what, count in split.counts.items()
     ]
     if changed:
@@ -74,7 +60,7 @@ def _splits(splits: dict[str, SplitSummary]) -> html.Html:
     return html.join(parts)
 
 
-def _classes(splits: dict[str, SplitSummary]) -> html.Html:
+def _classes(splits: Mapping[str, SplitSummary]) -> html.Html:
     names = dict.fromkeys(name for split in splits.values() for name in split.classes)
     most = max((count for split in splits.values() for count in split.classes.values()), default=0) or 1
     rows: list[dict[str, object]] = []
@@ -85,22 +71,12 @@ def _classes(splits: dict[str, SplitSummary]) -> html.Html:
     return html.table(rows, ("class",))
 
 
-def _anchors(report: DataReport) -> html.Html:
-    anchors: AnchorReport = report.anchors  # type: ignore[assignment]
-    fit = anchors.fit
-    rows: list[dict[str, object]] = []
-    for row in anchors.sizes:
-        name = f"{row.low:g}–{row.high:g}" if np.isfinite(row.high) else f"{row.low:g} and more"
-        tone = "" if row.recall >= 0.9 else "warning"
-        share = row.boxes / sum(one.boxes for one in anchors.sizes)
-        rows.append(
-            {
-                "size in pixels": name,
-                "boxes": html.bar(share, f"{share:.0%}"),
-                "recall of the anchors": html.bar(row.recall, f"{row.recall:.2f}", tone),
-                "mean of the best IoU": f"{row.mean_iou:.2f}",
-            }
-        )
+def _anchors(report: DataReport, anchors: AnchorReport) -> html.Html:
+    fit, recall = anchors.fit, "recall of the anchors"
+    rows = [
+        row | {recall: html.bar(size.recall, str(row[recall]), "" if size.recall >= LOW_RECALL else "warning")}
+        for row, size in zip(report.anchor_rows(), anchors.sizes, strict=True)
+    ]
     intro = html.paragraph(
         f"Recall is the share of boxes that at least one anchor of {report.model} meets with an IoU of 0.5 or more, at "
         f"image size {fit.image_size}: {fit.recall:.1%} of {anchors.boxes} boxes. The size of a box is the square root "
@@ -108,19 +84,9 @@ def _anchors(report: DataReport) -> html.Html:
         f"anchor has {anchors.smallest_anchor:g} pixels; {anchors.below_smallest} boxes are smaller."
     )
     parts = [intro, html.table(rows, ("size in pixels",))]
-    if anchors.suggestions:
-        suggested: list[dict[str, object]] = [
-            {
-                "add to efficientdet train": html.element("code", options_of(one, fit)),
-                "recall of the anchors": html.bar(one.recall, f"{one.recall:.2f}"),
-                "pixels to compute": f"{(one.image_size / fit.image_size) ** 2:.1f} times",
-            }
-            for one in anchors.suggestions
-        ]
-        parts += [
-            html.element("h3", "Settings with a better recall"),
-            html.table(suggested, ("add to efficientdet train",)),
-        ]
+    suggested = html.table(report.suggestion_rows(), ("add to efficientdet train",))
+    if suggested:
+        parts += [html.element("h3", "Settings with a better recall"), suggested]
     return html.join(parts)
 
 
@@ -165,18 +131,14 @@ def _figure(finding: Finding) -> html.Figure | None:
         other = read(finding.other_file) if finding.other_file is not None else None
     except ImageError:
         return None
-    height, width = pixels.shape[:2]
-    window = window_around(finding.boxes_xyxy, width, height)
-    image = small(Image.fromarray(pixels).crop(window))
-    if other is not None:
-        image = _side_by_side(image, small(Image.fromarray(other)))
-        window = (0.0, 0.0, float(image.width), float(image.height))
-    encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=QUALITY)
-    name = printable(Path(str(finding.file)).name, 80)
-    boxes = [html.MarkedBox(box) for box in finding.boxes_xyxy] if other is None else []
-    caption = f"{name}: {printable(finding.what, 200)}"
-    return html.Figure(encoded.getvalue(), window, boxes, caption, f"{finding.rule.title}: {caption}")
+    if other is None:
+        encoded, window = thumbnail(pixels, finding.boxes_xyxy)
+        boxes = [html.MarkedBox(box) for box in finding.boxes_xyxy]
+    else:
+        both = _side_by_side(small(Image.fromarray(pixels)), small(Image.fromarray(other)))
+        encoded, window, boxes = jpeg(both), (0.0, 0.0, float(both.width), float(both.height)), []
+    caption = f"{printable(Path(str(finding.file)).name, 80)}: {printable(finding.what, 200)}"
+    return html.Figure(encoded, window, boxes, caption, f"{finding.rule.title}: {caption}")
 
 
 def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from efficientdet.data.quality.anchors import AnchorReport, options_of
-from efficientdet.data.quality.classes import boxes_by_class
-from efficientdet.data.quality.columns import columns_of
 from efficientdet.data.quality.findings import SEVERITIES, Finding, Severity, by_severity, grouped
 from efficientdet.data.records import Records
 from efficientdet.text import printable
 from efficientdet.version import __version__
-
-STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-# Characters of an example in the table.
-LONGEST_EXAMPLE = 300
 
 
 class SplitSummary(NamedTuple):
@@ -51,15 +41,15 @@ class SplitSummary(NamedTuple):
     @classmethod
     def of(cls, records: Records) -> SplitSummary:
         """The summary of a split."""
-        columns = columns_of(records)
-        by_area = columns.sizes[np.argsort(columns.sizes.prod(1), kind="stable")][[0, -1], ::-1].tolist()
+        table = records.table
+        by_area = table.sizes[np.argsort(table.sizes.prod(1), kind="stable")][[0, -1], ::-1].tolist()
         return cls(
             source=str(records.source),
             images=len(records),
             boxes=records.training_boxes,
-            ignored=int(columns.is_ignored.sum()),
-            empty=columns.negatives,
-            classes=dict(zip(records.class_names, boxes_by_class(records).tolist(), strict=True)),
+            ignored=int(table.is_ignored.sum()),
+            empty=table.negatives,
+            classes=dict(zip(records.class_names, records.boxes_by_class().tolist(), strict=True)),
             image_sizes=((by_area[0][0], by_area[0][1]), (by_area[1][0], by_area[1][1])),
             counts={what: count for what, count in records.counts.items() if count},
         )
@@ -125,14 +115,46 @@ class DataReport:
             "findings": [finding.to_json() for finding in self.findings],
         }
 
-    def table(self) -> Group:
-        """The report for a terminal."""
-        parts: list[Table | Text] = [_splits(self.splits)]
-        if self.anchors is not None:
-            parts += _anchors(self.anchors, self.model)
-        if self.findings:
-            parts += [_findings(self.findings)]
-        return Group(*parts)
+    def split_rows(self) -> list[dict[str, object]]:
+        """A row for each split: what it holds."""
+        return [
+            {
+                "split": printable(name),
+                "images": split.images,
+                "boxes": split.boxes,
+                "classes with boxes": f"{sum(count > 0 for count in split.classes.values())} of {len(split.classes)}",
+                "without boxes": split.empty,
+                "ignored regions": split.ignored,
+                "image sizes": " to ".join(dict.fromkeys(f"{width}x{height}" for width, height in split.image_sizes)),
+            }
+            for name, split in self.splits.items()
+        ]
+
+    def anchor_rows(self) -> list[dict[str, object]]:
+        """A row for each size of boxes: how well the anchors fit."""
+        return [
+            {
+                "size in pixels": f"{row.low:g} to {row.high:g}" if np.isfinite(row.high) else f"from {row.low:g}",
+                "boxes": row.boxes,
+                "recall of the anchors": f"{row.recall:.3f}",
+                "mean of the best IoU": f"{row.mean_iou:.3f}",
+            }
+            for row in (self.anchors.sizes if self.anchors is not None else ())
+        ]
+
+    def suggestion_rows(self) -> list[dict[str, object]]:
+        """A row for each suggestion: what to add to the command that trains, and what it brings and costs."""
+        if self.anchors is None:
+            return []
+        fit = self.anchors.fit
+        return [
+            {
+                "add to efficientdet train": options_of(one, fit),
+                "recall of the anchors": f"{one.recall:.3f}",
+                "pixels to compute": f"{(one.image_size / fit.image_size) ** 2:.1f} times",
+            }
+            for one in self.anchors.suggestions
+        ]
 
 
 def brief(findings: Iterable[Finding]) -> list[str]:
@@ -144,46 +166,3 @@ def brief(findings: Iterable[Finding]) -> list[str]:
         for group in grouped(findings).values()
         if group[0].severity != "note"
     ]
-
-
-def _table(title: str, columns: Mapping[str, str]) -> Table:
-    heading = Text(title) if title else None
-    table = Table(title=heading, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, title_justify="left")
-    for name, justify in columns.items():
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    return table
-
-
-def _splits(splits: Mapping[str, SplitSummary]) -> Table:
-    names = ("images", "boxes", "classes with boxes", "without boxes", "ignored regions")
-    table = _table("splits", {"split": "left", **dict.fromkeys(names, "right"), "image sizes": "left"})
-    for name, split in splits.items():
-        used = sum(count > 0 for count in split.classes.values())
-        sizes = " to ".join(dict.fromkeys(f"{width}x{height}" for width, height in split.image_sizes))
-        numbers = (split.images, split.boxes, f"{used} of {len(split.classes)}", split.empty, split.ignored)
-        table.add_row(Text(printable(name)), *map(str, numbers), sizes)
-    return table
-
-
-def _anchors(report: AnchorReport, model: str) -> list[Table | Text]:
-    fit = report.fit
-    title = Text(f"anchors of {model} at image size {fit.image_size}: recall {fit.recall:.3f}", style="italic")
-    table = _table("", {"size of box": "left", "boxes": "right", "recall": "right", "mean of best IoU": "right"})
-    for row in report.sizes:
-        name = f"{row.low:g} to {row.high:g}" if np.isfinite(row.high) else f"from {row.low:g}"
-        table.add_row(name, str(row.boxes), f"{row.recall:.3f}", f"{row.mean_iou:.3f}")
-    lines = [f"  {options_of(one, fit)}: recall {one.recall:.3f}" for one in report.suggestions]
-    return [title, table, *([Text("\n".join(["better when training:", *lines, ""]))] if lines else [])]
-
-
-def _findings(findings: Iterable[Finding]) -> Table:
-    columns = {"severity": "left", "code": "left", "count": "right", "first of them": "left", "what to do": "left"}
-    table = _table("findings", columns)
-    for code, group in grouped(findings).items():
-        first = group[0]
-        place = f" ({first.short_place})" if first.short_place else ""
-        example = printable(first.what, LONGEST_EXAMPLE) + printable(place, LONGEST_EXAMPLE)
-        severity = Text(first.severity, style=STYLES[first.severity])
-        table.add_row(severity, code, str(len(group)), Text(example), Text(first.rule.advice))
-        table.add_section()
-    return table

@@ -1,10 +1,10 @@
-"""Checks that every reader makes: text, numbers, class names, and the images that a file names."""
+"""What every reader reads and checks: text, numbers, flags, class names, and the images that a file names."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from efficientdet.errors import DataError, ImageError
+from efficientdet.data.records import EVERY_CLASS
+from efficientdet.errors import DataError, ImageError, unknown_name
 from efficientdet.images import read as images
 from efficientdet.text import LONGEST_CLASS_NAME, printable
 
 # How many file names are looked for in a folder to tell whether it is the image folder.
 NAMES_TO_LOOK_FOR = 20
+# Names by label, one a line.
+CLASSES_FILE = "classes.txt"
 # File names that lead nowhere but into the folder; others are looked at closely.
 PLAIN_NAME = re.compile(r"(?:[\w-][\w. -]*/)*[\w-][\w. -]*")
 
@@ -242,6 +245,55 @@ def number_from_text(text: str) -> float | None:
         return None
     # Python would read "1_0" as 10.
     return number if math.isfinite(number) and "_" not in text else None
+
+
+def coordinate(text: str, place: str, field_name: str) -> float:
+    """The finite number of a field, in pixels.
+
+    Raises:
+        DataError: it is none; names place and field.
+    """
+    number = number_from_text(text)
+    if number is None:
+        fault = f"{shown(text)} is not a finite number" if text else "missing or empty"
+        raise DataError(f"{place}, field '{field_name}': {fault}; write a pixel coordinate")
+    return number
+
+
+def flag(text: str, place: str, field_name: str) -> bool:
+    """Whether a field is set to 1; empty is 0.
+
+    Raises:
+        DataError: it is neither 0 nor 1; names place and field.
+    """
+    if text not in ("", "0", "1"):
+        raise DataError(f"{place}, field '{field_name}': {shown(text)} is neither 0 nor 1; write one of them")
+    return text == "1"
+
+
+def label_of(name: str | None, labels: Mapping[str, int], place: str, field_name: str) -> int:
+    """The label of a class name; without one, that of an ignored region of every class.
+
+    Raises:
+        DataError: there is no such class; names place and field, and the nearest class.
+    """
+    if name is not None and name not in labels:
+        fault = unknown_name("class", name, labels)
+        raise DataError(f"{place}, field '{field_name}': {fault} Correct it or add the class.")
+    return EVERY_CLASS if name is None else labels[name]
+
+
+def listed_class_names(folder: Path) -> list[str] | None:
+    """The lines of `classes.txt` in a folder; None if there is no such file.
+
+    It gives the order of the classes, and those without boxes, to formats that have no place for them.
+    """
+    return lines_of(folder / CLASSES_FILE) if is_file(folder / CLASSES_FILE) else None
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file that are not empty, without spaces around them."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def read_text(path: Path) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from efficientdet.data.check import (
+from efficientdet.data.fields import (
     check_class_names,
     check_file_name,
     check_size,
