@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from efficientdet.data.records import (
     IMAGES_SKIPPED,
     IMAGES_WITHOUT_BOXES,
 )
-from efficientdet.data.yolo import IMAGES_WITHOUT_LABEL_FILE, YoloBox, _parse, read_labels, read_yolo
+from efficientdet.data.yolo import IMAGES_WITHOUT_LABEL_FILE, _parse, read_labels, read_yolo
 from efficientdet.errors import DataError, MissingExtraError, MissingSplitError
 
 REJECTED = {
@@ -171,6 +172,15 @@ def test_images_of_every_format_that_is_read_are_found(tmp_path: Path, suffix: s
     assert records.training_boxes == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
+def test_any_name_that_a_file_has_is_read(tmp_path: Path) -> None:
+    names = ["a:1", "b\\..\\c"]
+    write(tmp_path, **dict.fromkeys(names, "0 .5 .5 .1 .1"))
+    for name in names:
+        Image.new("RGB", (40, 30)).save(tmp_path / "images" / "train" / f"{name}.png")
+    assert read_yolo(tmp_path, class_names=["x"]).training_boxes == 2
+
+
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "images" / "train" / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -318,7 +328,7 @@ def test_any_text_is_read_or_refused(texts: list[Any]) -> None:
     except DataError as error:
         assert str(error).startswith("place")
     else:
-        assert YoloBox(label, xywh, 1).label in range(3)
+        assert label in range(3) and len(xywh) == 4
 
 
 def test_ignored_regions_stand_beside_the_labels(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from efficientdet import data
 from efficientdet.cli.options import Json, app, print_json, print_table, say, takes_settings
 from efficientdet.data.settings import SplitSettings, SubsetSettings, TileSettings, WriteSettings
 
@@ -35,9 +36,7 @@ def convert(
 
     Example: `efficientdet data convert voc/ coco/ --to coco`
     """
-    from efficientdet.data.change import convert as run
-
-    _print(run(source, out, **settings, to=to), as_json)  # type: ignore[arg-type]
+    _print(data.convert(source, out, **settings, to=to), as_json)  # type: ignore[arg-type]
 
 
 @data_app.command()
@@ -47,9 +46,7 @@ def split(source: Source, out: Out, settings: dict[str, Any], as_json: Json = Fa
 
     Example: `efficientdet data split dataset/ divided/ --val 0.2 --test 0.1`
     """
-    from efficientdet.data.change import split as run
-
-    _print(run(source, out, **settings), as_json)
+    _print(data.split(source, out, **settings), as_json)
 
 
 @data_app.command()
@@ -64,9 +61,7 @@ def merge(
 
     Example: `efficientdet data merge first/ second/ --out both/`
     """
-    from efficientdet.data.change import merge as run
-
-    _print(run(sources, out, **settings), as_json)
+    _print(data.merge(sources, out, **settings), as_json)
 
 
 @data_app.command()
@@ -76,9 +71,7 @@ def subset(source: Source, out: Out, settings: dict[str, Any], as_json: Json = F
 
     Example: `efficientdet data subset dataset/ small/ --fraction 0.1`
     """
-    from efficientdet.data.change import subset as run
-
-    _print(run(source, out, **settings), as_json)
+    _print(data.subset(source, out, **settings), as_json)
 
 
 @data_app.command()
@@ -88,9 +81,7 @@ def tile(source: Source, out: Out, settings: dict[str, Any], as_json: Json = Fal
 
     Example: `efficientdet data tile dataset/ tiles/ --size 640 --overlap 0.2`
     """
-    from efficientdet.data.tiling import tile as run
-
-    _print(run(source, out, **settings), as_json)
+    _print(data.tile(source, out, **settings), as_json)
 
 
 def _print(report: DatasetReport, as_json: bool) -> None:

@@ -218,7 +218,7 @@ def build(
     skip_missing: bool = False,
     in_fractions: bool = False,
     smallest_side: float = 0.0,
-    field: str = "file_name",
+    field: str | None = "file_name",
 ) -> Records:
     """Records of images that are in their folder, of the size that is stated, with cleaned boxes.
 
@@ -231,7 +231,7 @@ def build(
         skip_missing: leave out images whose file is missing, and count them.
         in_fractions: whether the boxes are in fractions of their image.
         smallest_side: see `clean_boxes`.
-        field: name of the field that names an image, for messages.
+        field: name of the field that names an image, for messages; None for names of files that were found there.
 
     Raises:
         DataError: an image is missing, unreadable or of another size; or there is none.
@@ -309,11 +309,11 @@ def _changed(clean: CleanBoxes, folder: Path, raw: RawColumns) -> Iterator[Chang
         )  # fmt: skip
 
 
-def _are_inside(raw: RawColumns, field: str) -> NDArray[np.bool_]:
+def _are_inside(raw: RawColumns, field: str | None) -> NDArray[np.bool_]:
     """Whether each file name stays in the image folder; others are an error."""
     result = np.ones(len(raw.sizes), dtype=np.bool_)
     joined = "\n".join(raw.file_names)
-    if any(sign in joined for sign in LEAD_ELSEWHERE) or joined.startswith("/"):
+    if field is not None and (any(sign in joined for sign in LEAD_ELSEWHERE) or joined.startswith("/")):
         for index, name in enumerate(raw.file_names):
             with Entry(_plain(raw.image_ids, index)) as one:
                 check_file_name(name, raw.place(index), field)

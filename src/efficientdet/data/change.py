@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from efficientdet.data.read_split import SPLITS, find_split, read_splits
 from efficientdet.data.records import EVERY_CLASS, ImageRecord, Records
 from efficientdet.data.settings import Format, SplitSettings, SubsetSettings, WriteSettings
 from efficientdet.data.stratify import choose, divide
-from efficientdet.data.write import DatasetReport, lost_by_reading, write_dataset
-from efficientdet.errors import DataError, MissingSplitError, SettingError, find_name
+from efficientdet.data.write import LOST_BY_READING, DatasetReport, write_dataset
+from efficientdet.errors import DataError, SettingError, find_name
 from efficientdet.settings import divided
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def convert(source: str | Path, out: str | Path, to: Format, **settings: Unpack[
         MissingExtraError: the format needs a library that is not installed.
     """
     writing = WriteSettings(to=to, **settings)
-    splits = read(source, writing)
-    return write_dataset(splits, out, to, writing, lost=lost_by_reading(splits))
+    found = read(source, writing)
+    return write_dataset(found.splits, out, to, writing, lost=found.lost)
 
 
 def split(source: str | Path, out: str | Path, **settings: Unpack[SplitOptions]) -> DatasetReport:
@@ -69,7 +69,7 @@ def split(source: str | Path, out: str | Path, **settings: Unpack[SplitOptions])
     """
     own, writing = _settings(settings, SplitSettings)
     found = read(source, writing)
-    records = pool(list(found.values()))
+    records = pool(list(found.splits.values()))
     shares = {"train": 1 - own.val - own.test, "val": own.val, "test": own.test}
     shares = {name: share for name, share in shares.items() if share}
     groups = _groups(records.images, own.group_by)
@@ -84,14 +84,13 @@ def split(source: str | Path, out: str | Path, **settings: Unpack[SplitOptions])
             f"{source}: {len(set(groups))} images or groups are too few for {', '.join(shares)}; nothing is left for "
             f"{', '.join(empty)}"
         )
-    notes = [f"put together before: {', '.join(found)}"] if len(found) > 1 else []
+    notes = [f"put together before: {', '.join(found.splits)}"] if len(found.splits) > 1 else []
     notes += [
         f"class '{name}' is not in {', '.join(missing)}"
         for label, name in enumerate(records.class_names)
         if (missing := [s for s, part in splits.items() if not any((one.labels == label).any() for one in part.images)])
     ]
-    to = writing.to or format_of(source)
-    return write_dataset(splits, out, to, writing, lost=lost_by_reading(found), notes=notes)
+    return write_dataset(splits, out, found.format, writing, lost=found.lost, notes=notes)
 
 
 def merge(sources: Sequence[str | Path], out: str | Path, **settings: Unpack[WriteOptions]) -> DatasetReport:
@@ -113,19 +112,18 @@ def merge(sources: Sequence[str | Path], out: str | Path, **settings: Unpack[Wri
         raise SettingError("merge takes two datasets or more")
     writing = WriteSettings(**settings)
     found = [read(source, writing) for source in sources]
+    every = [one.splits for one in found]
     names = _merged_names({
-        str(source): next(iter(splits.values())) for source, splits in zip(sources, found, strict=True)
+        str(source): next(iter(splits.values())) for source, splits in zip(sources, every, strict=True)
     })  # fmt: skip
-    ids, notes = _merged_ids(found, names)
+    ids, notes = _merged_ids(every, names)
     splits = {
-        name: pool([_relabeled(splits[name], names, ids) for splits in found if name in splits])
-        for name in dict.fromkeys(name for name in (*SPLITS, *(one for splits in found for one in splits)))
-        if any(name in splits for splits in found)
+        name: pool([_relabeled(splits[name], names, ids) for splits in every if name in splits])
+        for name in (*SPLITS, *{name: None for splits in every for name in splits if name not in SPLITS})
+        if any(name in splits for splits in every)
     }  # fmt: skip
-    lost: Counter[str] = Counter()
-    for part in found:
-        lost.update(lost_by_reading(part))
-    return write_dataset(splits, out, writing.to or format_of(sources[0]), writing, lost=lost, notes=notes)
+    lost = sum((one.lost for one in found), Counter[str]())
+    return write_dataset(splits, out, found[0].format, writing, lost=lost, notes=notes)
 
 
 def subset(source: str | Path, out: str | Path, **settings: Unpack[SubsetOptions]) -> DatasetReport:
@@ -146,9 +144,8 @@ def subset(source: str | Path, out: str | Path, **settings: Unpack[SubsetOptions
     if not own.classes and own.images is None and own.fraction is None:
         raise SettingError("nothing says which part to keep; give classes, images or fraction")
     found = read(source, writing)
-    lost: Counter[str] = Counter(lost_by_reading(found))
-    splits = {}
-    for name, records in found.items():
+    splits, lost = {}, found.lost
+    for name, records in found.splits.items():
         images_before = len(records)
         if own.classes:
             records = _of_classes(records, own, lost)
@@ -162,22 +159,23 @@ def subset(source: str | Path, out: str | Path, **settings: Unpack[SubsetOptions
     if not splits:
         wanted_classes = ", ".join(own.classes)
         raise DataError(f"{source}: no image has a box of {wanted_classes}; keep_negatives would keep the others")
-    return write_dataset(splits, out, writing.to or format_of(source), writing, lost=lost)
+    return write_dataset(splits, out, found.format, writing, lost=lost)
 
 
-def read(source: str | Path, settings: WriteSettings) -> dict[str, Records]:
+class Found(NamedTuple):
+    """A dataset that was read: its splits, the format to write, and what reading lost."""
+
+    splits: dict[str, Records]
+    format: Format
+    lost: Counter[str]
+
+
+def read(source: str | Path, settings: WriteSettings) -> Found:
     """Every split of a dataset, as the settings say."""
-    return read_splits(source, settings.skip_missing, box_format=settings.box_format)
-
-
-def format_of(source: str | Path) -> Format:
-    """The format of a dataset's first split."""
-    for name in SPLITS:
-        try:
-            return find_split(source, name).format
-        except MissingSplitError:
-            continue
-    return find_split(source, "train").format
+    splits = read_splits(source, settings.skip_missing, box_format=settings.box_format)
+    lost = {name: sum(records.counts.get(name, 0) for records in splits.values()) for name in LOST_BY_READING}
+    found = settings.to or find_split(source, next(iter(splits))).format
+    return Found(splits, found, Counter(lost))
 
 
 def pool(parts: Sequence[Records]) -> Records:

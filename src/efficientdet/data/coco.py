@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,47 @@ from efficientdet.errors import DataError
 from efficientdet.text import printable
 
 KEYS = ("images", "annotations", "categories")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _is_side(value: Any) -> bool:
+    return _is_integer(value) and 0 < value < 2**31
+
+
+# What each field must be, and what an error says of one that is not.
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "id": (lambda value: _is_integer(value) or isinstance(value, str), "a whole number or a text; write a unique one"),
+    "file_name": (lambda value: isinstance(value, str) and value != "", "a file name; write that of the image"),
+    "width": (_is_side, "a size in pixels; write the image's"),
+    "height": (_is_side, "a size in pixels; write the image's"),
+    "bbox": (
+        lambda value: isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value)),
+        "four finite numbers; write [x, y, width, height] in pixels",
+    ),
+    "area": (lambda value: value is None or _is_finite(value), "a finite number; correct it or leave it out"),
+    "iscrowd": (lambda value: value in (None, 0, 1), "0 or 1; write one of them"),
+    "ignore": (lambda value: value in (None, 0, 1), "0 or 1; write one of them"),
+}
+
+
+def _check(item: dict[str, Any], place: str, *fields: str) -> None:
+    for field in fields:
+        is_fine, expected = FIELDS[field]
+        if not is_fine(item.get(field)):
+            fault = f"{shown(item[field], json.dumps)} is not" if field in item else "missing; it must be"
+            raise DataError(f"{place}, field '{field}': {fault} {expected}")
 
 
 def read_coco(annotations: str | Path, image_folder: str | Path | None = None, skip_missing: bool = False) -> Records:
@@ -113,30 +154,18 @@ def _categories(items: list[Any], path: Path) -> tuple[tuple[int, ...], tuple[st
 def _images(items: list[Any], path: Path) -> Iterator[RawImage]:
     if not items:
         raise DataError(f"{path}: the list 'images' is empty; a dataset needs at least one image")
-    seen: set[Any] = set()
+    seen: set[int | str] = set()
     for index, item in enumerate(items):
         with Entry(_id_of(item)) as one:
             place = _place(path, "image", index, item)
-            image_id = _own_id(item, seen, place)
-            file_name = item.get("file_name")
-            if not isinstance(file_name, str) or not file_name:
-                raise DataError(
-                    f"{place}, field 'file_name': {shown(file_name)} is not a file name; write that of the image"
-                )
-            stated_size = _stated_size(item, place)
+            _check(item, place, "id", "file_name")
+            image_id = _unique(item["id"], seen, place)
+            stated_size = None
+            if item.get("width") is not None or item.get("height") is not None:
+                _check(item, place, "width", "height")
+                stated_size = item["height"], item["width"]
         if one.fault is None:
-            yield RawImage(file_name, image_id, place, (), stated_size)
-
-
-def _stated_size(item: dict[str, Any], place: str) -> tuple[int, int] | None:
-    if item.get("width") is None and item.get("height") is None:
-        return None
-    for name in ("width", "height"):
-        if not _is_integer(item.get(name)) or not 0 < item[name] < 2**31:
-            raise DataError(
-                f"{place}, field '{name}': {shown(item.get(name))} is not a size in pixels; write the image's"
-            )
-    return item["height"], item["width"]
+            yield RawImage(item["file_name"], image_id, place, (), stated_size)
 
 
 def _boxes(
@@ -144,21 +173,24 @@ def _boxes(
 ) -> dict[int | str, list[RawBox]]:
     by_image: dict[int | str, list[RawBox]] = {image.image_id: [] for image in images}
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
-    seen: set[Any] = set()
+    seen: set[int | str] = set()
     for index, item in enumerate(items):
         image_id = item.get("image_id") if isinstance(item, dict) else None
         is_known = not isinstance(image_id, bool) and isinstance(image_id, int | str) and image_id in by_image
         with Entry(image_id if is_known else None, _id_of(item)):
             place = _place(path, "annotation", index, item)
-            annotation_id = _own_id(item, seen, place)
+            _check(item, place, "id")
+            annotation_id = _unique(item["id"], seen, place)
             if not is_known:
                 raise DataError(
                     f"{place}, field 'image_id': {shown(image_id)} is not in 'images'; "
                     "add the image there or remove the annotation"
                 )
-            is_ignored = _is_ignored(item, place)
+            _check(item, place, "bbox", "area", "iscrowd", "ignore")
+            x, y, width, height = map(float, item["bbox"])
+            is_ignored = bool(item.get("iscrowd") or item.get("ignore"))
             label = _label(item, is_ignored, labels, place)
-            box = RawBox(_xyxy(item, place), label, annotation_id, is_ignored, _area(item, place))
+            box = RawBox((x, y, x + width, y + height), label, annotation_id, is_ignored, item.get("area"))
             by_image[item["image_id"]].append(box)
     return by_image
 
@@ -181,35 +213,7 @@ def _id_of(item: Any) -> int | str | None:
     return own_id if isinstance(own_id, int | str) else None
 
 
-def _xyxy(item: dict[str, Any], place: str) -> tuple[float, float, float, float]:
-    bbox = item.get("bbox")
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_finite, bbox)):
-        fault = "missing" if bbox is None else f"{_short(bbox)} is not four finite numbers"
-        raise DataError(f"{place}, field 'bbox': {fault}; write [x, y, width, height] in pixels")
-    x, y, width, height = map(float, bbox)
-    return x, y, x + width, y + height
-
-
-def _is_ignored(item: dict[str, Any], place: str) -> bool:
-    for field in ("iscrowd", "ignore"):
-        if item.get(field) not in (None, 0, 1):
-            raise DataError(f"{place}, field '{field}': {_short(item[field])} is neither 0 nor 1; write one of them")
-    return bool(item.get("iscrowd") or item.get("ignore"))
-
-
-def _area(item: dict[str, Any], place: str) -> float | None:
-    area = item.get("area")
-    if area is not None and not _is_finite(area):
-        raise DataError(f"{place}, field 'area': {_short(area)} is not a finite number; correct it or leave it out")
-    return area
-
-
-def _own_id(item: dict[str, Any], seen: set[Any], place: str) -> int | str:
-    own_id = item.get("id")
-    if isinstance(own_id, bool) or not isinstance(own_id, int | str):
-        raise DataError(
-            f"{place}, field 'id': {_short(own_id)} is neither a whole number nor a text; write a unique one"
-        )
+def _unique(own_id: int | str, seen: set[int | str], place: str) -> int | str:
     if own_id in seen:
         raise DataError(f"{place}, field 'id': {shown(own_id)} is there twice; give each a unique id")
     seen.add(own_id)
@@ -220,19 +224,6 @@ def _place(path: Path, kind: str, index: int, item: Any) -> str:
     if not isinstance(item, dict):
         raise DataError(f"{path}: {kind} at index {index} is {_short(item)}; write an object there")
     return f"{path}: {kind} id {_short(item.get('id'))} (index {index})"
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def _short(value: Any) -> str:

@@ -66,7 +66,8 @@ def read_csv(
     """
     path = Path(path)
     rows = list(_rows(path))
-    names = check_class_names(class_names or class_names_of([path], path.parent), f"{path}: class names")
+    names = class_names or listed_class_names(path.parent) or sorted({row.class_name for row in rows if row.class_name})
+    names = check_class_names(names, f"{path}: class names")
     labels = {name: label for label, name in enumerate(names)}
     by_image: dict[str, list[_Row]] = {}
     for row in rows:
@@ -90,9 +91,11 @@ def read_csv(
 
 
 def class_names_of(files: Sequence[Path], folder: Path) -> list[str]:
-    """Class names of CSV files: those of `classes.txt` in a folder, else those of the rows, sorted."""
-    found = listed_class_names(folder)
-    return found or sorted({row.class_name for file in files for row in _rows(file) if row.class_name})
+    """Class names of CSV files: those of `classes.txt` in the folder, or beside one, else those of the rows, sorted."""
+    for place in dict.fromkeys([folder, *(file.parent for file in files)]):
+        if names := listed_class_names(place):
+            return names
+    return sorted({row.class_name for file in files for row in _rows(file) if row.class_name})
 
 
 def splits_of(path: Path) -> set[str]:

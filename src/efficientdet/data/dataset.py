@@ -144,8 +144,7 @@ class DecodedCache:
     """
 
     def __init__(self, records: Records) -> None:
-        sizes = [record.width * record.height * 3 for record in records.images]
-        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.starts = np.concatenate([[0], np.cumsum(3 * records.table.sizes.prod(1))])
         needed, room = int(self.starts[-1]), np.inf
         with suppress(AttributeError, OSError):  # a system without it
             room = shared_memory()
@@ -155,7 +154,7 @@ class DecodedCache:
                 f"{room / 1e9:.1f} GB are free; train without it (--no-cache)"
             )
         self.pixels = torch.empty(int(self.starts[-1]), dtype=torch.uint8)
-        self.filled = torch.zeros(len(sizes), dtype=torch.bool)
+        self.filled = torch.zeros(len(records), dtype=torch.bool)
         for tensor in (self.pixels, self.filled):
             tensor.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -166,7 +165,7 @@ class DecodedCache:
             free = min(free_memory(), shared_memory())
         except (AttributeError, OSError, ValueError):
             return False
-        return sum(record.width * record.height * 3 for record in records.images) < CACHE_SHARE * free
+        return int(3 * records.table.sizes.prod(1).sum()) < CACHE_SHARE * free
 
     def read(self, index: int, records: Records) -> RgbImage:
         """(H, W, 3) uint8 RGB: decoded, or from memory."""

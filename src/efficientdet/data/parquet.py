@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -30,19 +31,11 @@ CLASS_FIELDS = ("category", "categories", "category_id", "label", "labels", "cla
 IGNORED_FIELDS = ("ignored", "ignore", "is_crowd", "iscrowd", "difficult")
 # Where the parquet files of a split are, below the dataset's folder.
 PATTERNS = ("data/{s}-*.parquet", "data/{s}.parquet", "{s}-*.parquet", "{s}.parquet", "{s}/*.parquet")
+OBJECTS = "objects"
 SAVED_INFO, SAVED_STATE = "dataset_info.json", "state.json"
 ROWS_AT_A_TIME = 64
 # The first bytes of image files, and their suffix.
 SUFFIXES = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"GIF8", ".gif"), (b"BM", ".bmp"))
-
-
-class _Row(NamedTuple):
-    image: Any
-    image_id: Any
-    boxes: list[Any]
-    classes: list[Any]
-    ignored: list[Any]
-    place: str
 
 
 def read_parquet(
@@ -72,23 +65,22 @@ def read_parquet(
         DataError: a row is at fault; names file, row (from 0) and field.
         MissingExtraError: pyarrow is not installed.
     """
-    files = data_files(source)
-    rows = [row for file in files for row in _rows(file)]
-    names = check_class_names(class_names or class_names_of(files, files[0].parent), f"{files[0].parent}: class names")
-    unpacked = _unpack(files) if _has_bytes(files[0]) else None
-    folder = unpacked.folder if unpacked else files[0].parent
+    tables = [_Table(file) for file in data_files(source)]
+    place = tables[0].file.parent
+    names = check_class_names(class_names or _class_names(tables, place), f"{place}: class names")
     labels: dict[Any, int] = {name: label for label, name in enumerate(names)}
     labels |= {label: label for label in range(len(names))}
-    images = []
-    for number, (row, image_id) in enumerate(zip(rows, _image_ids(rows), strict=True)):
-        file_name = unpacked.names[number] if unpacked and unpacked.names[number] else row.image
+    folder, unpacked = _unpack(tables) if tables[0].has_bytes else (place, [])
+    rows, images = [row for table in tables for row in table.rows()], []
+    for image_id, row, own in itertools.zip_longest(_image_ids(rows), rows, unpacked):
+        file_name = own or row.image
         with Entry(image_id, file=folder / str(file_name)):
             if not isinstance(file_name, str) or not file_name:
                 fault = f"{shown(row.image)} is neither an image nor a path; add the image"
                 raise DataError(f"{row.place}, field 'image': {fault}")
             images.append(RawImage(file_name, image_id, row.place, _boxes(row, image_id, box_format, labels)))
     records = build(
-        files[0] if len(files) == 1 else files[0].parent, folder, images, names, skip_missing=skip_missing,
+        tables[0].file if len(tables) == 1 else place, folder, images, names, skip_missing=skip_missing,
         in_fractions=box_format == "cxcywh", field="image",
     )  # fmt: skip
     _doubt(records, box_format, sum(len(row.boxes) for row in rows))
@@ -122,56 +114,96 @@ def split_files(root: Path, split: str) -> list[Path]:
     return sorted(folder.glob("*.arrow")) if is_file(folder / SAVED_STATE) else []
 
 
-def _open(file: Path) -> Any:
-    """The schema and the batches of a file: `schema_arrow`, `iter_batches`."""
-    pyarrow, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
-    try:
-        is_parquet = file.suffix == ".parquet"
-        opened = parquet.ParquetFile(file) if is_parquet else _ArrowFile(pyarrow.ipc.open_stream(file))
-        _ = opened.schema_arrow.names  # those of a damaged file may be no text
-        return opened
-    except (OSError, pyarrow.ArrowException, ValueError, TypeError) as error:
-        raise DataError(f"{file}: not readable as {file.suffix[1:]} ({printable(error)}); write it again") from error
+class _Row(NamedTuple):
+    image: Any
+    image_id: Any
+    boxes: list[Any]
+    classes: list[Any]
+    ignored: list[Any]
+    place: str
 
 
-class _ArrowFile(NamedTuple):
-    """An Arrow stream, as `datasets` saves it, with the methods of a parquet file."""
+class _Table:
+    """A parquet file, or an Arrow stream as `datasets` saves it.
 
-    stream: Any
+    Raises:
+        DataError: it is damaged, or a column is missing.
+    """
+
+    def __init__(self, file: Path) -> None:
+        pyarrow = require("pyarrow", "data")
+        self.file = file
+        self.faults = (OSError, pyarrow.ArrowException, ValueError, TypeError, LookupError)
+        try:
+            self.schema = self._open().schema_arrow if self.is_parquet else self._open().schema
+            present = printable(", ".join(self.schema.names))  # those of a damaged file may be no text
+        except self.faults as error:
+            fault = f"not readable as {file.suffix[1:]} ({printable(error)}); write it again"
+            raise DataError(f"{file}: {fault}") from error
+        found = [name for name in IMAGE_COLUMNS if name in self.schema.names]
+        for what, sought, is_there in (
+            ("images", IMAGE_COLUMNS, found), ("boxes", (OBJECTS,), OBJECTS in self.schema.names),
+        ):  # fmt: skip
+            if not is_there:
+                fault = f"no column of {what}: sought {', '.join(sought)}; the columns are {present}"
+                raise DataError(f"{file}: {fault}")
+        self.image = found[0]
+        self.image_type = str(self.schema.field(self.image).type)
+        self.has_bytes = "binary" in self.image_type
 
     @property
-    def schema_arrow(self) -> Any:
-        return self.stream.schema
+    def is_parquet(self) -> bool:
+        return self.file.suffix == ".parquet"
 
-    def iter_batches(self, batch_size: int, columns: Sequence[str]) -> Iterator[Any]:
-        for batch in self.stream:
-            batch.validate(full=True)  # a damaged one would be read beyond its memory
-            for start in range(0, batch.num_rows, batch_size):
-                yield batch.select([name for name in batch.schema.names if name in columns]).slice(start, batch_size)
+    def _open(self) -> Any:
+        if self.is_parquet:
+            return require("pyarrow.parquet", "data").ParquetFile(self.file)
+        return require("pyarrow", "data").ipc.open_stream(self.file)
 
+    def values(self, *columns: str) -> Iterator[dict[str, Any]]:
+        """The rows of some columns."""
+        try:
+            if self.is_parquet:
+                for batch in self._open().iter_batches(ROWS_AT_A_TIME, columns=columns):
+                    yield from batch.to_pylist()
+                return
+            for batch in self._open():
+                batch.validate(full=True)  # a damaged one would be read beyond its memory
+                chosen = batch.select([name for name in columns if name in batch.schema.names])
+                for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
+                    yield from chosen.slice(start, ROWS_AT_A_TIME).to_pylist()
+        except self.faults as error:
+            raise DataError(f"{self.file}: damaged ({printable(error)}); write it again") from error
 
-def _batches(file: Path, columns: Sequence[str]) -> Iterator[Any]:
-    """The rows of some columns, as dictionaries."""
-    try:
-        for batch in _open(file).iter_batches(batch_size=ROWS_AT_A_TIME, columns=columns):
-            yield from batch.to_pylist()
-    except (OSError, require("pyarrow", "data").ArrowException, ValueError, TypeError, LookupError) as error:
-        raise DataError(f"{file}: damaged ({printable(error)}); write it again") from error
+    def rows(self) -> Iterator[_Row]:
+        """The annotations; of an image in the file, the path alone, for the bytes are unpacked apart, once."""
+        path = f"{self.image}.path" if self.is_parquet and self.image_type.startswith("struct") else self.image
+        columns = [path] * (self.image_type not in ("binary", "large_binary")) + [OBJECTS]
+        for number, row in enumerate(self.values(*columns, *(["image_id"] * ("image_id" in self.schema.names)))):
+            place, found = f"{self.file}: row {number}", row.get(self.image)
+            objects = _lists(row[OBJECTS], place)
+            boxes = _list(objects, BOX_FIELDS, place)
+            classes = _list(objects, CLASS_FIELDS, place, len(boxes))
+            odd = next((one for one in classes if not isinstance(one, int | str | None)), None)
+            if odd is not None:
+                fault = f"{shown(odd)} is neither a number nor a name; correct it"
+                raise DataError(f"{place}, field 'objects.category': {fault}")
+            ignored = _list(objects, IGNORED_FIELDS, place, len(boxes), is_optional=True)
+            image = found.get("path") if isinstance(found, dict) else found
+            yield _Row(image, row.get("image_id"), boxes, classes, ignored, place)
 
-
-def _column(file: Path, names: Sequence[str], what: str) -> str:
-    present = _open(file).schema_arrow.names
-    for name in names:
-        if name in present:
-            return name
-    raise DataError(
-        f"{file}: no column {what}: sought {', '.join(names)}; the columns are {printable(', '.join(present))}"
-    )
-
-
-def _has_bytes(file: Path) -> bool:
-    column = _column(file, IMAGE_COLUMNS, "of images")
-    return "binary" in str(_open(file).schema_arrow.field(column).type)
+    def declared_class_names(self) -> list[str] | None:
+        """The names of the category numbers that the file declares, as `datasets` does; None if it does not."""
+        text, info = (self.schema.metadata or {}).get(b"huggingface"), self.file.parent / SAVED_INFO
+        if text is None and is_file(info):
+            text = info.read_bytes()
+        try:
+            content = json.loads(text) if text else {}
+        except (ValueError, RecursionError):
+            return None
+        features = content.get("info", content).get("features") if isinstance(content, dict) else None
+        names = _label_names(features.get(OBJECTS)) if isinstance(features, dict) else None
+        return [str(name) for name in names] if names else None
 
 
 def class_names_of(files: Sequence[Path], folder: Path) -> list[str]:
@@ -180,25 +212,22 @@ def class_names_of(files: Sequence[Path], folder: Path) -> list[str]:
     Raises:
         DataError: there are numbers alone.
     """
-    declared = next((names for file in files if (names := _declared_class_names(file))), None)
-    return declared or listed_class_names(folder) or _found_class_names([row for file in files for row in _rows(file)])
+    return _class_names([_Table(file) for file in files], folder)
 
 
-def _declared_class_names(file: Path) -> list[str] | None:
-    """The names of the category numbers that a file declares, as `datasets` does; None if it does not."""
-    metadata = (_open(file).schema_arrow.metadata or {}).get(b"huggingface")
-    text = metadata if metadata is not None else _saved_info(file.parent)
-    try:
-        content = json.loads(text) if text else {}
-    except (ValueError, RecursionError):
-        return None
-    features = content.get("info", content).get("features") if isinstance(content, dict) else None
-    names = _label_names(features.get("objects")) if isinstance(features, dict) else None
-    return [str(name) for name in names] if names else None
-
-
-def _saved_info(folder: Path) -> bytes | None:
-    return (folder / SAVED_INFO).read_bytes() if is_file(folder / SAVED_INFO) else None
+def _class_names(tables: Sequence[_Table], folder: Path) -> list[str]:
+    declared = next((names for table in tables if (names := table.declared_class_names())), None)
+    names = declared or listed_class_names(folder)
+    if names:
+        return names
+    found = {one for table in tables for row in table.rows() for one in row.classes if one is not None}
+    numbers = sorted(one for one in found if not isinstance(one, str))
+    if numbers:
+        raise DataError(
+            f"{tables[0].file}, field 'objects.category': numbers ({shown(numbers)}) without names; write the names, "
+            "one a line from 0, into a file classes.txt beside the data"
+        )
+    return sorted(found)
 
 
 def _label_names(feature: Any) -> list[Any] | None:
@@ -210,34 +239,6 @@ def _label_names(feature: Any) -> list[Any] | None:
     if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list):
         return list(feature["names"])
     return next((found for one in feature.values() if (found := _label_names(one))), None)
-
-
-def _rows(file: Path) -> Iterator[_Row]:
-    schema, image = _open(file).schema_arrow, _column(file, IMAGE_COLUMNS, "of images")
-    _column(file, ("objects",), "of boxes")
-    is_struct = str(schema.field(image).type).startswith("struct")
-    # Of an image in the file, the path alone: the bytes are unpacked apart, once.
-    path = f"{image}.path" if is_struct and file.suffix == ".parquet" else image
-    wanted = [path] * (not _is_binary(schema, image)) + ["objects"] + ["image_id"] * ("image_id" in schema.names)
-    for number, row in enumerate(_batches(file, wanted)):
-        place = f"{file}: row {number}"
-        found = row.get(image)
-        objects = _lists(row["objects"], place)
-        boxes = _list(objects, BOX_FIELDS, place)
-        classes = _list(objects, CLASS_FIELDS, place, len(boxes))
-        odd = next((one for one in classes if not isinstance(one, int | str | None)), None)
-        if odd is not None:
-            fault = f"{shown(odd)} is neither a number nor a name; correct it"
-            raise DataError(f"{place}, field 'objects.category': {fault}")
-        yield _Row(
-            found.get("path") if isinstance(found, dict) else found, row.get("image_id"), boxes,
-            classes,
-            _list(objects, IGNORED_FIELDS, place, len(boxes), is_optional=True), place,
-        )  # fmt: skip
-
-
-def _is_binary(schema: Any, column: str) -> bool:
-    return str(schema.field(column).type) in ("binary", "large_binary")
 
 
 def _lists(objects: Any, place: str) -> dict[str, list[Any]]:
@@ -266,17 +267,6 @@ def _list(
     if not isinstance(values, list) or (length is not None and len(values) != length):
         raise DataError(f"{place}, field 'objects.{name}': {shown(values)} is not one for each of {length} boxes")
     return values
-
-
-def _found_class_names(rows: list[_Row]) -> list[str]:
-    found = {one for row in rows for one in row.classes if one is not None}
-    numbers = sorted(one for one in found if not isinstance(one, str))
-    if numbers:
-        raise DataError(
-            f"{rows[0].place.partition(': row')[0]}, field 'objects.category': numbers ({shown(numbers)}) without "
-            "names; write the names, one a line from 0, into a file classes.txt beside the data"
-        )
-    return sorted(found)
 
 
 def _image_ids(rows: list[_Row]) -> list[int | str]:
@@ -330,34 +320,29 @@ def _doubt(records: Records, box_format: BoxFormat, boxes: int) -> None:
         )
 
 
-class _Unpacked(NamedTuple):
-    """The folder of unpacked images, and the name of each row's file; "" for rows without bytes."""
+def _unpack(tables: Sequence[_Table]) -> tuple[Path, list[str]]:
+    """Write the images that files hold into the cache folder, once.
 
-    folder: Path
-    names: list[str]
-
-
-def _unpack(files: list[Path]) -> _Unpacked:
-    """Write the images that files hold into the cache folder, once."""
+    Returns:
+        Their folder, and the name of each row's file in it; "" for rows without an image.
+    """
     # Without their folder, so that files that are moved, as a dataset that was just written is, are known again.
-    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-    folder = cache_folder("datasets") / digest
+    facts = [(table.file.name, table.file.stat().st_size, table.file.stat().st_mtime_ns) for table in tables]
+    folder = cache_folder("datasets") / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     index = folder / "names.json"
     if not is_file(index):
         with suppress(SettingError), replacing_folder(folder) as temporary:  # another process may be faster
-            names = _unpack_into(temporary / "images", files)
+            names = _unpack_into(temporary / "images", tables)
             (temporary / index.name).write_text(json.dumps(names), encoding="utf-8")
-    return _Unpacked(folder / "images", json.loads(index.read_text(encoding="utf-8")))
+    return folder / "images", json.loads(index.read_text(encoding="utf-8"))
 
 
-def _unpack_into(folder: Path, files: list[Path]) -> list[str]:
+def _unpack_into(folder: Path, tables: Sequence[_Table]) -> list[str]:
     names: list[str] = []
     taken: set[str] = set()
-    for file in files:
-        column = _column(file, IMAGE_COLUMNS, "of images")
-        for row in _batches(file, [column]):
-            value = row[column]
+    for table in tables:
+        for row in table.values(table.image):
+            value = row[table.image]
             data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
             name = _file_name(path, data, len(names), taken) if data else ""
             if data:

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 
 from efficientdet.data.builder import RawBox, RawColumns, RawImage, cleaned
-from efficientdet.data.change import format_of, read
+from efficientdet.data.change import read
 from efficientdet.data.dataset import decode
 from efficientdet.data.records import ImageRecord, Records
 from efficientdet.data.settings import TileSettings, WriteSettings
-from efficientdet.data.write import DatasetReport, lost_by_reading, write_dataset
+from efficientdet.data.write import DatasetReport, write_dataset
 from efficientdet.settings import divided
 
 if TYPE_CHECKING:
@@ -56,17 +56,17 @@ def tile(source: str | Path, out: str | Path, **settings: Unpack[TileOptions]) -
     own, writing = divided(settings, TileSettings, WriteSettings)
     cut, write = TileSettings(**own), WriteSettings(**writing)
     found = read(source, write)
-    lost: Counter[str] = Counter(lost_by_reading(found))
     places: dict[str, dict[str, Any]] = {}
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the output, for a temporary folder of the system may be small, and in memory.
     with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=out.parent) as folder:
         splits = {
-            name: _cut_split(records, Path(folder) / name, cut, places, lost) for name, records in found.items()
+            name: _cut_split(records, Path(folder) / name, cut, places, found.lost)
+            for name, records in found.splits.items()
         }  # fmt: skip
         more_files = {TILES_FILE: json.dumps(places, indent=1)}
-        return write_dataset(splits, out, write.to or format_of(source), write, lost=lost, more_files=more_files)
+        return write_dataset(splits, out, found.format, write, lost=found.lost, more_files=more_files)
 
 
 def starts(length: int, size: int, overlap: float) -> list[int]:

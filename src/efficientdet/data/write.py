@@ -73,11 +73,6 @@ class DatasetReport:
         return asdict(self) | {"folder": str(self.folder)}
 
 
-def lost_by_reading(splits: Mapping[str, Records]) -> dict[str, int]:
-    """What the readers clipped, dropped and skipped."""
-    return {name: sum(records.counts.get(name, 0) for records in splits.values()) for name in LOST_BY_READING}
-
-
 def write_dataset(
     splits: Mapping[str, Records],
     out: str | Path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from efficientdet.data.builder import RawBox, RawImage, build
 from efficientdet.data.fields import (
@@ -29,14 +29,6 @@ CONFIG_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLIT_NAMES = {"val": ("val", "valid", "validation"), "valid": ("valid", "val", "validation")}
 # Rounding may turn an edge into 1.0005; a larger number is no fraction.
 ROUNDING = 0.001
-
-
-class YoloBox(NamedTuple):
-    """One line of a label file; xywh is (x center, y center, width, height) in fractions of the image."""
-
-    label: int
-    xywh: tuple[float, float, float, float]
-    line: int
 
 
 def read_yolo(
@@ -82,27 +74,24 @@ def read_yolo(
         with Entry(image_id, file=image_folder / path):
             file = (label_folder / path).with_suffix(".txt")
             ignored = ignored_folder and (ignored_folder / path).with_suffix(".txt")
-            lines = read_labels(file, len(names)) if is_file(file) else None
-            without_labels += lines is None
-            boxes = [RawBox(_xyxy(box.xywh), box.label, f"{image_id}/{box.line}") for box in lines or ()]
+            boxes = read_labels(file, len(names), f"{image_id}/") if is_file(file) else []
+            without_labels += not is_file(file)
             if ignored and is_file(ignored):
-                boxes += [
-                    RawBox(_xyxy(box.xywh), box.label, f"{image_id}/ignored/{box.line}", is_ignored=True)
-                    for box in read_labels(ignored, len(names), every_class=True)
-                ]
+                boxes += read_labels(ignored, len(names), f"{image_id}/ignored/", is_ignored=True)
             images.append(RawImage(path.as_posix(), image_id, str(file), boxes))
-    records = build(folder, image_folder, images, names, skip_missing=skip_missing, in_fractions=True)
+    records = build(folder, image_folder, images, names, skip_missing=skip_missing, in_fractions=True, field=None)
     records.counts[IMAGES_WITHOUT_LABEL_FILE] = without_labels
     return records
 
 
-def read_labels(path: Path, class_count: int, every_class: bool = False) -> list[YoloBox]:
+def read_labels(path: Path, class_count: int, before: str = "", is_ignored: bool = False) -> list[RawBox]:
     """Read one label file, which has a line `class x_center y_center width height` for each box.
 
     Args:
         path: the text file; an empty one stands for an image without objects.
         class_count: number of classes; class numbers start from 0.
-        every_class: whether -1 may stand for every class, as in files of ignored regions.
+        before: beginning of the boxes' ids, which the number of the line follows.
+        is_ignored: whether it is a file of ignored regions, in which -1 stands for every class.
 
     Returns:
         The boxes, in fractions of the image, neither clipped nor dropped.
@@ -114,7 +103,9 @@ def read_labels(path: Path, class_count: int, every_class: bool = False) -> list
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             with Entry(file=path):
-                boxes.append(YoloBox(*_parse(line.split(), f"{path}: line {number}", class_count, every_class), number))
+                label, (x, y, width, height) = _parse(line.split(), f"{path}: line {number}", class_count, is_ignored)
+                xyxy = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+                boxes.append(RawBox(xyxy, label, f"{before}{number}", is_ignored))
     return boxes
 
 
@@ -157,11 +148,6 @@ def _fraction(text: str, place: str, is_side: bool) -> float:
     if number < -ROUNDING and not is_side:
         raise DataError(f"{place}: {printable(text)} is below 0; write a fraction of the image, 0 to 1")
     return number
-
-
-def _xyxy(xywh: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    x, y, width, height = xywh
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
 def _read_config(path: Path) -> dict[str, Any]:

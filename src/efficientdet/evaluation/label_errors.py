@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from efficientdet.boxes import pairwise_iou
-from efficientdet.data.quality.findings import Box, Finding
+from efficientdet.boxes import box_areas, intersection, pairwise_iou
+from efficientdet.data.quality.findings import Finding
 from efficientdet.data.records import ImageRecord, Records
 from efficientdet.detections import Detections
 from efficientdet.errors import DataError
@@ -46,11 +46,38 @@ class _Image(NamedTuple):
     """An image's objects and what the model found on it, labels those of the records."""
 
     record: ImageRecord
+    split: str
+    class_names: tuple[str, ...]
     objects: NDArray[np.int64]  # indices of the boxes that are no ignored regions
-    labels: NDArray[np.int64]  # of the detections
+    labels: NDArray[np.int64]  # of the detections, the best score first
     scores: NDArray[np.float32]
     boxes: NDArray[np.float32]
     iou: NDArray[np.float32]  # (detections, objects)
+
+    def name(self, label: int) -> str:
+        return f"'{printable(self.class_names[label], 80)}'"
+
+    def label(self, index: int) -> int:
+        """The label of an object."""
+        return int(self.record.labels[self.objects[index]])
+
+    def size(self, index: int) -> int:
+        """The class of size that an object belongs to."""
+        x1, y1, x2, y2 = self.record.boxes_xyxy[self.objects[index]].tolist()
+        share = (x2 - x1) * (y2 - y1) / (self.record.width * self.record.height)
+        return int(np.searchsorted(SIZE_BOUNDS, math.sqrt(share)))
+
+    def own_score(self, index: int) -> float:
+        """The best score of the annotated class on an object; 0 without one."""
+        is_own = (self.labels == self.label(index)) & (self.iou[:, index] >= ON_BOX)
+        return float(self.scores[is_own].max(initial=0.0))
+
+    def finding(
+        self, code: str, what: str, loss: float, indices: Sequence[int] = (), more: Sequence[NDArray[np.float32]] = ()
+    ) -> Finding:
+        """A finding on some objects, and other boxes to show."""
+        chosen, text = [int(self.objects[index]) for index in indices], f"{what}loss {loss:.1f})"
+        return Finding.on(self.record, self.split, code, text, chosen, more, weight=round(loss, 3))
 
 
 def label_findings(records: Records, split: str, detections: Iterable[Detections]) -> list[Finding]:
@@ -65,22 +92,30 @@ def label_findings(records: Records, split: str, detections: Iterable[Detections
         DataError: the model does not know a class of the dataset.
     """
     findings: list[Finding] = []
-    doubtful: list[tuple[int, float, Finding]] = []
+    doubtful: list[tuple[int, Finding]] = []
     by_size: dict[int, list[float]] = {}
     for record, found in zip(records.images, detections, strict=True):
-        image = _matched(record, found, _labels(found.class_names, records))
-        findings += _missing(image, records, split)
+        image = _matched(record, found, records, split)
+        findings += _missing(image)
         for index in range(len(image.objects)):
-            own = _own_score(image, index)
-            size = _size(record, int(image.objects[index]))
-            by_size.setdefault(size, []).append(own)
-            finding = _other_class(image, index, own, records, split) or _badly_drawn(image, index, own, records, split)
+            own = image.own_score(index)
+            by_size.setdefault(image.size(index), []).append(own)
+            if own >= UNSEEN:
+                continue
+            finding = _other_class(image, index, own) or _badly_drawn(image, index)
             if finding is not None:
                 findings.append(finding)
-            elif own < UNSEEN:
-                doubtful.append((size, own, _doubtful(image, index, own, records, split)))
+            else:
+                what = f"annotated {image.name(image.label(index))}, for the model nothing (best score {own:.2f}, "
+                finding = image.finding("label-doubtful", what, _loss(own), [index])
+                doubtful.append((image.size(index), finding))
     competent = {size for size, scores in by_size.items() if float(np.median(scores)) >= COMPETENT}
-    return findings + [finding for size, _, finding in doubtful if size in competent]
+    return findings + [finding for size, finding in doubtful if size in competent]
+
+
+def _loss(probability: float) -> float:
+    """Cross-entropy of what is annotated, in nats."""
+    return -math.log(max(probability, SMALLEST_SCORE))
 
 
 def _labels(class_names: Sequence[str], records: Records) -> NDArray[np.int64]:
@@ -95,104 +130,54 @@ def _labels(class_names: Sequence[str], records: Records) -> NDArray[np.int64]:
     return np.array([ours.get(name, -1) for name in class_names], dtype=np.int64)
 
 
-def _matched(record: ImageRecord, found: Detections, labels: NDArray[np.int64]) -> _Image:
-    own = labels[found.labels]
-    regions = record.boxes_xyxy[record.is_ignored]
-    kept = (own >= 0) & (found.scores >= SCORE_THRESHOLD) & (_share_inside(found.boxes_xyxy, regions) <= IGNORED_SHARE)
-    objects = np.flatnonzero(~record.is_ignored)
-    boxes = found.boxes_xyxy[kept]
-    iou = pairwise_iou(torch.from_numpy(boxes), torch.from_numpy(record.boxes_xyxy[objects])).numpy()
-    return _Image(record, objects, own[kept], found.scores[kept], boxes, iou)
+def _matched(record: ImageRecord, found: Detections, records: Records, split: str) -> _Image:
+    own, boxes = _labels(found.class_names, records)[found.labels], torch.from_numpy(found.boxes_xyxy)
+    regions, objects = record.boxes_xyxy[record.is_ignored], np.flatnonzero(~record.is_ignored)
+    kept = (own >= 0) & (found.scores >= SCORE_THRESHOLD)
+    if len(regions):
+        inside = (
+            box_areas(intersection(boxes[:, None], torch.from_numpy(regions)))
+            / box_areas(boxes).clamp(min=1e-6)[:, None]
+        )
+        kept &= (inside.amax(1) <= IGNORED_SHARE).numpy()
+    iou = pairwise_iou(boxes[kept], torch.from_numpy(record.boxes_xyxy[objects])).numpy()
+    return _Image(record, split, records.class_names, objects, own[kept], found.scores[kept], boxes[kept].numpy(), iou)
 
 
-def _share_inside(boxes: NDArray[np.float32], regions: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N,) the largest share of each box's area in one of the regions."""
-    if not len(regions) or not len(boxes):
-        return np.zeros(len(boxes), dtype=np.float32)
-    low = np.maximum(boxes[:, None, :2], regions[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], regions[None, :, 2:])
-    areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1e-6)
-    shares: NDArray[np.float32] = (np.clip(high - low, 0, None).prod(2) / areas[:, None]).max(1)
-    return shares
-
-
-def _own_score(image: _Image, index: int) -> float:
-    """The best score of the annotated class on a box; 0 without one."""
-    label = image.record.labels[image.objects[index]]
-    scores = image.scores[(image.labels == label) & (image.iou[:, index] >= ON_BOX)]
-    return float(scores.max()) if len(scores) else 0.0
-
-
-def _missing(image: _Image, records: Records, split: str) -> Iterator[Finding]:
+def _missing(image: _Image) -> Iterator[Finding]:
     free = image.iou.max(1, initial=0.0) < OFF_BOX
     taken: list[int] = []
-    for found in np.flatnonzero(free & (image.scores >= SURE)).tolist():  # the best score comes first
+    for found in np.flatnonzero(free & (image.scores >= SURE)).tolist():
         here = torch.from_numpy(image.boxes[[found]])
         if taken and float(pairwise_iou(here, torch.from_numpy(image.boxes[taken])).max()) > ON_BOX:
             continue
         taken.append(found)
         score = float(image.scores[found])
-        name = records.class_names[image.labels[found]]
-        loss = -math.log(max(1 - score, SMALLEST_SCORE))
-        what = f"no box where the model sees '{printable(name, 80)}' with a score of {score:.2f} (loss {loss:.1f})"
-        yield _finding("label-missing", what, image, split, (), [image.boxes[found]], loss)
+        what = f"no box where the model sees {image.name(image.labels[found])} with a score of {score:.2f} ("
+        yield image.finding("label-missing", what, _loss(1 - score), more=[image.boxes[found]])
 
 
-def _other_class(image: _Image, index: int, own: float, records: Records, split: str) -> Finding | None:
-    label = int(image.record.labels[image.objects[index]])
-    rivals = np.flatnonzero((image.labels != label) & (image.iou[:, index] >= ON_OTHER_CLASS))
-    if own >= UNSEEN or not len(rivals):
+def _other_class(image: _Image, index: int, own: float) -> Finding | None:
+    rivals = np.flatnonzero((image.labels != image.label(index)) & (image.iou[:, index] >= ON_OTHER_CLASS))
+    if not len(rivals):
         return None
     rival = int(rivals[image.scores[rivals].argmax()])
     score = float(image.scores[rival])
-    twin = image.record.labels[image.objects[image.iou[rival] >= ON_OTHER_CLASS]]
-    if score < SURE or int(image.labels[rival]) in twin:  # the other class is annotated too
+    twins = image.record.labels[image.objects[image.iou[rival] >= ON_OTHER_CLASS]]
+    if score < SURE or image.labels[rival] in twins:  # the other class is annotated too
         return None
-    names = [printable(records.class_names[number], 80) for number in (label, image.labels[rival])]
-    loss = -math.log(max(own, SMALLEST_SCORE))
-    what = f"annotated '{names[0]}', for the model '{names[1]}' with a score of {score:.2f} (loss {loss:.1f})"
-    return _finding("label-class", what, image, split, (index,), [], loss)
+    names = image.name(image.label(index)), image.name(image.labels[rival])
+    what = f"annotated {names[0]}, for the model {names[1]} with a score of {score:.2f} ("
+    return image.finding("label-class", what, _loss(own), [index])
 
 
-def _badly_drawn(image: _Image, index: int, own: float, records: Records, split: str) -> Finding | None:
-    label = int(image.record.labels[image.objects[index]])
+def _badly_drawn(image: _Image, index: int) -> Finding | None:
     overlap = image.iou[:, index]
-    is_near = (image.labels == label) & (overlap >= NEAR_BOX) & (overlap < ON_BOX) & (image.scores >= SURE)
+    is_near = (image.labels == image.label(index)) & (overlap >= NEAR_BOX) & (overlap < ON_BOX) & (image.scores >= SURE)
     near = np.flatnonzero(is_near & (image.iou.argmax(1) == index))
-    if own >= UNSEEN or not len(near):
+    if not len(near):
         return None
     best = int(near[image.scores[near].argmax()])
-    iou, loss = float(overlap[best]), -math.log(float(overlap[best]))
-    name = printable(records.class_names[label], 80)
-    score = float(image.scores[best])
-    what = f"the model draws this '{name}' differently: IoU {iou:.2f}, score {score:.2f} (loss {loss:.1f})"
-    return _finding("label-box", what, image, split, (index,), [image.boxes[best]], loss)
-
-
-def _doubtful(image: _Image, index: int, own: float, records: Records, split: str) -> Finding:
-    name = printable(records.class_names[image.record.labels[image.objects[index]]], 80)
-    loss = -math.log(max(own, SMALLEST_SCORE))
-    what = f"annotated '{name}', for the model nothing (best score {own:.2f}, loss {loss:.1f})"
-    return _finding("label-doubtful", what, image, split, (index,), [], loss)
-
-
-def _size(record: ImageRecord, box: int) -> int:
-    """The class of size that a box belongs to."""
-    width, height = (record.boxes_xyxy[box, 2:] - record.boxes_xyxy[box, :2]).tolist()
-    return int(np.searchsorted(SIZE_BOUNDS, math.sqrt(width * height / (record.width * record.height))))
-
-
-def _finding(
-    code: str,
-    what: str,
-    image: _Image,
-    split: str,
-    indices: Sequence[int],
-    more: Sequence[NDArray[np.float32]],
-    loss: float,
-) -> Finding:
-    record = image.record
-    chosen = [int(image.objects[index]) for index in indices]
-    boxes: list[Box] = [tuple(map(float, box)) for box in (*record.boxes_xyxy[chosen], *more)]  # type: ignore[misc]
-    ids = tuple(record.annotation_ids[index] for index in chosen)
-    return Finding(code, what, split, str(record.path), record.image_id, ids, tuple(boxes), weight=round(loss, 3))
+    iou, score = float(overlap[best]), float(image.scores[best])
+    what = f"the model draws this {image.name(image.label(index))} differently: IoU {iou:.2f}, score {score:.2f} ("
+    return image.finding("label-box", what, _loss(iou), [index], [image.boxes[best]])

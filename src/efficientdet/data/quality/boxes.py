@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from efficientdet.boxes import aligned_iou
-from efficientdet.data.quality.findings import Box, Finding
+from efficientdet.data.quality.findings import Finding
 from efficientdet.data.records import BOXES_CLIPPED, BOXES_DEGENERATE, BOXES_OUTSIDE, ChangedBox, ImageTable, Records
 from efficientdet.text import printable
 
@@ -37,15 +37,15 @@ def check_boxes(records: Records, split: str) -> Iterator[Finding]:
     for index in np.flatnonzero(is_object & (sides < TINY_SIDE).any(1)).tolist():
         width, height = sides[index].tolist()
         what = f"a box of {width:.3g}x{height:.3g} pixels"
-        yield _of_boxes("box-tiny", what, table, split, [index], weight=-width * height)
+        yield _of_boxes("box-tiny", what, table, split, index, weight=-width * height)
     for index in np.flatnonzero(is_object & (sides / images >= WHOLE_IMAGE).all(1)).tolist():
-        yield _of_boxes("box-whole-image", "the box is as large as the image", table, split, [index])
+        yield _of_boxes("box-whole-image", "the box is as large as the image", table, split, index)
     for first, second, iou in repeated_pairs(table):
         names = [printable(records.class_names[table.labels[index]], 80) for index in (first, second)]
         is_same = table.labels[first] == table.labels[second]
         what = f"two boxes of '{names[0]}'" if is_same else f"a box of '{names[0]}' and one of '{names[1]}'"
         code = "box-repeated" if is_same else "box-two-classes"
-        yield _of_boxes(code, f"{what} with an IoU of {iou:.2f}", table, split, [first, second], weight=iou)
+        yield _of_boxes(code, f"{what} with an IoU of {iou:.2f}", table, split, first, second, weight=iou)
 
 
 def repeated_pairs(table: ImageTable) -> Iterator[tuple[int, int, float]]:
@@ -88,10 +88,7 @@ def _changed(change: ChangedBox, split: str) -> Iterator[Finding]:
     yield Finding(code, what, *place, boxes, weight=lost)
 
 
-def _of_boxes(
-    code: str, what: str, table: ImageTable, split: str, indices: Sequence[int], weight: float = 0.0
-) -> Finding:
-    record = table[int(np.searchsorted(table.starts, indices[0], side="right")) - 1]
-    ids = tuple(table.annotation_ids[index] for index in indices)
-    boxes: list[Box] = [tuple(map(float, table.boxes_xyxy[index])) for index in indices]  # type: ignore[misc]
-    return Finding(code, what, split, str(record.path), record.image_id, ids, tuple(boxes), weight=weight)
+def _of_boxes(code: str, what: str, table: ImageTable, split: str, *indices: int, weight: float = 0.0) -> Finding:
+    image = int(np.searchsorted(table.starts, indices[0], side="right")) - 1
+    boxes = [index - int(table.starts[image]) for index in indices]
+    return Finding.on(table[image], split, code, what, boxes, weight=weight)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from efficientdet.data.records import ImageRecord
+
 Severity: TypeAlias = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 Box: TypeAlias = tuple[float, float, float, float]
@@ -218,6 +220,16 @@ class Finding:
     other_file: str | None = None
     weight: float = 0.0
     count: int = 1
+
+    @classmethod
+    def on(
+        cls, record: ImageRecord, split: str, code: str, what: str, boxes: Sequence[int] = (),
+        more_boxes: Iterable[Sequence[float]] = (), **more: Any,
+    ) -> Finding:  # fmt: skip
+        """A finding on an image, or on some of its boxes, by their index, and others to show with them."""
+        every: list[Any] = [tuple(map(float, box)) for box in (*record.boxes_xyxy[list(boxes)], *more_boxes)]
+        ids = tuple(record.annotation_ids[index] for index in boxes)
+        return cls(code, what, split, str(record.path), record.image_id, ids, tuple(every), **more)
 
     @property
     def rule(self) -> Rule:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -50,14 +49,6 @@ TURNED = "images whose boxes are turned by EXIF"
 EVERY_FIX = (*ENTRIES.values(), *IMAGES.values(), *BOXES.values(), REPEATED, TURNED)
 
 
-class _Plan(NamedTuple):
-    """What to do with a split: ids of images to leave out and to turn, and (image id, annotation id) of boxes."""
-
-    left_out: set[int | str]
-    turned: set[int | str]
-    repeated: set[tuple[int | str, int | str]]
-
-
 def write_fixed(splits: Mapping[str, Records], findings: Iterable[Finding], out: str | Path) -> dict[str, int]:
     """Write a corrected copy, as COCO JSON; the dataset itself is left as it is.
 
@@ -82,7 +73,10 @@ def write_fixed(splits: Mapping[str, Records], findings: Iterable[Finding], out:
     for finding in findings:
         if finding.code in ENTRIES:
             fixes[ENTRIES[finding.code]] += 1
-    fixed = {split: _fixed(records, _plan(split, findings, fixes), fixes) for split, records in splits.items()}
+    fixed = {
+        split: _fixed(records, [one for one in findings if one.split == split and one.image_id is not None], fixes)
+        for split, records in splits.items()
+    }
     target = Path(out)
     if target.suffix == ".json":
         _write_file(fixed, target)
@@ -91,35 +85,24 @@ def write_fixed(splits: Mapping[str, Records], findings: Iterable[Finding], out:
     return dict(fixes)
 
 
-def _plan(split: str, findings: Iterable[Finding], fixes: Counter[str]) -> _Plan:
-    plan = _Plan(set(), set(), set())
-    for finding in findings:
-        if finding.split != split or finding.image_id is None:
-            continue
-        if finding.code in IMAGES and finding.image_id not in plan.left_out:
-            plan.left_out.add(finding.image_id)
-            fixes[IMAGES[finding.code]] += 1
-        elif finding.code == "exif-rotation":
-            plan.turned.add(finding.image_id)
-        elif finding.code == "box-repeated":
-            plan.repeated.add((finding.image_id, finding.annotation_ids[1]))
-    return plan
-
-
-def _fixed(records: Records, plan: _Plan, fixes: Counter[str]) -> Records:
-    changed: dict[int | str, list[ChangedBox]] = {}
+def _fixed(records: Records, findings: list[Finding], fixes: Counter[str]) -> Records:
+    left_out = {one.image_id: IMAGES[one.code] for one in reversed(findings) if one.code in IMAGES}
+    turned = {one.image_id for one in findings if one.code == "exif-rotation"}
+    repeated = {(one.image_id, one.annotation_ids[1]) for one in findings if one.code == "box-repeated"}
+    fixes.update(left_out.values())
+    changed: dict[int | str, list[ChangedBox]] = defaultdict(list)
     for change in records.changed:
-        changed.setdefault(change.image_id, []).append(change)
+        changed[change.image_id].append(change)
     images = []
     for record in records.images:
-        if record.image_id in plan.left_out:
+        if record.image_id in left_out:
             continue
-        if record.image_id in plan.turned:
-            record = _turned(record, changed.get(record.image_id, []))
+        if record.image_id in turned:
+            record = _turned(record, changed[record.image_id])
             fixes[TURNED] += 1
         else:
-            fixes.update(BOXES[change.what] for change in changed.get(record.image_id, []))
-        kept = np.array([(record.image_id, number) not in plan.repeated for number in record.annotation_ids], np.bool_)
+            fixes.update(BOXES[change.what] for change in changed[record.image_id])
+        kept = np.array([(record.image_id, number) not in repeated for number in record.annotation_ids], np.bool_)
         fixes[REPEATED] += int((~kept).sum())
         images.append(record.only(kept))
     if not images:

@@ -78,14 +78,14 @@ def check_images(
         for done, (place, look) in enumerate(zip(places, found, strict=True), start=1):
             if progress is not None:
                 progress(done, len(places))
-            where = (place.split, str(place.record.path), place.record.image_id)
+            record, split = place.record, place.split
             if isinstance(look, ImageError):
-                yield Finding("image-unreadable", str(look), *where)
+                yield Finding.on(record, split, "image-unreadable", str(look))
                 continue
-            if look.size != place.record.image_size:  # readers measure a sample of very large datasets alone
-                what = f"{look.size[1]}x{look.size[0]} pixels, and {place.record.width}x{place.record.height} in the "
-                yield Finding("image-size", f"{what}annotations", *where)
-            yield from _turned(place, look, changed[place.split, place.record.path])
+            if look.size != record.image_size:  # readers measure a sample of very large datasets alone
+                what = f"{look.size[1]}x{look.size[0]} pixels, and {record.width}x{record.height} in the annotations"
+                yield Finding.on(record, split, "image-size", what)
+            yield from _turned(place, look, changed[split, record.path])
             looks.append((place, look))
     yield from _repeated(looks)
 
@@ -118,7 +118,6 @@ def _thumbnail(image: Image.Image) -> NDArray[np.float32]:
 def _turned(place: _Place, look: Look, changed: list[Box]) -> Iterator[Finding]:
     """Findings on an image with an EXIF orientation: do its boxes fit only if that is ignored?"""
     record = place.record
-    where = (place.split, str(record.path), record.image_id)
     if look.orientation == 1:
         return
     width, height = record.height, record.width  # before the rotation
@@ -130,9 +129,9 @@ def _turned(place: _Place, look: Look, changed: list[Box]) -> Iterator[Finding]:
             f"{len(beyond)} boxes reach beyond the upright image of {record.width}x{record.height} pixels, and all fit "
             f"the {width}x{height} of the file before EXIF orientation {look.orientation} is applied"
         )
-        yield Finding("exif-rotation", what, *where, count=len(beyond))
+        yield Finding.on(record, place.split, "exif-rotation", what, count=len(beyond))
     elif len(record.boxes_xyxy):
-        yield Finding("exif-orientation", f"EXIF orientation {look.orientation}", *where)
+        yield Finding.on(record, place.split, "exif-orientation", f"EXIF orientation {look.orientation}")
 
 
 def _repeated(looks: list[tuple[_Place, Look]]) -> Iterator[Finding]:
@@ -157,9 +156,7 @@ def _in_groups(
         code, other = (within, other) if other is not None else (across, places[0])
         seen.setdefault(place.split, place)
         what = f"{relation} {other.record.path.name} (image id {other.record.image_id}, {other.split})"
-        yield Finding(
-            code, what, place.split, str(place.record.path), place.record.image_id, other_file=str(other.record.path)
-        )
+        yield Finding.on(place.record, place.split, code, what, other_file=str(other.record.path))
 
 
 def similar_pairs(looks: Sequence[Look]) -> Iterator[tuple[int, int]]:
