@@ -224,7 +224,7 @@ class Finding:
     @classmethod
     def on(
         cls, record: ImageRecord, split: str, code: str, what: str, boxes: Sequence[int] = (),
-        more_boxes: Iterable[Sequence[float]] = (), **more: Any,
+        more_boxes: Iterable[Any] = (), **more: Any,
     ) -> Finding:  # fmt: skip
         """A finding on an image, or on some of its boxes, by their index, and others to show with them."""
         every: list[Any] = [tuple(map(float, box)) for box in (*record.boxes_xyxy[list(boxes)], *more_boxes)]
