@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from efficientdet.evaluation.coco_ap import coco_metrics
-from efficientdet.evaluation.curves import calibration, class_ap, mean_iou_of_hits, precision_recall
+from efficientdet.evaluation.curves import calibration, class_ap, iou_of_hits, precision_recall
 from efficientdet.evaluation.matching import match, read_table
 from efficientdet.evaluation.mistakes import confusion_matrix, cost_of_mistakes, find_mistakes
 
@@ -77,7 +77,7 @@ def whole_evaluation(truth: dict[str, Any], results: list[dict[str, Any]]) -> fl
     confusion_matrix(matches, 0.3)
     cost_of_mistakes(matches, find_mistakes(matches))
     calibration(matches)
-    mean_iou_of_hits(matches)
+    iou_of_hits(matches)
     if abs(ap - metrics.ap) > 1e-9:
         raise SystemExit(f"AP of the matches is {ap}, of the library {metrics.ap}")
     return metrics.ap

@@ -39,8 +39,10 @@ def find_objects(logits, deltas, metadata, image_size):
     center, half = center + deltas[:, :2] * size, size * np.exp(np.minimum(deltas[:, 2:], np.log(1000 / 16))) / 2
     corners = np.clip(np.concatenate([center - half, center + half], 1) / scale, 0, [width, height] * 2)
     scores = 1 / (1 + np.exp(-logits))
-    anchors, labels = np.nonzero(scores >= settings["score_threshold"])
+    thresholds = np.broadcast_to(settings["score_threshold"], scores.shape[1])  # one for all classes, or one for each
+    anchors, labels = np.nonzero(scores >= thresholds.min())
     order = np.argsort(-scores[anchors, labels])[: settings["max_candidates"]]
+    order = order[scores[anchors[order], labels[order]] >= thresholds[labels[order]]]
     found = []
     while len(order) and len(found) < settings["max_detections"]:
         best, rest = order[0], order[1:]

@@ -86,10 +86,14 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def look_at(chromium: Any, tmp_path: Path) -> Callable[..., list[str]]:
-    """Opens an HTML file at a width, light or dark; returns what is wrong with it: errors, requests, text cut off.
+    """Opens an HTML file at a width, light or dark; returns what is wrong with it.
+
+    Script errors, requests, text that is cut off, and what axe (axe-core, Deque) finds that keeps people out.
 
     A screenshot is kept in the test's folder, as `WIDTH-SCHEME.png`.
     """
+
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing (dependency group dev)")
 
     def look(path: Path, width: int, scheme: str = "light") -> list[str]:
         page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -101,6 +105,8 @@ def look_at(chromium: Any, tmp_path: Path) -> Callable[..., list[str]]:
         page.goto(path.as_uri())
         problems = [one for one in problems if one != f"request: {path.as_uri()}" and "request: data:" not in one]
         problems += page.evaluate(FIND_CUT_TEXT)
+        for rule in axe.Axe().run(page).response["violations"]:
+            problems += [f"{rule['id']}: {rule['help']}: {node['html'][:200]}" for node in rule["nodes"]]
         page.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=True)
         page.close()
         return problems

@@ -53,7 +53,7 @@ class Reader(HTMLParser):
 def every_part(text: str) -> str:
     """A page with all there is, and a text in each place that takes one."""
     box = html.MarkedBox((2, 3, 20, 25), title=text)
-    figure = html.Figure(jpeg(), (0, 0, 40, 30), [box], text, text, (text, "other"))
+    figure = html.Figure(jpeg(), (0, 0, 40, 30), [box], text, text, (("kind", text), ("kind", "other")))
     body = html.join(
         [
             text,
@@ -62,7 +62,7 @@ def every_part(text: str) -> str:
             html.table([{text: text, "bar": html.bar(0.5, text)}], (text,), caption=text),
             html.code(text),
             html.folded(text, text),
-            html.gallery([figure, figure], text, (text, "other")),
+            html.gallery([figure, figure], text),
         ]
     )
     return html.page(text, [html.Section("a", text, body, text, "error"), html.Section("b", text, body)], text)
@@ -131,16 +131,23 @@ def test_a_box_beyond_the_image_is_shown_and_bounded() -> None:
 
 
 def test_a_gallery_is_filtered_by_its_kinds() -> None:
-    figures = [
-        html.Figure(jpeg(), (0, 0, 40, 30), [], "c", "a", kinds) for kinds in (("cat",), ("cat", "big"), ("ü x",))
-    ]
-    gallery = html.gallery(figures, "My images", ("cat", "big", "ü x"))
-    reader = Reader(gallery)
-    values = [a["value"] for tag, a in reader.elements if tag == "input"]
+    cat, big, odd = ("class", "cat"), ("size", "big"), ("class", "ü x")
+    figures = [html.Figure(jpeg(), (0, 0, 40, 30), [], "c", "a", kinds) for kinds in ((cat,), (cat, big), (odd,))]
+    figures.append(html.Figure(jpeg(), (0, 0, 40, 30), [], "c", "a", (cat, ("size", "small"))))
+    reader = Reader(html.gallery(figures, "My images"))
+    values = [a["value"] for tag, a in reader.elements if tag == "option"]
     kinds = [(a["data-kinds"] or "").split() for tag, a in reader.elements if tag == "figure"]
-    assert len(set(values)) == 4 and kinds == [[values[1]], [values[1], values[2]], [values[3]]]
-    assert "all (3)" in reader.text and "cat (2)" in reader.text
-    assert "<input" not in html.gallery(figures, "x", ("cat",))
+    assert len(values) == 6 and len(set(values)) == 5  # two selects, each with an empty value for all
+    assert kinds == [[values[1]], [values[1], values[4]], [values[2]], [values[1], values[5]]]
+    assert "all (4)" in reader.text and "cat (3)" in reader.text and "big (1)" in reader.text
+    assert "<select" not in html.gallery(figures[:1], "x")
+
+
+def test_a_chart_has_axes_of_its_own() -> None:
+    drawn = Reader(html.chart([html.Line("a", [(10, 2), (30, 4)])], "x", "y", "rises", (10, 30), (0, 4)))
+    points = next((a["points"] or "").split() for tag, a in drawn.elements if tag == "polyline")
+    assert points == ["44.0,120.0", "364.0,10.0"]
+    assert "30" in drawn.text and "26" in drawn.text and "3.2" in drawn.text
 
 
 def test_a_table_without_rows_is_none() -> None:

@@ -9,7 +9,13 @@ from typing import Any, Literal, get_type_hints
 import pytest
 
 from efficientdet.errors import SettingError, UnknownNameError
-from efficientdet.inference.settings import DetectorOptions, DetectorSettings, PostprocessSettings
+from efficientdet.inference.settings import (
+    DetectorOptions,
+    DetectorSettings,
+    EnsembleOptions,
+    EnsembleSettings,
+    PostprocessSettings,
+)
 from efficientdet.settings import Settings, changed, divided, kinds, names_of, setting, to_dict
 
 
@@ -77,9 +83,10 @@ def test_kinds_come_from_annotations() -> None:
 
 
 def test_the_keywords_of_type_checkers_are_the_fields() -> None:
-    hints, fields = get_type_hints(DetectorOptions), names_of(DetectorSettings, PostprocessSettings)
+    hints, fields = get_type_hints(EnsembleOptions), names_of(EnsembleSettings, DetectorSettings, PostprocessSettings)
     assert set(hints) == set(fields)
-    for cls in (DetectorSettings, PostprocessSettings):
+    assert set(get_type_hints(DetectorOptions)) == set(names_of(DetectorSettings, PostprocessSettings))
+    for cls in (EnsembleSettings, DetectorSettings, PostprocessSettings):
         own = get_type_hints(cls)
         for field in dataclasses.fields(cls):
             assert hints[field.name] == own[field.name], field.name

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from efficientdet.exporting.parity import ParityReport
     from efficientdet.exporting.quantize import QuantizationReport, quantize
     from efficientdet.inference.detector import Detector, load
+    from efficientdet.inference.ensemble import ensemble
     from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
     from efficientdet.network.efficientdet import EfficientDet
     from efficientdet.research.ablation import ablate
@@ -58,6 +59,7 @@ _HOMES = {
     "compare": "efficientdet.evaluation.compare",
     "check_data": "efficientdet.training.check_data",
     "create_model": "efficientdet.weights.create",
+    "ensemble": "efficientdet.inference.ensemble",
     "evaluate": "efficientdet.evaluation.evaluate",
     "export": "efficientdet.exporting.export",
     "load": "efficientdet.inference.detector",
@@ -89,6 +91,7 @@ __all__ = [
     "compare",
     "create_model",
     "data",
+    "ensemble",
     "errors",
     "evaluate",
     "export",

@@ -11,12 +11,15 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import string
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from efficientdet.text import in_html
 
 TEMPLATE = "html_page.html"
+# Characters of what is never broken into two lines, such as an interval.
+LONGEST_NUMBER = 16
 # Pixels around a box at the edge of its image, so that its line is seen.
 MARGIN = 2
 _WITHOUT_END = ("img", "input", "rect", "image", "path", "line", "circle")
@@ -59,7 +62,7 @@ class MarkedBox(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line of a chart; x and y from 0 to 1.
+    """A line of a chart.
 
     Attributes:
         name: what it is, in the legend.
@@ -81,7 +84,8 @@ class Figure(NamedTuple):
         boxes: drawn over it.
         caption: text below it.
         alt: what it shows, for those who do not see it.
-        kinds: words that a gallery can be filtered by.
+        kinds: what a gallery can be filtered by, such as ("class", "cat").
+        more: what stands below the caption.
     """
 
     jpeg: bytes
@@ -89,7 +93,8 @@ class Figure(NamedTuple):
     boxes: Sequence[MarkedBox]
     caption: str
     alt: str
-    kinds: tuple[str, ...] = ()
+    kinds: tuple[tuple[str, str], ...] = ()
+    more: Html = Html("")
 
 
 def element(tag: str, *children: object, **attributes: object) -> Html:
@@ -143,14 +148,23 @@ def bar(share: float, text: str, tone: str = "") -> Html:
     return element("span", element("span", text), chart, class_="barred")
 
 
-def chart(lines: Sequence[Line], x_name: str, y_name: str, summary: str) -> Html:
-    """Lines over the unit square, as vector graphics with a legend.
+def chart(
+    lines: Sequence[Line],
+    x_name: str,
+    y_name: str,
+    summary: str,
+    x_range: tuple[float, float] = (0.0, 1.0),
+    y_range: tuple[float, float] = (0.0, 1.0),
+) -> Html:
+    """Lines as vector graphics with a legend.
 
     Args:
         lines: at most as many as there are colors, 8.
         x_name: what the horizontal axis is.
         y_name: what the vertical axis is.
         summary: what the chart shows, for those who do not see it.
+        x_range: ends of the horizontal axis.
+        y_range: ends of the vertical axis.
     """
     left, top, width, height = 44, 10, 320, 220
     parts = []
@@ -159,8 +173,8 @@ def chart(lines: Sequence[Line], x_name: str, y_name: str, summary: str) -> Html
         parts += [
             element("line", x1=left, x2=left + width, y1=f"{y:g}", y2=f"{y:g}", class_="grid"),
             element("line", x1=f"{x:g}", x2=f"{x:g}", y1=top, y2=top + height, class_="grid"),
-            element("text", f"{tick / 10:g}", x=left - 6, y=f"{y + 4:g}", text_anchor="end"),
-            element("text", f"{tick / 10:g}", x=f"{x:g}", y=top + height + 16, text_anchor="middle"),
+            element("text", _at(tick, y_range), x=left - 6, y=f"{y + 4:g}", text_anchor="end"),
+            element("text", _at(tick, x_range), x=f"{x:g}", y=top + height + 16, text_anchor="middle"),
         ]
     parts += [
         element("text", x_name, x=left + width / 2, y=top + height + 34, text_anchor="middle"),
@@ -168,7 +182,7 @@ def chart(lines: Sequence[Line], x_name: str, y_name: str, summary: str) -> Html
     ]
     for number, one in enumerate(lines):
         color = f"line{number % 8}"
-        places = [(left + width * x, top + height * (1 - y)) for x, y in one.points]
+        places = [(left + width * _share(x, x_range), top + height * (1 - _share(y, y_range))) for x, y in one.points]
         drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(Html(f'<polyline points="{drawn}" class="curve {color}"/>'))  # longer than text may be
         if one.marks:
@@ -177,6 +191,15 @@ def chart(lines: Sequence[Line], x_name: str, y_name: str, summary: str) -> Html
     names = [element("li", one.name, class_=f"line{number % 8}") for number, one in enumerate(lines)]
     legend = element("ul", *names, class_="legend") if len(lines) > 1 else Html("")
     return element("div", drawing, legend, class_="charted")
+
+
+def _at(tick: int, ends: tuple[float, float]) -> str:
+    """The number at a tenth of an axis."""
+    return f"{ends[0] + (ends[1] - ends[0]) * tick / 10:.3g}"
+
+
+def _share(value: float, ends: tuple[float, float]) -> float:
+    return (value - ends[0]) / (ends[1] - ends[0])
 
 
 def table(rows: Sequence[Mapping[str, object]], text: Sequence[str] = (), caption: str = "") -> Html:
@@ -192,10 +215,12 @@ def table(rows: Sequence[Mapping[str, object]], text: Sequence[str] = (), captio
     columns = list(rows[0])
     left = {name: "text" if name in text else None for name in columns}
     head = element("tr", *(element("th", name, scope="col", class_=left[name]) for name in columns))
-    body = [
-        element("tr", *(element("td", row[name], data_label=name, class_=left[name]) for name in columns))
-        for row in rows
-    ]
+
+    def cell(name: str, value: object) -> Html:
+        is_short = len(str(value)) <= LONGEST_NUMBER
+        return element("td", value, data_label=name, class_=left[name] or ("short" if is_short else None))
+
+    body = [element("tr", *(cell(name, row[name]) for name in columns)) for row in rows]
     title = element("caption", caption) if caption else Html("")
     return element("div", element("table", title, element("thead", head), element("tbody", *body)), class_="scroll")
 
@@ -224,35 +249,33 @@ def figure(shown: Figure) -> Html:
         viewBox=f"{left:g} {top:g} {right - left:g} {bottom - top:g}",
     )  # fmt: skip
     kinds = " ".join(_slug(kind) for kind in shown.kinds) or None
-    return element("figure", drawing, element("figcaption", shown.caption), data_kinds=kinds)
+    return element("figure", drawing, element("figcaption", shown.caption, shown.more), data_kinds=kinds)
 
 
-def gallery(figures: Sequence[Figure], name: str = "gallery", filters: Sequence[str] = ()) -> Html:
-    """Figures side by side, filterable by kind without a script.
+def gallery(figures: Sequence[Figure], name: str = "gallery") -> Html:
+    """Figures side by side, filterable by all their kinds at once, without a script.
 
     Args:
         figures: what to show.
         name: of the gallery, different for each of a page.
-        filters: kinds to choose from; all are shown at first.
     """
     shown = element("div", *map(figure, figures), class_="gallery")
-    if len(filters) < 2:
+    counts = Counter(kind for one in figures for kind in dict.fromkeys(one.kinds))
+    groups = {group: [kind for kind in counts if kind[0] == group] for group, _ in counts}
+    groups = {group: kinds for group, kinds in groups.items() if len(kinds) > 1}
+    if not groups:
         return shown
-    choices = [("all", f"all ({len(figures)})")]
-    choices += [(_slug(kind), f"{kind} ({sum(kind in one.kinds for one in figures)})") for kind in filters]
-    place = f"{_slug(name)}-filter"
-    inputs = [
-        element("label", element("input", type="radio", name=place, value=slug, checked=slug == "all"), text)
-        for slug, text in choices
-    ]
-    rules = "".join(
-        f'#{place}:has(input[value="{slug}"]:checked) figure:not([data-kinds~="{slug}"]){{display:none}}'
-        for slug, _ in choices[1:]
-    )
-    legend = element("legend", "show")
-    return element(
-        "div", Html(f"<style>{rules}</style>"), element("fieldset", legend, *inputs, class_="filters"), shown, id=place
-    )
+    place, selects, rules = f"{_slug(name)}-filter", [], ""
+    for group, kinds in groups.items():
+        options = [element("option", f"all ({len(figures)})", value="")]
+        options += [element("option", f"{kind[1]} ({counts[kind]})", value=_slug(kind)) for kind in kinds]
+        selects.append(element("label", f"{group} ", element("select", *options)))
+        rules += "".join(
+            f'#{place}:has(option[value="{_slug(kind)}"]:checked) figure:not([data-kinds~="{_slug(kind)}"])'
+            "{display:none}"
+            for kind in kinds
+        )
+    return element("div", Html(f"<style>{rules}</style>"), element("div", *selects, class_="filters"), shown, id=place)
 
 
 def page(title: str, sections: Sequence[Section], subtitle: str = "", summary: Html | None = None) -> str:
@@ -307,6 +330,8 @@ def _drawn(box: MarkedBox) -> Html:
     return join([element("rect", class_="casing", **place), element("rect", *title, class_=f"box {box.tone}", **place)])
 
 
-def _slug(text: str) -> str:
+def _slug(text: str | tuple[str, ...]) -> str:
     """A word for an attribute or a style rule: letters and digits of ASCII; others become their number."""
+    if not isinstance(text, str):
+        return "_".join(map(_slug, text))
     return "".join(c if c.isascii() and c.isalnum() else f"-{ord(c):x}-" for c in text) or "-"

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +15,7 @@ import pytest
 from PIL import Image
 
 from efficientdet import __version__
+from efficientdet.evaluation.numbers import NUMBERS
 from efficientdet.family import MODELS
 from efficientdet.weights.checkpoint import read_info
 from efficientdet.weights.names import bundled_names
@@ -302,8 +306,9 @@ def test_evaluating(data: Path, checkpoint: Path, tmp_path: Path, command: Comma
     assert set(metrics["per_class"]) == {"disc", "square"}
     code, out, _ = command("evaluate", checkpoint, "--data", data / "train.json")
     assert code == 0
-    assert "COCO AP on 4 images" in " ".join(out.split())
-    assert "Mistakes at IoU 0.50" in out
+    shown = " ".join(out.split())
+    assert "Numbers, 4 images" in shown and "Mistakes at IoU 0.50" in shown
+    assert all(one.label in shown for one in NUMBERS.values())
 
 
 def test_the_report_and_the_threshold_of_an_evaluation(
@@ -322,6 +327,59 @@ def test_the_report_and_the_threshold_of_an_evaluation(
         assert read_info(mine).postprocess["score_threshold"] == content["threshold"]["score_threshold"]
     code, _, err = command("evaluate", mine, "--data", data / "train.json", "--report", tmp_path / "report.pdf")
     assert code == 2 and "ends in .json, .md or .html" in err
+
+
+def test_thresholds_by_class_travel_from_the_evaluation_to_the_prediction(
+    data: Path, checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    mine, report = tmp_path / "mine.safetensors", tmp_path / "report.json"
+    shutil.copy(checkpoint, mine)
+    code, _, err = command(
+        "evaluate", mine, "--data", data / "train.json", "--report", report, "--by-class", "--save-thresholds",
+        "--false-positive-cost", "0.1",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    threshold = json.loads(report.read_text())["threshold"]
+    stored = read_info(mine).postprocess["score_threshold"]
+    assert stored == [threshold["by_class"][name] for name in read_info(mine).class_names]
+    code, out, _ = command("predict", data / "images", "--weights", mine, "--out", tmp_path, "--no-images", "--json")
+    found = [one for image in json.loads(out)["images"] for one in image["detections"]]
+    assert code == 0 and found
+    assert all(one["score"] >= threshold["by_class"][one["class_name"]] - 1e-6 for one in found)
+
+
+def test_an_ensemble_prints_its_gain_and_its_cost(
+    data: Path, checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    options = ("--flip", "--scales", "1,2", "--ensemble", checkpoint)
+    code, out, err = command("evaluate", checkpoint, "--data", data, *options)
+    assert (code, err) == (0, "")
+    assert re.search(
+        r"2 detectors, 4 views: AP \d\.\d{3} instead of \d\.\d{3} \([+-]\d\.\d{3}\), in \d+\.\d times the time", out
+    )
+    picture = sorted((data / "images").iterdir())[0]
+    threshold = ("--score-threshold", "0.01", "--out", tmp_path, "--json")
+    code, out, _ = command("predict", picture, "--weights", checkpoint, *options, *threshold)
+    fused = json.loads(out)["images"][0]["detections"]
+    _, out, _ = command("predict", picture, "--weights", checkpoint, *threshold)
+    assert code == 0 and fused and fused != json.loads(out)["images"][0]["detections"]
+    code, _, err = command("evaluate", checkpoint, "--data", data, "--ensemble", "cells")
+    assert code == 2 and "know other classes" in err
+
+
+def test_the_report_explains_its_detections(data: Path, checkpoint: Path, tmp_path: Path, command: Command) -> None:
+    """The command below a figure is run as it stands, and speaks of the detection that the figure shows."""
+    page = tmp_path / "report.html"
+    assert command("evaluate", checkpoint, "--data", data / "train.json", "--report", page)[0] == 0
+    figures = re.findall(r"<figcaption>\w+: (\w+) (\d\.\d\d).*?<code>(.*?)</code>", page.read_text())
+    assert figures
+    name, score, typed = figures[-1]
+    program, *arguments = shlex.split(html.unescape(typed))
+    code, out, _ = command(*arguments, "--out", tmp_path / "explain", "--json")
+    explained = json.loads(out)
+    assert (program, code) == ("efficientdet", 0)
+    assert explained["class_name"] == name and explained["score"] == pytest.approx(float(score), abs=0.006)
+    assert explained["anchor"]["level"] in range(3, 8) and explained["edges"]
 
 
 def test_comparing(data: Path, checkpoint: Path, command: Command) -> None:

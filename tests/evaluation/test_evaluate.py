@@ -16,6 +16,7 @@ from efficientdet.data.read_split import read_split
 from efficientdet.detections import Detections
 from efficientdet.errors import DataError, ImageError, SettingError
 from efficientdet.evaluation.evaluate import evaluate
+from efficientdet.evaluation.report import summarize
 from efficientdet.family import MODELS
 from efficientdet.images.letterbox import LITE
 from efficientdet.inference.detector import Detector
@@ -204,6 +205,28 @@ def test_records_a_file_or_a_folder(model: EfficientDet, tmp_path: Path) -> None
         assert evaluate(stub, data).ap == pytest.approx(1)
     with pytest.raises(DataError, match="no annotations of the split 'test'"):
         evaluate(stub, folder, split="test")
+
+
+def test_a_split_without_images_says_so(model: EfficientDet, tmp_path: Path) -> None:
+    stub = Stub(model, ("cat", "dog"), [])
+    records = dataclasses.replace(read_split(write_data(tmp_path, TRUTH), "val"), images=[])
+    with pytest.raises(DataError, match="the split has no images; there is nothing to evaluate"):
+        evaluate(stub, records)
+    assert not stub.asked
+
+
+def test_a_split_without_objects_has_no_ap(model: EfficientDet, tmp_path: Path) -> None:
+    stub = Stub(model, ("cat", "dog"), [[([5, 5, 20, 20], "cat", 0.9)], []])
+    metrics = evaluate(stub, write_data(tmp_path, [[], []]))
+    report = summarize(metrics)
+    assert (metrics.ap, metrics.boxes) == (-1, 0)
+    assert report["numbers"]["ap"]["value"] is None and report["threshold"] is None
+    assert report["mistakes"]["background"]["count"] == 1
+
+
+def test_the_speed_is_measured(model: EfficientDet, tmp_path: Path) -> None:
+    metrics = evaluate(Stub(model, ("cat", "dog"), the_truth(TRUTH)), write_data(tmp_path, TRUTH))
+    assert metrics.images_per_second is not None and metrics.images_per_second > 0
 
 
 def test_missing_and_unreadable_images(model: EfficientDet, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import copy
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from efficientdet.errors import DataError
 from efficientdet.evaluation.curves import (
+    RECALLS,
     average_precision,
-    bootstrap_interval,
     calibration,
     class_ap,
-    mean_iou_of_hits,
+    iou_of_hits,
     precision_recall,
+    resampled_ap,
 )
 from efficientdet.evaluation.matching import Matches, match, read_table
 from efficientdet.evaluation.mistakes import KINDS, confusion_matrix, cost_of_mistakes, find_mistakes
@@ -131,6 +132,104 @@ def test_confusion_curve_and_mistakes_agree(
     )
 
 
+class Row(NamedTuple):
+    """A line of the table of matches: a detection, and the object that it found."""
+
+    score: float
+    image: int
+    label: int
+    box: list[float]
+    found: int | None
+
+
+def table_of(matches: Matches, iou: float) -> tuple[list[Row], list[Row]]:
+    """The table of matches as plain rows: detections that count, best first, and objects that count."""
+    level = matches.threshold_index(iou)
+    columns = [matches.detections.scores, matches.detections.images, matches.detections.labels]
+    rows = zip(
+        *(c.tolist() for c in columns),
+        matches.detections.boxes_xywh.tolist(),
+        matches.objects_found[level].tolist(),
+        strict=True,
+    )
+    found = [Row(*row[:4], row[4] if row[4] >= 0 else None) for row in rows]
+    found = [row for row, is_ignored in zip(found, matches.is_ignored[level], strict=True) if not is_ignored]
+    objects = matches.objects
+    truth = [
+        Row(1.0, image, label, box, number)
+        for number, (image, label, box, is_ignored) in enumerate(
+            zip(
+                objects.images.tolist(),
+                objects.labels.tolist(),
+                objects.boxes_xywh.tolist(),
+                objects.is_ignored,
+                strict=True,
+            )
+        )
+        if not is_ignored
+    ]
+    return found, truth
+
+
+def naive_iou(a: list[float], b: list[float]) -> float:
+    sides = [max(0.0, min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i])) for i in (0, 1)]
+    shared = sides[0] * sides[1]
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases(), st.integers(0, 2), st.sampled_from([0.5, 0.75, 0.95]))
+def test_curve_and_ap_are_recomputed_from_the_table(
+    case: tuple[dict[str, Any], list[dict[str, Any]]], label: int, iou: float
+) -> None:
+    matches = match(read_table(*case))
+    found, truth = table_of(matches, iou)
+    own, objects = [row for row in found if row.label == label], sum(row.label == label for row in truth)
+    hits, points = 0, []
+    for kept, row in enumerate(own, start=1):
+        hits += row.found is not None
+        points.append((row.score, hits / kept, hits / objects if objects else float("nan")))
+    curve = precision_recall(matches, label, iou)
+    for ours, theirs in zip((curve.scores, curve.precision, curve.recall), zip(*points, strict=True), strict=False):
+        assert ours == pytest.approx(np.array(theirs), nan_ok=True)
+    ap, voc = class_ap(matches, iou)[label], class_ap(matches, iou, "voc")[label]
+    if not objects:
+        assert np.isnan([ap, voc]).all()
+        return
+    best = [max((p for _, p, reached in points if reached >= recall), default=0.0) for recall in RECALLS]
+    assert ap == pytest.approx(np.mean(best))
+    steps = sorted({reached for *_, reached in points})
+    areas = [
+        (high - low) * max(p for _, p, reached in points if reached >= high)
+        for low, high in zip([0.0, *steps], steps, strict=False)
+    ]
+    assert voc == pytest.approx(sum(areas))
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases(), st.lists(st.integers(0, 10).map(lambda tenths: tenths / 10), min_size=3, max_size=3))
+def test_the_confusion_matrix_is_recomputed_from_the_table(
+    case: tuple[dict[str, Any], list[dict[str, Any]]], thresholds: list[float]
+) -> None:
+    matches = match(read_table(*case))
+    found, truth = table_of(matches, 0.5)
+    found = [row for row in found if row.score >= thresholds[row.label]]
+    expected = np.zeros((4, 4), np.int64)
+    missed = [row for row in truth if row.found not in {one.found for one in found}]
+    for row in found:
+        if row.found is not None:
+            expected[row.label, row.label] += 1
+            continue
+        near = [(naive_iou(row.box, one.box), -n, one) for n, one in enumerate(missed) if one.image == row.image]
+        iou, _, taken = max(near, default=(0.0, 0, None), key=lambda pair: pair[:2])
+        if taken is not None and iou >= 0.5:
+            missed.remove(taken)
+        expected[taken.label if taken is not None and iou >= 0.5 else 3, row.label] += 1
+    for one in missed:
+        expected[one.label, 3] += 1
+    assert confusion_matrix(matches, np.array(thresholds)).tolist() == expected.tolist()
+
+
 @settings(max_examples=100, deadline=None)
 @given(cases())
 def test_each_object_is_found_once(case: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
@@ -155,7 +254,26 @@ def test_more_than_a_hundred_detections_of_an_image_and_class() -> None:
 def test_a_number_that_is_not_finite_names_its_row(field: str, bad: float) -> None:
     rows = [result(0, 0, [0.0, 0.0, 9.0, 9.0], 0.5) for _ in range(3)]
     rows[1][field] = bad if field == "score" else [0.0, bad, 9.0, 9.0]
-    with pytest.raises(DataError, match=f"result 2 of image_id 0: {field} is not finite; 1 results"):
+    with pytest.raises(DataError, match=rf"result 2 of image_id 0: {field} is .*{bad}.*; it must be .*finite number"):
+        matches_of([], rows)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("score", None, "score is None; it must be a finite number"),
+        ("score", "high", "score is 'high'"),
+        ("bbox", [1.0, 2.0, 3.0], r"bbox is \[1.0, 2.0, 3.0\]; it must be 4 finite numbers"),
+        ("bbox", "nothing", "bbox is 'nothing'"),
+    ],
+)
+def test_what_is_no_number_names_its_row(field: str, value: Any, says: str) -> None:
+    rows = [result(0, 0, [0.0, 0.0, 9.0, 9.0], 0.5) for _ in range(3)]
+    rows[2][field] = value
+    with pytest.raises(DataError, match=f"result 3 of image_id 0: {says}"):
+        matches_of([], rows)
+    del rows[2][field]
+    with pytest.raises(DataError, match=f"result 3 of image_id 0: {field} is None"):
         matches_of([], rows)
 
 
@@ -172,7 +290,7 @@ def test_nothing_at_all() -> None:
     assert confusion_matrix(matches, 0.5).sum() == 0
     assert set(find_mistakes(matches).count_by_kind().values()) == {0}
     assert cost_of_mistakes(matches, find_mistakes(matches)) == dict.fromkeys(KINDS, 0.0)
-    assert np.isnan(mean_iou_of_hits(matches)) and np.isnan(bootstrap_interval(matches)).all()
+    assert len(iou_of_hits(matches)) == 0 and np.isnan(resampled_ap(matches, np.ones((3, 1), np.int64))).all()
     assert calibration(matches).error == 0
 
 
@@ -215,23 +333,11 @@ def test_mean_iou_and_calibration() -> None:
     annotations = [annotation(1, 0, 0, OBJECT), annotation(2, 1, 0, OBJECT)]
     found = [result(0, 0, OBJECT, 0.95), result(1, 0, [0.0, 0.0, 100.0, 60.0], 0.55), result(1, 0, FAR, 0.55)]
     matches = matches_of(annotations, found, images=2)
-    assert mean_iou_of_hits(matches) == pytest.approx(0.8)
-    measured = calibration(matches, bins=10)
+    assert sorted(iou_of_hits(matches)) == pytest.approx([0, 0.6, 1])
+    measured = calibration(matches)
     assert measured.counts[[5, 9]].tolist() == [2, 1] and measured.counts.sum() == 3
     assert measured.precisions[[5, 9]].tolist() == [0.5, 1.0]
     assert measured.error == pytest.approx((2 * 0.05 + 0.05) / 3)
-
-
-def test_the_interval_holds_the_ap_and_is_repeatable() -> None:
-    random = np.random.default_rng(0)
-    annotations = [annotation(i + 1, i, 0, OBJECT) for i in range(40)]
-    found = [result(i, 0, OBJECT if random.random() < 0.7 else FAR, float(random.random())) for i in range(40)]
-    matches = match(read_table(truth_of(annotations, 40), found))
-    low, high = bootstrap_interval(matches, 0.5)
-    assert low < np.nanmean(class_ap(matches, 0.5)) < high
-    assert high - low < 0.5
-    assert (low, high) == bootstrap_interval(matches, 0.5)
-    assert bootstrap_interval(matches, 0.5, seed=1) != (low, high)
 
 
 def test_an_image_that_counts_twice_is_two_images() -> None:
@@ -239,8 +345,13 @@ def test_an_image_that_counts_twice_is_two_images() -> None:
     results = [result(0, 0, FAR, 0.9), result(0, 0, OBJECT, 0.8), result(1, 0, OBJECT, 0.7)]
     twice = truth_of([*truth["annotations"], annotation(3, 2, 0, OBJECT)], 3)
     copied = [*results, *(r | {"image_id": 2} for r in results if r["image_id"] == 1)]
-    weighted = class_ap(match(read_table(truth, results)), image_weights=np.array([1, 2]))
-    assert weighted[0] == pytest.approx(class_ap(match(read_table(twice, copied)))[0])
+    weighted = resampled_ap(match(read_table(truth, results)), np.array([[1, 2], [1, 1], [0, 3], [0, 0]]))
+    assert weighted[0, :, 0] == pytest.approx(
+        resampled_ap(match(read_table(twice, copied)), np.ones((1, 3), int))[0, :, 0]
+    )
+    assert weighted[1, :, 0].mean() == pytest.approx(class_ap(match(read_table(truth, results)))[0])
+    assert weighted[2, :, 0] == pytest.approx(1)
+    assert np.isnan(weighted[3]).all()
 
 
 # Of tidecv 1.0.1 on the fixtures, boxes, thresholds 0.5 and 0.1: counts, and AP50 gains in points.

@@ -79,7 +79,7 @@ def test_the_padding_does_not_matter(people: Detector, whole_file: OpenedFile, w
 
 
 def test_the_limits_go_into_the_file(people: Detector, portrait: RgbImage, tmp_path: Path) -> None:
-    detector = load("people", device="cpu", image_size=128, score_threshold=0.0, iou_threshold=0.8, max_detections=7,
+    detector = load("people", device="cpu", image_size=128, score_threshold=(0.0,), iou_threshold=0.8, max_detections=7,
                     max_candidates=60)  # fmt: skip
     detector._model = people._model  # so that the translated network is the one at hand
     path = tmp_path / "few.onnx"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -338,6 +339,35 @@ def test_the_outputs_are_left_alone() -> None:
         assert torch.equal(x.nan_to_num(7), y.nan_to_num(7))
 
 
+# ---- thresholds by class ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "matrix"])
+@pytest.mark.parametrize("thresholds", [(0.2, 0.6, 0.9), (0.9, 0.2, 0.6)])
+def test_each_class_has_its_threshold(kind: str, thresholds: tuple[float, ...]) -> None:
+    """What is left are the detections with all scores that reach the threshold of their class."""
+    heads = random_heads(3, 80, 3, 200, batch=2)
+    every = run(heads, PostprocessSettings(0.01, nms=kind, max_detections=1000))
+    found = run(heads, PostprocessSettings(thresholds, nms=kind, max_detections=1000))
+    for i in range(2):
+        kept = every.scores[i] >= torch.tensor(thresholds)[every.labels[i]]
+        kept &= torch.arange(len(kept)) < every.counts[i]
+        assert 0 < int(found.counts[i]) == int(kept.sum()) < int(every.counts[i])
+        assert torch.allclose(found.scores[i, : found.counts[i]], every.scores[i][kept])
+        assert torch.equal(found.labels[i, : found.counts[i]], every.labels[i][kept])
+
+
+def test_a_class_under_its_threshold_takes_no_place_of_another() -> None:
+    heads = random_heads(4, 80, 2, 400)
+    found = run(heads, PostprocessSettings((1.0, 0.1), max_detections=10))
+    assert found.counts.tolist() == [10] and set(found.labels[0].tolist()) == {1}
+
+
+def test_thresholds_for_another_number_of_classes() -> None:
+    with pytest.raises(SettingError, match="score_threshold has 2 values, the detector 3 classes"):
+        run(random_heads(3, 8, 3, 200), PostprocessSettings((0.1, 0.2)))
+
+
 # ---- settings -----------------------------------------------------------------------------------------------------
 
 
@@ -365,5 +395,5 @@ def test_unknown_kind() -> None:
 
 
 def test_settings_survive_a_dictionary() -> None:
-    how = PostprocessSettings(0.2, nms="soft", sigma=0.3)
-    assert PostprocessSettings(**to_dict(how)) == how
+    for how in (PostprocessSettings(0.2, nms="soft", sigma=0.3), PostprocessSettings((0.2, 0.5))):
+        assert PostprocessSettings(**json.loads(json.dumps(to_dict(how)))) == how

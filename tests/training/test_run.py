@@ -116,7 +116,10 @@ def test_every_epoch_has_its_own_order_and_images(
 
 
 def test_a_run_leaves_what_it_says(trained: TrainingRun) -> None:
-    for name in ("best.safetensors", "last.safetensors", "metrics.json", "report.json", "config.json", "resume.ckpt"):
+    for name in (
+        "best.safetensors", "last.safetensors", "metrics.json", "report.json", "report.html", "config.json",
+        "resume.ckpt",
+    ):  # fmt: skip
         assert (trained.folder / name).is_file(), name
     assert list((trained.folder / "log").glob("events.out.tfevents*"))
     assert not list(trained.folder.rglob("*.part"))

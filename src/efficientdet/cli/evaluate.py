@@ -1,73 +1,123 @@
-"""evaluate: COCO AP of a detector on a dataset, its mistakes, and the score threshold to ship."""
+"""evaluate: AP of a detector on a dataset with all that follows from it, and the score threshold to ship."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from efficientdet.cli.options import Json, SkipMissing, app, out_console, print_json, progress_bar, takes_settings
+from efficientdet.cli.options import (
+    Json,
+    MoreWeights,
+    SkipMissing,
+    app,
+    as_options,
+    print_json,
+    print_table,
+    progress_bar,
+    say,
+    takes_settings,
+)
 from efficientdet.evaluation.settings import ThresholdSettings
-from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
+from efficientdet.inference.settings import DetectorSettings, EnsembleSettings, PostprocessSettings
 from efficientdet.settings import divided
+
+if TYPE_CHECKING:
+    from efficientdet.evaluation.coco_ap import Metrics
+    from efficientdet.inference.detector import Detector
+    from efficientdet.inference.ensemble import Ensemble
+
+# Settings that `explain` has no option for: it looks into the network itself.
+NOT_EXPLAINED = ("backend", "precision", "reduced_decoding")
 
 
 @app.command()
 @takes_settings(
-    ThresholdSettings, PostprocessSettings, DetectorSettings, stored=PostprocessSettings,
+    ThresholdSettings, EnsembleSettings, PostprocessSettings, DetectorSettings, stored=PostprocessSettings,
     leave_out=["score_threshold"],
 )  # fmt: skip
 def evaluate(
     weights: Annotated[str, typer.Argument(help="Bundled model, checkpoint, exported file or released model.")],
     data: Annotated[Path, typer.Option(help="Folder of the dataset, or one annotation file.")],
     settings: dict[str, Any],
+    more_weights: MoreWeights = None,
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "val",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for the metrics.")] = None,
     report: Annotated[
         Path | None, typer.Option(help="File for the whole report: .html, .json, or .md for a review.")
     ] = None,
     save_thresholds: Annotated[
-        bool, typer.Option("--save-thresholds", help="Store the chosen score threshold in the checkpoint.")
+        bool, typer.Option("--save-thresholds", help="Store the chosen score thresholds in the checkpoint.")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Images that go through the network together.")] = 8,
     skip_missing: SkipMissing = False,
     as_json: Json = False,
 ) -> None:
-    """Measure COCO AP, overall and by class; name the mistakes, and choose a score threshold.
+    """Measure COCO AP, overall and by class; name the mistakes, and choose score thresholds.
+
+    With `--flip`, `--scales` or `--ensemble` the gain in AP and the cost in time are printed too.
 
     Example: `efficientdet evaluate runs/1/best.safetensors --data dataset/ --split test --report report.html`
     """
     from efficientdet.data.read_split import read_split
     from efficientdet.evaluation.evaluate import evaluate as run_evaluation
-    from efficientdet.evaluation.operating_points import save_threshold
-    from efficientdet.evaluation.report import check_report_name, summarize, summary_table, write_report
-    from efficientdet.inference.detector import load
+    from efficientdet.evaluation.gallery import explain_command
+    from efficientdet.evaluation.operating_points import save_thresholds as store
+    from efficientdet.evaluation.report import check_report_name, summarize, write_report
+    from efficientdet.evaluation.tables import tables
+    from efficientdet.inference.engines.exported import is_exported
+    from efficientdet.inference.ensemble import Ensemble, ensemble
 
     if report is not None:
         check_report_name(report)
-    aim, post, own = divided(settings, ThresholdSettings, PostprocessSettings, DetectorSettings)
-    detector = load(weights, **post, **own)
+    aim, views, post, own = divided(
+        settings, ThresholdSettings, EnsembleSettings, PostprocessSettings, DetectorSettings
+    )
+    detector = ensemble(weights, *(more_weights or ()), **views, **post, **own)
     records = read_split(data, split, skip_missing)
-    with progress_bar(as_json) as progress:
-        task = progress.add_task("evaluating", total=None)
-        metrics = run_evaluation(
-            detector,
-            records,
-            batch_size=batch_size,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+
+    def measure(one: Detector) -> Metrics:
+        with progress_bar(as_json) as progress:
+            task = progress.add_task("evaluating", total=None)
+            return run_evaluation(
+                one,
+                records,
+                batch_size=batch_size,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+
+    metrics = measure(detector)
     summary = summarize(metrics, ThresholdSettings(**aim))
+    explain = None
+    if not (isinstance(detector, Ensemble) or is_exported(Path(weights))):
+        options = {name: value for name, value in (post | own).items() if name not in NOT_EXPLAINED}
+        explain = explain_command(weights, as_options(options))
     try:
         if out is not None:
             metrics.to_json(out)
         if report is not None:
-            write_report(report, summary, metrics, records)
+            write_report(report, summary, metrics, records, explain=explain)
         if save_thresholds:
-            save_threshold(weights, (summary["threshold"] or {}).get("score_threshold"))
+            store(weights, summary["threshold"])
     finally:  # what was measured is shown, even where it cannot be written
         if as_json:
             print_json(metrics.to_dict())
         else:
-            out_console.print(metrics.table())
-            out_console.print(summary_table(summary))
+            for table in tables(summary):
+                print_table(table.title, table.rows, table.text)
+                say(table.note) if table.note else None
+    if isinstance(detector, Ensemble) and not as_json:
+        say(_gain(metrics, detector, measure))
+
+
+def _gain(metrics: Metrics, detector: Ensemble, measure: Callable[[Detector], Metrics]) -> str:
+    """What an ensemble adds to the AP of the best of its members alone, and how many times as long it takes."""
+    alone = max((measure(member) for member in detector.members), key=lambda one: one.ap)
+    cost = (alone.images_per_second or 0.0) / max(metrics.images_per_second or 0.0, 1e-9)
+    asked = f"{len(detector.members)} detectors, {len(detector.views)} views"
+    return (
+        f"{asked}: AP {metrics.ap:.3f} instead of {alone.ap:.3f} ({metrics.ap - alone.ap:+.3f}), in {cost:.1f} times "
+        f"the time ({metrics.images_per_second:.1f} instead of {alone.images_per_second:.1f} images a second)"
+    )

@@ -72,6 +72,10 @@ Weights = Annotated[
         "--weights", "-w", help="Bundled model, checkpoint, exported file, released model, or hf://owner/repo."
     ),
 ]
+MoreWeights = Annotated[
+    list[str] | None,
+    typer.Option("--ensemble", help="Further checkpoint whose boxes are fused with these; may be given several times."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Leave out images whose file is missing.")]
 
@@ -133,6 +137,8 @@ def _option(field: dataclasses.Field[Any], kind: Kind, before: str) -> inspect.P
         annotation = str
     elif int in kind.types and tuple in kind.types:
         annotation, extra = str, {"parser": parse_size, "metavar": "SIZE"}
+    elif float in kind.types and tuple in kind.types:
+        annotation, extra = str, {"parser": _numbers_parser(field.name), "metavar": "FLOAT"}
     elif kind.items is not None and kind.length is not None:
         annotation = tuple[(kind.items,) * kind.length]  # type: ignore[misc]
     elif kind.items is not None:
@@ -141,6 +147,19 @@ def _option(field: dataclasses.Field[Any], kind: Kind, before: str) -> inspect.P
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, option]
     )
+
+
+def as_options(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as they are typed on a command line."""
+    words = []
+    for name, value in settings.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            between = "x" if name == "image_size" else ","
+            words += [f"--{option}", between.join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return words
 
 
 def parse_size(text: str) -> int | tuple[int, int]:
@@ -162,6 +181,18 @@ def _list_parser(name: str, item: type) -> Callable[[str], tuple[Any, ...]]:
             return tuple(dict.fromkeys(item(part.strip()) for part in text.split(",") if part.strip()))
         except ValueError:
             raise SettingError(f"{name} '{text}': write numbers between commas, such as 1,8") from None
+
+    return parse
+
+
+def _numbers_parser(name: str) -> Callable[[str], float | tuple[float, ...]]:
+    def parse(text: str) -> float | tuple[float, ...]:
+        """A number, or several between commas."""
+        try:
+            numbers = tuple(map(float, text.split(",")))
+        except ValueError:
+            raise SettingError(f"{name} '{text}': write a number, or several between commas") from None
+        return numbers if len(numbers) > 1 else numbers[0]
 
     return parse
 

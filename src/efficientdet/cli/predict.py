@@ -10,10 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from efficientdet.cli.options import Json, Weights, app, complain, print_json, progress_bar, say, takes_settings
+from efficientdet.cli.options import (
+    Json,
+    MoreWeights,
+    Weights,
+    app,
+    complain,
+    print_json,
+    progress_bar,
+    say,
+    takes_settings,
+)
 from efficientdet.cli.run_results import RunResults, save_annotated, spare_originals
 from efficientdet.errors import ImageError
-from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
+from efficientdet.inference.settings import DetectorSettings, EnsembleSettings, PostprocessSettings
+from efficientdet.settings import names_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -26,11 +37,12 @@ FEW = 4
 
 
 @app.command()
-@takes_settings(PostprocessSettings, DetectorSettings, stored=PostprocessSettings)
+@takes_settings(EnsembleSettings, PostprocessSettings, DetectorSettings, stored=PostprocessSettings)
 def predict(
     sources: Annotated[list[str], typer.Argument(help="Images, folders, globs, or - for standard input.")],
     settings: dict[str, Any],
     weights: Weights = "people",
+    more_weights: MoreWeights = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the annotated images and of detections.json.")
     ] = Path("predictions"),
@@ -52,7 +64,12 @@ def predict(
     from efficientdet.exporting.cold_start import load_quickly
     from efficientdet.inference.detector import load
 
-    detector = (load_quickly if len(found) <= FEW else load)(weights, **settings)
+    if more_weights or set(settings) & names_of(EnsembleSettings).keys():
+        from efficientdet.inference.ensemble import ensemble
+
+        detector = ensemble(weights, *(more_weights or ()), **settings)
+    else:
+        detector = (load_quickly if len(found) <= FEW else load)(weights, **settings)
     results = RunResults(out / "detections.json", {"weights": weights, "engine": str(detector.engine)}, len(found))
     with results, progress_bar(as_json) as progress:
         for problem in problems:

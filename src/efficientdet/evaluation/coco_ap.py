@@ -38,6 +38,7 @@ class Metrics:
         per_class_ap50: AP at IoU 0.50 by class name; None likewise.
         images: number of images evaluated.
         boxes: number of boxes in the ground truth, without crowd boxes.
+        images_per_second: from file to boxes, where `evaluate` made these metrics.
         matches: which detection found which object, where `evaluate` made these metrics; not part of `to_dict`.
     """
 
@@ -57,6 +58,7 @@ class Metrics:
     per_class_ap50: dict[str, float | None]
     images: int
     boxes: int
+    images_per_second: float | None = field(default=None, compare=False)
     matches: Matches | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:

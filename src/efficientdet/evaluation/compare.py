@@ -15,9 +15,11 @@ from efficientdet.data.read_split import read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import DataError
 from efficientdet.evaluation.coco_ap import Metrics
-from efficientdet.evaluation.curves import bootstrap_weights, class_ap, precision_recall
+from efficientdet.evaluation.curves import class_ap, precision_recall, resampled_ap
 from efficientdet.evaluation.evaluate import evaluate
-from efficientdet.evaluation.matching import NOTHING, Matches
+from efficientdet.evaluation.matching import Matches
+from efficientdet.evaluation.mistakes import mistakes_by_image
+from efficientdet.evaluation.numbers import bootstrap_weights, interval, mean_of_defined
 from efficientdet.inference.detector import Detector
 from efficientdet.text import printable
 
@@ -142,20 +144,16 @@ def compare_metrics(
         raise DataError("only evaluations of the same images and classes can be compared")
     if not first.objects_by_class().any():
         raise DataError("the dataset has no objects; there is nothing to compare")
-    differences = []
-    for weights in bootstrap_weights(len(first.image_ids), resamples, seed):
-        pair = [class_ap(matches, image_weights=weights) for matches in (first, second)]
-        if not np.isnan(pair[0]).all():
-            differences.append(float(np.nanmean(pair[1]) - np.nanmean(pair[0])))
-    low, high = np.percentile(differences, [2.5, 97.5])
+    weights = bootstrap_weights(len(first.image_ids), resamples, seed)
+    before, after = (mean_of_defined(resampled_ap(matches, weights).mean(1)) for matches in (first, second))
     by_class = class_ap(second) - class_ap(first)
-    change = _mistakes_by_image(second) - _mistakes_by_image(first)
+    change = _mistakes(second) - _mistakes(first)
     order = np.argsort(change, kind="stable")
     return Comparison(
         names,
         metrics,
         metrics[1].ap - metrics[0].ap,
-        (float(low), float(high)),
+        interval(after - before) or (0.0, 0.0),
         {
             name: None if np.isnan(value) else float(value)
             for name, value in zip(first.class_names, by_class, strict=True)
@@ -165,14 +163,7 @@ def compare_metrics(
     )
 
 
-def _mistakes_by_image(matches: Matches) -> NDArray[np.int64]:
-    """(I,) wrong detections and missed objects of each image, at IoU 0.5 and the threshold with the best F1."""
+def _mistakes(matches: Matches) -> NDArray[np.int64]:
+    """(I,) mistakes of each image at the score threshold with the best F1."""
     curve = precision_recall(matches)
-    threshold = curve.scores[np.argmax(curve.f1)] if len(curve.scores) else 1.0
-    level = matches.threshold_index(0.5)
-    kept = (matches.detections.scores >= threshold) & ~matches.is_ignored[level]
-    wrong = kept & (matches.objects_found[level] == NOTHING)
-    is_missed = ~matches.objects.is_ignored
-    is_missed[matches.objects_found[level][kept & ~wrong]] = False
-    images = np.concatenate([matches.detections.images[wrong], matches.objects.images[is_missed]])
-    return np.bincount(images, minlength=len(matches.image_ids)).astype(np.int64)
+    return mistakes_by_image(matches, float(curve.scores[np.argmax(curve.f1)]) if len(curve.scores) else 1.0)

@@ -1,16 +1,22 @@
-"""From matches: precision-recall and F1 curves, average precision, calibration, and intervals by bootstrap."""
+"""From matches: precision-recall and F1 curves, average precision by COCO's rule and by VOC's, calibration."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientdet.evaluation.matching import Matches, paired_iou
+from efficientdet.evaluation.matching import NOTHING, Matches, paired_iou
 
 RECALLS = np.linspace(0.0, 1.0, 101)
+# Numbers that resampled curves of a class hold at a time.
+CHUNK = 1 << 21
+# Lower scores are left out of the calibration: they are by far the most, and nobody looks at them.
+CALIBRATED_SCORE, CALIBRATION_BINS = 0.05, 10
 Floats = NDArray[np.float64]
+Rule: TypeAlias = Literal["coco", "voc"]
 
 
 class Curve(NamedTuple):
@@ -58,135 +64,153 @@ def precision_recall(
     if label is not None:
         chosen = chosen & (matches.detections.labels == label)
         counted &= matches.objects.labels == label
-    hits = np.cumsum(matches.hits(iou)[chosen], dtype=np.float64)
-    return _curve(matches.detections.scores[chosen], hits, np.arange(1.0, len(hits) + 1), float(counted.sum()))
-
-
-def _curve(scores: Floats, hits: Floats, kept: Floats, objects: float) -> Curve:
+    hits, objects = np.cumsum(matches.hits(iou)[chosen], dtype=np.float64), float(counted.sum())
     recall = hits / objects if objects else np.full(len(hits), np.nan)
-    return Curve(scores, np.divide(hits, kept, out=np.zeros_like(hits), where=kept > 0), recall, hits)
+    return Curve(matches.detections.scores[chosen], hits / np.arange(1.0, len(hits) + 1), recall, hits)
 
 
-def average_precision(precision: Floats, recall: Floats) -> float:
-    """Area under a precision-recall curve by COCO's rule (cocoapi `accumulate`).
+def average_precision(precision: Floats, recall: Floats, rule: Rule = "coco") -> Floats:
+    """Area under precision-recall curves whose precision is made to fall: the best at that recall or a higher one.
 
     Args:
-        precision: (n,) as the score falls.
-        recall: (n,) rising.
+        precision: (..., n) as the score falls.
+        recall: (..., n) rising.
+        rule: `coco`, the mean over the recalls 0, 0.01, ... 1 (cocoapi `accumulate`); or `voc`, the area under all
+            points (Everingham et al. 2015, section 4.2.2; VOC 2010 and later).
 
     Returns:
-        The mean over the recalls 0, 0.01, ... 1 of the best precision at that recall or a higher one.
+        (...,) areas.
     """
-    if not len(recall):
-        return 0.0
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    places = np.searchsorted(recall, RECALLS, side="left")
-    reached = places < len(recall)
-    return float(np.where(reached, envelope[np.minimum(places, len(recall) - 1)], 0.0).mean())
+    shape, points = recall.shape[:-1], recall.shape[-1]
+    if not points:
+        return np.zeros(shape)
+    falling = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
+    if rule == "voc":
+        areas: Floats = (np.diff(recall, axis=-1, prepend=0.0) * falling).sum(-1)
+        return areas
+    # One search for all curves: each is lifted above the one before it.
+    rows = np.arange(recall.size // points)[:, None]
+    lifted = recall.reshape(-1, points) + 2.0 * rows
+    places = np.searchsorted(lifted.ravel(), (RECALLS + 2.0 * rows).ravel()).reshape(-1, len(RECALLS)) - rows * points
+    reached = np.take_along_axis(falling.reshape(-1, points), np.minimum(places, points - 1), 1)
+    means: Floats = np.where(places < points, reached, 0.0).mean(1).reshape(shape)
+    return means
 
 
-def class_ap(matches: Matches, iou: float | None = None, image_weights: NDArray[np.int64] | None = None) -> Floats:
+def class_ap(matches: Matches, iou: float | None = None, rule: Rule = "coco") -> Floats:
     """Average precision of each class.
 
     Args:
         matches: the matches.
         iou: IoU threshold; None for the mean over all ten.
-        image_weights: (I,) how often each image counts; None for once.
+        rule: see `average_precision`.
 
     Returns:
         (K,) float64, nan for a class without objects.
     """
-    thresholds = matches.iou_thresholds if iou is None else np.array([iou])
-    weights = np.ones(len(matches.image_ids), np.int64) if image_weights is None else image_weights
-    counted = ~matches.objects.is_ignored
-    objects = np.bincount(
-        matches.objects.labels[counted], weights[matches.objects.images[counted]], minlength=len(matches.class_names)
-    )
-    result = np.full(len(matches.class_names), np.nan)
+    weights = np.ones((1, len(matches.image_ids)), np.int64)
+    aps: Floats = resampled_ap(matches, weights, None if iou is None else [iou], rule)[0].mean(0)
+    return aps
+
+
+def resampled_ap(
+    matches: Matches, image_weights: NDArray[np.int64], ious: Sequence[float] | None = None, rule: Rule = "coco"
+) -> Floats:
+    """Average precision of each class on images some of which count several times, or not at all.
+
+    Args:
+        matches: the matches.
+        image_weights: (R, I) how often each image counts, in each of R resamplings.
+        ious: IoU thresholds; None for all ten.
+        rule: see `average_precision`.
+
+    Returns:
+        (R, T, K) float64, nan for a class without objects.
+    """
+    levels = [matches.threshold_index(float(iou)) for iou in (matches.iou_thresholds if ious is None else ious)]
+    result = np.full((len(image_weights), len(levels), len(matches.class_names)), np.nan)
+    counted = np.flatnonzero(~matches.objects.is_ignored)
     by_class = np.argsort(matches.detections.labels, kind="stable")
-    bounds = np.searchsorted(matches.detections.labels[by_class], np.arange(len(result) + 1))
-    for label in np.flatnonzero(objects):
+    bounds = np.searchsorted(matches.detections.labels[by_class], np.arange(len(matches.class_names) + 1))
+    for label in range(len(matches.class_names)):
         rows = by_class[bounds[label] : bounds[label + 1]]
-        own = weights[matches.detections.images[rows]].astype(np.float64)
-        values = []
-        for threshold in thresholds:
-            level = matches.threshold_index(float(threshold))
-            counts = own * ~matches.is_ignored[level, rows]
-            hits = np.cumsum(counts * (matches.objects_found[level, rows] >= 0))
-            curve = _curve(matches.detections.scores[rows], hits, np.cumsum(counts), objects[label])
-            values.append(average_precision(curve.precision, curve.recall))
-        result[label] = np.mean(values)
+        own = counted[matches.objects.labels[counted] == label]
+        size = max(1, CHUNK // max(1, len(rows)))
+        for start in range(0, len(image_weights) if len(own) else 0, size):
+            weights = image_weights[start : start + size]
+            part = _class_ap(matches, weights, levels, rows, weights[:, matches.objects.images[own]].sum(1), rule)
+            result[start : start + size, :, label] = part
     return result
 
 
-def mean_iou_of_hits(matches: Matches, score_threshold: float = 0.0) -> float:
-    """Mean IoU of the detections that found an object at IoU 0.5; nan if there are none."""
-    rows = np.flatnonzero(matches.hits() & (matches.detections.scores >= score_threshold))
+def _class_ap(
+    matches: Matches,
+    weights: NDArray[np.int64],
+    levels: list[int],
+    rows: NDArray[np.int64],
+    objects: Floats,
+    rule: Rule,
+) -> Floats:
+    """(R, T) of a class: its detections' rows, and its number of objects in each resampling, (R,)."""
+    own = weights[:, matches.detections.images[rows]].astype(np.float64)
+    values = np.zeros((len(weights), len(levels)))
+    for number, level in enumerate(levels):
+        is_counted = ~matches.is_ignored[level, rows]
+        is_hit = is_counted & (matches.objects_found[level, rows] != NOTHING)
+        # Precision is best, and recall rises, at hits alone.
+        kept = np.cumsum(own * is_counted, axis=1)[:, is_hit]
+        hits = np.cumsum(own[:, is_hit], axis=1)
+        precision = np.divide(hits, kept, out=np.zeros_like(hits), where=kept > 0)
+        recall = np.divide(hits, objects[:, None], out=np.zeros_like(hits), where=objects[:, None] > 0)
+        values[:, number] = average_precision(precision, recall, rule)
+    return np.where(objects[:, None] > 0, values, np.nan)
+
+
+def iou_of_hits(matches: Matches) -> Floats:
+    """(N,) IoU of each detection with the object that it found at IoU 0.5; 0 where it found none."""
+    ious = np.zeros(len(matches.detections))
+    rows = np.flatnonzero(matches.hits())
     columns = matches.objects_found[matches.threshold_index(0.5), rows]
     boxes, others = matches.detections.boxes_xywh[rows], matches.objects.boxes_xywh[columns]
-    return float(paired_iou(boxes, others, np.zeros(len(rows), np.bool_)).mean()) if len(rows) else float("nan")
+    ious[rows] = paired_iou(boxes, others, np.zeros(len(rows), np.bool_))
+    return ious
 
 
 class Calibration(NamedTuple):
     """How well scores agree with the share of detections that are right (Guo et al. 2017, section 2).
 
     Attributes:
-        mean_scores: (B,) mean score of the detections of each bin; nan where it is empty.
-        precisions: (B,) share of them that found an object at IoU 0.5; nan likewise.
-        counts: (B,) number of detections.
-        error: expected calibration error: the mean of |score - precision|, weighted by count.
+        mean_scores: (..., B) mean score of the detections of each bin; nan where it is empty.
+        precisions: (..., B) share of them that found an object at IoU 0.5; nan likewise.
+        counts: (..., B) number of detections.
+        error: (...,) expected calibration error: the mean of |score - precision|, weighted by count.
     """
 
     mean_scores: Floats
     precisions: Floats
-    counts: NDArray[np.int64]
-    error: float
+    counts: Floats
+    error: Floats
 
 
-def calibration(matches: Matches, score_threshold: float = 0.05, bins: int = 10) -> Calibration:
-    """The reliability curve of the detections at or above a score.
+def calibration(matches: Matches, image_weights: NDArray[np.int64] | None = None) -> Calibration:
+    """The reliability curve of the detections with a score of 0.05 or more, in ten bins of equal width.
 
     Args:
         matches: the matches.
-        score_threshold: lower scores are left out: they are by far the most, and nobody looks at them.
-        bins: number of bins of equal width between 0 and 1.
+        image_weights: (..., I) how often each image counts; None for once.
     """
-    chosen = ~matches.is_ignored[matches.threshold_index(0.5)] & (matches.detections.scores >= score_threshold)
+    chosen = ~matches.is_ignored[matches.threshold_index(0.5)] & (matches.detections.scores >= CALIBRATED_SCORE)
     scores, hits = matches.detections.scores[chosen], matches.hits()[chosen]
-    bin_numbers = np.minimum((scores * bins).astype(np.int64), bins - 1)
-    counts = np.bincount(bin_numbers, minlength=bins)
+    bins = np.minimum((scores * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    places = matches.detections.images[chosen] * CALIBRATION_BINS + bins
+    images = len(matches.image_ids)
+    sums = [
+        np.bincount(places, values, minlength=images * CALIBRATION_BINS).reshape(images, CALIBRATION_BINS)
+        for values in (np.ones(len(scores)), scores, hits.astype(np.float64))
+    ]
+    weights = np.ones(images) if image_weights is None else image_weights.astype(np.float64)
+    counts, means, precisions = (weights @ values for values in sums)
     with np.errstate(invalid="ignore"):
-        means = np.bincount(bin_numbers, scores, minlength=bins) / counts
-        precisions = np.bincount(bin_numbers, hits, minlength=bins) / counts
-    gaps = np.abs(means - precisions)[counts > 0]
-    error = float((gaps * counts[counts > 0]).sum() / max(1, counts.sum()))
-    return Calibration(means, precisions, counts.astype(np.int64), error)
-
-
-def bootstrap_weights(images: int, resamples: int, seed: int = 0) -> NDArray[np.int64]:
-    """(resamples, images) how often each image is drawn when as many images are drawn with replacement."""
-    random = np.random.default_rng(seed)
-    drawn = random.integers(0, images, (resamples, images))
-    return np.stack([np.bincount(row, minlength=images) for row in drawn]).astype(np.int64)
-
-
-def bootstrap_interval(
-    matches: Matches, iou: float | None = None, resamples: int = 200, seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of the mean AP over classes, from resampled images (Efron's percentile bootstrap).
-
-    Args:
-        matches: the matches.
-        iou: IoU threshold; None for the mean over all ten.
-        resamples: number of resampled datasets.
-        seed: of the resampling.
-
-    Returns:
-        Lower and upper end; nan without objects.
-    """
-    if not matches.objects_by_class().any():
-        return float("nan"), float("nan")
-    weights = bootstrap_weights(len(matches.image_ids), resamples, seed)
-    values = [np.nanmean(aps) for aps in (class_ap(matches, iou, row) for row in weights) if not np.isnan(aps).all()]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+        means, precisions = means / counts, precisions / counts
+    gaps = np.where(counts > 0, np.abs(means - precisions), 0.0)
+    return Calibration(means, precisions, counts, (gaps * counts).sum(-1) / np.maximum(1, counts.sum(-1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,26 +49,30 @@ def evaluate(
         The metrics, with the matches that `evaluation.report` summarizes.
 
     Raises:
-        DataError: the dataset is at fault, or has a class that the detector does not know.
+        DataError: the dataset is at fault, the split has no images, or a class that the detector does not know.
         ImageError: an image cannot be read.
         SettingError: a setting is unknown or out of range.
         MissingExtraError: the evaluator is not installed.
     """
     require("faster_coco_eval", "train")
     records = data if isinstance(data, Records) else read_split(data, split, skip_missing)
+    if not len(records):
+        raise DataError(f"{records.source}: the split has no images; there is nothing to evaluate")
     detector = detector if isinstance(detector, Detector) else load(detector)
     categories = _categories(detector.class_names, records)
     # The precision-recall curve needs the detections with low scores too.
     whole_curve = dataclasses.replace(detector.postprocess, score_threshold=EVALUATION_SCORE_THRESHOLD)
     chosen: Any = to_dict(changed(whole_curve, settings))
+    results, _ = [], detector.engine  # which is built before the clock starts
+    started = time.perf_counter()
     found = detector.predict_many([record.path for record in records.images], batch_size=batch_size, **chosen)
-    results = []
     for done, (record, detections) in enumerate(zip(records.images, found, strict=True), start=1):
         results += _results(detections, record.image_id, categories)
         if progress is not None:
             progress(done, len(records))
+    speed = len(records) / (time.perf_counter() - started)
     table = read_table(records.to_coco(), results)
-    return dataclasses.replace(metrics_of(table), matches=match(table))
+    return dataclasses.replace(metrics_of(table), matches=match(table), images_per_second=speed)
 
 
 def _categories(class_names: tuple[str, ...], records: Records) -> list[Any]:
@@ -82,7 +87,11 @@ def _categories(class_names: tuple[str, ...], records: Records) -> list[Any]:
 
 
 def _results(detections: Detections, image_id: int | str, categories: list[Any]) -> list[dict[str, Any]]:
-    """COCO results of an image, with the records' category ids."""
+    """COCO results of an image, with the records' category ids, and the number of each detection, best first."""
     ids = [categories[label] for label in detections.labels.tolist()]
     rows = detections.to_coco(image_id)
-    return [row | {"category_id": category} for row, category in zip(rows, ids, strict=True) if category is not None]
+    return [
+        row | {"category_id": category, "number": number}
+        for number, (row, category) in enumerate(zip(rows, ids, strict=True))
+        if category is not None
+    ]

@@ -31,6 +31,7 @@ class Boxes:
         areas: (M,) float64, square pixels: the annotation's, else the box's.
         scores: (M,) float64; 1 for objects.
         is_ignored: (M,) bool, objects (COCO crowds) that neither have to be found nor make a detection on them wrong.
+        numbers: (M,) int64, place among those of the image, from 0; of detections as the detector gave them.
     """
 
     images: NDArray[np.int64]
@@ -39,6 +40,7 @@ class Boxes:
     areas: NDArray[np.float64]
     scores: NDArray[np.float64]
     is_ignored: NDArray[np.bool_]
+    numbers: NDArray[np.int64]
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -46,8 +48,7 @@ class Boxes:
 
     def __getitem__(self, rows: NDArray[Any]) -> Boxes:
         """Select rows."""
-        columns = (self.images, self.labels, self.boxes_xywh, self.areas, self.scores, self.is_ignored)
-        return Boxes(*(column[rows] for column in columns))
+        return Boxes(**{name: column[rows] for name, column in vars(self).items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,16 +125,16 @@ def read_table(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) 
         ground_truth: COCO dictionary with `images`, `annotations` and `categories`. Ids may be numbers, 0 included, or
             texts. `area` may be missing (then it is the box's), and `iscrowd` (then it is 0).
         results: COCO results: dictionaries with `image_id`, `category_id`, `bbox` (x, y, width, height in pixels of the
-            original image) and `score`.
+            original image) and `score`; `number` may say its place among those of the image.
 
     Returns:
         The table.
 
     Raises:
-        DataError: an annotation or a result is of an image or category that the ground truth does not list, or a number
-            is not finite; names the row.
+        DataError: an annotation or a result is of an image or category that the ground truth does not list, lacks a
+            field, or has a number that is not finite; names the row.
     """
-    categories = sorted(ground_truth["categories"], key=lambda category: _sort_key(category["id"]))
+    categories = sorted(ground_truth["categories"], key=lambda category: sort_key(category["id"]))
     images = _numbers(image["id"] for image in ground_truth["images"])
     labels = _numbers(category["id"] for category in categories)
     return EvaluationTable(
@@ -148,39 +149,58 @@ def read_table(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) 
 def _columns(what: str, rows: Sequence[dict[str, Any]], images: dict[Any, int], labels: dict[Any, int]) -> Boxes:
     for field_name, known, listed in (("image_id", images, "images"), ("category_id", labels, "categories")):
         for number, row in enumerate(rows, start=1):
-            if row[field_name] not in known:
+            if row.get(field_name) not in known:
                 raise DataError(
-                    f"{what} {number}: {field_name} {row[field_name]!r} is not among the ground truth's {listed}"
+                    f"{what} {number}: {field_name} {row.get(field_name)!r} is not among the ground truth's {listed}"
                 )
-    boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
-    scores = np.array([row.get("score", 1.0) for row in rows], dtype=np.float64)
-    for name, values in (("bbox", boxes), ("score", scores[:, None])):
-        bad = np.flatnonzero(~np.isfinite(values).all(1))
-        if len(bad):
-            raise DataError(
-                f"{what} {bad[0] + 1} of image_id {rows[bad[0]]['image_id']!r}: {name} is not finite; {len(bad)} "
-                f"{what}s have that fault"
-            )
+    boxes = _finite(what, rows, "bbox", (4,))
     areas = boxes[:, 2] * boxes[:, 3]
     if what == "annotation":
         given = np.array([np.nan if row.get("area") is None else row["area"] for row in rows], dtype=np.float64)
         areas = np.where(np.isnan(given), areas, given)
+    own_images = np.array([images[row["image_id"]] for row in rows], dtype=np.int64)
+    order, places = np.argsort(own_images, kind="stable"), np.zeros(len(rows), np.int64)
+    places[order] = _ranks(own_images[order])
+    numbers = np.array([row.get("number", -1) for row in rows], dtype=np.int64)
     return Boxes(
-        np.array([images[row["image_id"]] for row in rows], dtype=np.int64),
+        own_images,
         np.array([labels[row["category_id"]] for row in rows], dtype=np.int64),
         boxes,
         areas,
-        scores,
+        _finite(what, rows, "score", ()) if what == "result" else np.ones(len(rows)),
         np.array([bool(row.get("iscrowd")) for row in rows], dtype=np.bool_),
+        np.where(numbers < 0, places, numbers),
     )
+
+
+def _finite(what: str, rows: Sequence[dict[str, Any]], name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """(M, *shape) numbers of a field; an error that names the first row without them."""
+    try:
+        values = np.array([row[name] for row in rows], dtype=np.float64).reshape(len(rows), *shape)
+        if np.isfinite(values).all():
+            return values
+    except (KeyError, TypeError, ValueError):
+        pass
+    for number, row in enumerate(rows, start=1):
+        value: Any = row.get(name)
+        try:
+            fits = np.shape(value) == shape and np.isfinite(np.array(value, np.float64)).all()
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            expected = "4 finite numbers" if shape else "a finite number"
+            raise DataError(
+                f"{what} {number} of image_id {row['image_id']!r}: {name} is {value!r}; it must be {expected}"
+            )
+    raise AssertionError  # one of them is at fault
 
 
 def _numbers(ids: Any) -> dict[Any, int]:
     """Ids -> 0, 1, 2, ... in sorted order."""
-    return {identity: number for number, identity in enumerate(sorted(set(ids), key=_sort_key))}
+    return {identity: number for number, identity in enumerate(sorted(set(ids), key=sort_key))}
 
 
-def _sort_key(identity: Any) -> tuple[str, Any]:
+def sort_key(identity: Any) -> tuple[str, Any]:
     """Sorts ids of one type by value, and lets numbers and strings stand in one list."""
     return (type(identity).__name__, identity)
 

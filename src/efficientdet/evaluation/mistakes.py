@@ -24,7 +24,33 @@ RIGHT = -1
 POSITIVE_IOU, BACKGROUND_IOU = 0.5, 0.1
 
 
-def confusion_matrix(matches: Matches, score_threshold: float) -> NDArray[np.int64]:
+def is_kept(matches: Matches, score_threshold: float | NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) whether each detection reaches the score threshold: one for all, or (K,) one for each class."""
+    thresholds = np.broadcast_to(np.asarray(score_threshold, np.float64), len(matches.class_names))
+    kept: NDArray[np.bool_] = matches.detections.scores >= thresholds[matches.detections.labels]
+    return kept
+
+
+def wrong_and_missed(
+    matches: Matches, score_threshold: float | NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which detections (N,) are wrong, and which objects (M,) are missed, at a score threshold and IoU 0.5."""
+    level = matches.threshold_index(POSITIVE_IOU)
+    kept = is_kept(matches, score_threshold) & ~matches.is_ignored[level]
+    is_wrong = kept & (matches.objects_found[level] == NOTHING)
+    is_missed = ~matches.objects.is_ignored
+    is_missed[matches.objects_found[level][kept & ~is_wrong]] = False
+    return is_wrong, is_missed
+
+
+def mistakes_by_image(matches: Matches, score_threshold: float | NDArray[np.float64]) -> NDArray[np.int64]:
+    """(I,) wrong detections and missed objects of each image, at a score threshold and IoU 0.5."""
+    is_wrong, is_missed = wrong_and_missed(matches, score_threshold)
+    images = np.concatenate([matches.detections.images[is_wrong], matches.objects.images[is_missed]])
+    return np.bincount(images, minlength=len(matches.image_ids)).astype(np.int64)
+
+
+def confusion_matrix(matches: Matches, score_threshold: float | NDArray[np.float64]) -> NDArray[np.int64]:
     """What objects were taken for, at IoU 0.5.
 
     A detection that found an object of its class stands on the diagonal, as in precision and recall. A wrong detection
@@ -33,14 +59,14 @@ def confusion_matrix(matches: Matches, score_threshold: float) -> NDArray[np.int
 
     Args:
         matches: the matches.
-        score_threshold: detections with lower scores are left out.
+        score_threshold: detections with lower scores are left out; one for all, or (K,) one for each class.
 
     Returns:
         (K + 1, K + 1) int64: rows are annotated classes, columns are predicted classes, background is last. A row's
         sum is the class's number of objects, a column's its number of detections, ignored ones left out.
     """
     classes, level = len(matches.class_names), matches.threshold_index(POSITIVE_IOU)
-    rows = np.flatnonzero((matches.detections.scores >= score_threshold) & ~matches.is_ignored[level])
+    rows = np.flatnonzero(is_kept(matches, score_threshold) & ~matches.is_ignored[level])
     found = matches.objects_found[level, rows]
     actual = np.full(len(rows), classes)
     actual[found != NOTHING] = matches.objects.labels[found[found != NOTHING]]
@@ -165,9 +191,11 @@ def cost_of_mistakes(matches: Matches, mistakes: Mistakes) -> dict[str, float]:
             after = _mean_ap50(detections.labels[counts], hits[counts], left)
         else:
             is_kind = mistakes.kinds == kind
-            labels = np.where(mended & is_kind, matches.objects.labels[mistakes.objects], detections.labels)
-            kept = (counts & ~is_kind) | (mended & is_kind)
-            after = _mean_ap50(labels[kept], (hits | (mended & is_kind))[kept], objects)
+            is_mended = mended & is_kind
+            labels = detections.labels.copy()
+            labels[is_mended] = matches.objects.labels[mistakes.objects[is_mended]]
+            kept = (counts & ~is_kind) | is_mended
+            after = _mean_ap50(labels[kept], (hits | is_mended)[kept], objects)
         gains[name] = max(0.0, after - before)
     return gains
 
@@ -191,5 +219,5 @@ def _mean_ap50(labels: NDArray[np.int64], hits: NDArray[np.bool_], objects: NDAr
         if count <= 0:
             values += [0.0] if len(own) else []
         else:
-            values.append(average_precision(own / np.arange(1, len(own) + 1), own / count))
+            values.append(float(average_precision(own / np.arange(1, len(own) + 1), own / count)))
     return float(np.mean(values)) if values else 0.0

@@ -1,16 +1,17 @@
-"""Operating points: the score threshold that reaches an aim, chosen on one half of the images, checked on the other."""
+"""Operating points: the score thresholds that reach an aim, chosen on one half of the images, checked on the other."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from efficientdet.errors import DataError, WeightsError
-from efficientdet.evaluation.curves import Curve, precision_recall
+from efficientdet.evaluation.curves import Curve, Floats, precision_recall
 from efficientdet.evaluation.matching import Matches
 from efficientdet.evaluation.settings import ThresholdSettings
 from efficientdet.text import printable
@@ -32,11 +33,14 @@ class OperatingPoint(NamedTuple):
         score_threshold: 0..1.
         chosen: on the half of the images on which it was chosen.
         checked: on the other half: what to expect of new images.
+        is_own: whether it was chosen for this class; else it is that of all detections, since the class has too few
+            objects or does not reach the aim.
     """
 
     score_threshold: float
     chosen: Point
     checked: Point
+    is_own: bool = True
 
 
 def halves(images: int, seed: int = 0) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -66,14 +70,40 @@ def choose_threshold(
     settings = settings or ThresholdSettings()
     if len(matches.image_ids) < 2:
         raise DataError("a threshold is chosen on one half of the images and checked on the other: give at least two")
-    first, second = halves(len(matches.image_ids), seed)
-    curve = precision_recall(matches, label, images=first)
+    curve = precision_recall(matches, label, images=halves(len(matches.image_ids), seed)[0])
     if not len(curve.recall) or np.isnan(curve.recall).all():
         what = "objects" if label is None else f"objects of class '{matches.class_names[label]}'"
         raise DataError(f"{what} or detections are missing in the half of the images that thresholds are chosen on")
-    threshold = float(curve.scores[_place(curve, settings)])
-    other = precision_recall(matches, label, images=second)
-    return OperatingPoint(threshold, _point(curve, threshold), _point(other, threshold))
+    return _at(matches, float(curve.scores[_place(curve, settings)]), label, seed)
+
+
+def choose_by_class(
+    matches: Matches, settings: ThresholdSettings, overall: OperatingPoint, seed: int = 0
+) -> list[OperatingPoint]:
+    """The operating point of each class.
+
+    Args:
+        matches: of the evaluation.
+        settings: the aim, and whether a threshold is chosen for each class.
+        overall: of all detections; its threshold is used for classes that are not to have, or cannot have, their own.
+        seed: of the halves.
+    """
+    points = []
+    for label in range(len(matches.class_names)):
+        point = _at(matches, overall.score_threshold, label, seed)._replace(is_own=False)
+        if settings.by_class:
+            try:
+                point = choose_threshold(matches, settings, label, seed)
+            except DataError:
+                pass  # the report says which classes have none of their own
+        points.append(point)
+    return points
+
+
+def _at(matches: Matches, score_threshold: float, label: int | None, seed: int) -> OperatingPoint:
+    both = halves(len(matches.image_ids), seed)
+    chosen, checked = (_point(precision_recall(matches, label, images=half), score_threshold) for half in both)
+    return OperatingPoint(score_threshold, chosen, checked)
 
 
 def _place(curve: Curve, settings: ThresholdSettings) -> int:
@@ -102,24 +132,33 @@ def _point(curve: Curve, threshold: float) -> Point:
     return Point(float(curve.precision[place]), float(curve.recall[place]), float(curve.f1[place]))
 
 
-def save_threshold(weights: str | Path, score_threshold: float | None) -> None:
-    """Store a score threshold in a checkpoint: `predict` and exported files then use it.
+def thresholds_of(points: list[OperatingPoint]) -> Floats:
+    """(K,) score threshold of each class."""
+    return np.array([point.score_threshold for point in points], np.float64)
+
+
+def save_thresholds(weights: str | Path, threshold: Mapping[str, Any] | None) -> None:
+    """Store score thresholds in a checkpoint: `predict` and exported files then use them.
 
     Args:
         weights: the checkpoint's path; the file is replaced, whole or not at all.
-        score_threshold: 0..1.
+        threshold: that of a report (see `summarize`): `score_threshold`, and `by_class`, which has those of classes by
+            name, or is None. Classes of the checkpoint that it does not name get the first.
 
     Raises:
         WeightsError: `weights` is not a checkpoint, or cannot be written.
         DataError: there is no threshold, since there are too few images to choose one.
     """
     path = Path(weights)
-    if score_threshold is None:
+    if threshold is None:
         raise DataError("no score threshold could be chosen: there are too few images or objects")
     if not is_checkpoint(path):
         raise WeightsError(
             f"{printable(weights)}: a score threshold is stored in a checkpoint of your own (.safetensors)"
         )
     model, info = load_checkpoint(path)
-    postprocess = {**info.postprocess, "score_threshold": score_threshold}
+    chosen, by_class = threshold["score_threshold"], threshold["by_class"]
+    if by_class is not None:
+        chosen = [by_class.get(name, chosen) for name in info.class_names]
+    postprocess = {**info.postprocess, "score_threshold": chosen}
     save_checkpoint(path, model.state_dict(), dataclasses.replace(info, postprocess=postprocess))

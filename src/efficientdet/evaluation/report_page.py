@@ -1,160 +1,110 @@
-"""The report of an evaluation as one HTML page: numbers, curves, confusion and a gallery of mistakes."""
+"""The report of an evaluation as one HTML page: the run, numbers, mistakes, a gallery, curves and confusion."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from efficientdet import html_page as html
-from efficientdet.errors import ImageError
 from efficientdet.evaluation.coco_ap import number
-from efficientdet.evaluation.matching import Matches
-from efficientdet.evaluation.mistakes import KINDS, find_mistakes
-from efficientdet.images.read import read
-from efficientdet.images.thumbnail import thumbnail
+from efficientdet.evaluation.gallery import Gallery
+from efficientdet.evaluation.numbers import NUMBERS, text_of
+from efficientdet.evaluation.tables import Table, tables
 from efficientdet.text import printable
 
-# Figures of each kind of mistake, and curves in a chart.
-MOST_OF_A_KIND = 8
+# Curves in a chart.
 MOST_CURVES = 8
-# A wrong detection on background with at least this score may be an object that nobody has annotated.
-SUSPICIOUS = 0.6
+# What is drawn of a training, by the names in its log.
+RUN_CHARTS = {
+    "Loss": ("train/loss", "train/class_loss", "train/box_loss", "val/loss"),
+    "Average precision": ("val/ap", "val/ap50", "val/ap75"),
+}
+# Numbers on top of the page.
+HEADLINE = ("ap", "ap50", "precision", "recall", "f1", "images_per_second")
+# Columns of tables that get a bar as long as the number.
+BARS = ("AP", "AP50", "AP50 to gain")
+ADVICE = (
+    "All detections down to a score of 0.001 are counted. Work on the largest gain first: missed objects want a larger "
+    "image size or more examples, poor boxes better annotations or longer training, wrong classes more examples of the "
+    "two."
+)
 
 
-def write_page(report: Mapping[str, Any], matches: Matches, paths: Mapping[Any, Path], title: str) -> str:
+def write_page(
+    title: str,
+    report: dict[str, Any] | None,
+    gallery: Gallery | None,
+    history: Sequence[Mapping[str, float]],
+) -> str:
     """The page.
 
     Args:
-        report: of `summarize`.
-        matches: of the same evaluation.
-        paths: file of each image, by its id; images that cannot be read are left out of the gallery, and counted.
-        title: the page's heading.
+        title: its heading.
+        report: of `summarize`; None for a training without a validation split.
+        gallery: of its images; None without any.
+        history: what a training measured, by epoch; empty for none.
     """
-    metrics, threshold = report["metrics"], report["threshold"]
-    facts: dict[str, object] = {}
-    for name in ("ap", "ap50"):
-        facts[name.upper()] = number(metrics[name])
-        facts[f"95 % interval of {name.upper()}"] = _range(report["intervals"][name])
-    facts |= {"images": metrics["images"], "boxes": metrics["boxes"]}
-    if threshold:
-        facts |= {"score threshold": f"{threshold['score_threshold']:.2f}"}
-        facts |= {name: number(threshold[name]) for name in ("precision", "recall", "f1")}
-    sections = [
-        html.Section("classes", "By class", _classes(report)),
-        html.Section("mistakes", "Mistakes by kind", _mistakes(report)),
-        html.Section("gallery", "Mistakes to look at", _gallery(report, matches, paths)),
+    sections = [html.Section("run", "The run", _run(history))] if history else []
+    if report is None:
+        note = html.paragraph("There was no validation split, so nothing was evaluated.")
+        return html.page(title, [*sections, html.Section("numbers", "Numbers", note)])
+    parts = {table.anchor: html.Section(table.anchor, table.title, _table(table)) for table in tables(report)}
+    sections += [parts["numbers"], parts["classes"], parts["mistakes"]]
+    if gallery is not None:
+        sections.append(html.Section("gallery", "Images to look at", gallery.section(report)))
+    sections += [
         html.Section("curves", "Curves", _curves(report)),
         html.Section("confusion", "What was taken for what", _confusion(report)),
-        html.Section("definitions", "How each number is defined", _definitions(report)),
+        html.Section("definitions", "How the rest is defined", _definitions(report)),
     ]
-    return html.page(title, sections, summary=html.tiles(facts))
-
-
-def _classes(report: Mapping[str, Any]) -> html.Html:
-    metrics = report["metrics"]
-    rows = [
-        {
-            "class": printable(row["name"], 80),
-            "boxes": row["objects"],
-            "AP": html.bar(row["ap"] or 0.0, number(row["ap"])),
-            "AP50": html.bar(row["ap50"] or 0.0, number(row["ap50"])),
-        }
-        for row in report["classes"]
-    ]
-    sizes = [
-        {"objects": name, "AP": number(metrics[f"ap_{name}"]), "AR100": number(metrics[f"ar_{name}"])}
-        for name in ("small", "medium", "large")
-    ]
-    by_size = html.table(sizes, ("objects",), "By size: small is below 32 x 32 pixels, large above 96 x 96")
-    return html.join([html.table(rows, ("class",)), by_size])
-
-
-def _mistakes(report: Mapping[str, Any]) -> html.Html:
-    most = max(row["ap50_gain"] for row in report["mistakes"].values()) or 1.0
-    rows = [
-        {
-            "kind": kind,
-            "what it is": row["meaning"],
-            "count": row["count"],
-            "AP50 to gain": html.bar(row["ap50_gain"] / most, f"{row['ap50_gain']:.3f}"),
-        }
-        for kind, row in report["mistakes"].items()
-    ]
-    advice = html.paragraph(
-        "All detections down to a score of 0.001 are counted. Work on the largest gain first: "
-        "missed objects want a larger image size or more examples, poor boxes better "
-        "annotations or longer training, wrong classes more examples of the two.", class_="advice",
-    )  # fmt: skip
-    return html.join([html.table(rows, ("kind", "what it is")), advice])
-
-
-class _Mistake(NamedTuple):
-    """One mistake, ready to be shown."""
-
-    kind: str
-    image: int
-    class_name: str
-    text: str
-    box_xywh: np.ndarray
-
-
-def _worst(report: Mapping[str, Any], matches: Matches) -> Iterator[_Mistake]:
-    """The mistakes of each kind that count most: confident detections, large missed objects."""
-    mistakes, names = find_mistakes(matches), matches.class_names
-    detections, objects = matches.detections, matches.objects
-    threshold = report["confusion"]["score_threshold"]
-    for index, kind in enumerate(list(KINDS)[:-1]):
-        rows = np.flatnonzero((mistakes.kinds == index) & (detections.scores >= threshold))
-        for row in rows[:MOST_OF_A_KIND]:
-            name, score = names[detections.labels[row]], float(detections.scores[row])
-            text = f"{kind}: {printable(name, 80)} {score:.2f}"
-            if mistakes.objects[row] >= 0:
-                text += f", annotated as {printable(names[objects.labels[mistakes.objects[row]]], 80)}"
-            if kind == "background" and score >= SUSPICIOUS:
-                text += "; an object without a label?"
-            yield _Mistake(kind, int(detections.images[row]), name, text, detections.boxes_xywh[row])
-    missed = np.flatnonzero(mistakes.is_missed)
-    for row in missed[np.argsort(-objects.areas[missed], kind="stable")][:MOST_OF_A_KIND]:
-        name = names[objects.labels[row]]
-        yield _Mistake(
-            "missed", int(objects.images[row]), name, f"missed: {printable(name, 80)}", objects.boxes_xywh[row]
-        )
-
-
-def _gallery(report: Mapping[str, Any], matches: Matches, paths: Mapping[Any, Path]) -> html.Html:
-    figures, unreadable = [], set()
-    for mistake in _worst(report, matches):
-        image_id = matches.image_ids[mistake.image]
-        try:
-            pixels = read(paths[image_id])
-        except (ImageError, KeyError):
-            unreadable.add(image_id)
+    facts: dict[str, object] = {}
+    for name in HEADLINE:
+        one = report["numbers"][name]
+        if one["value"] is None:
             continue
-        own = matches.objects.images == mistake.image
-        truth = [html.MarkedBox(_corners(box), "truth", "annotated") for box in matches.objects.boxes_xywh[own]]
-        box = _corners(mistake.box_xywh)
-        jpeg, window = thumbnail(pixels, [box])
-        caption = f"{mistake.text}; image {printable(image_id, 80)}"
-        boxes = [*truth, html.MarkedBox(box, title=mistake.text)]
-        figures.append(html.Figure(jpeg, window, boxes, caption, caption, (mistake.kind, mistake.class_name)))
-    if not figures:
-        return html.paragraph("There are none at this score threshold, or their images cannot be read.")
-    threshold = report["confusion"]["score_threshold"]
-    intro = html.paragraph(
-        f"The most confident mistakes of each kind at score {threshold:.2f} or more, and the largest missed objects. "
-        "Annotated boxes are green, the mistake is pink."
-    )
-    left_out = [html.paragraph(f"Images that cannot be read: {len(unreadable)}.")] if unreadable else []
-    filters = list(dict.fromkeys([figure.kinds[0] for figure in figures] + [figure.kinds[1] for figure in figures]))
-    return html.join([intro, *left_out, html.gallery(figures, "mistakes", filters)])
+        between = [html.element("small", " to ".join(text_of(name, end) for end in one["interval"] or ()))]
+        facts[NUMBERS[name].label] = html.join([text_of(name, one["value"]), *(between if one["interval"] else [])])
+    return html.page(title, sections, "Below a number: its 95 % interval over images.", html.tiles(facts))
 
 
-def _corners(box_xywh: np.ndarray) -> tuple[float, float, float, float]:
-    left, top, width, height = (float(value) for value in box_xywh)
-    return left, top, left + width, top + height
+def _table(table: Table) -> html.Html:
+    columns = [name for name in BARS if table.rows and name in table.rows[0]]
+    # Average precision has a scale of its own; gains are compared with the largest.
+    most = {name: max(_share(row[name]) for row in table.rows) if "gain" in name else 1.0 for name in columns}
+    rows = [
+        {
+            name: html.bar(_share(cell) / (most[name] or 1.0), cell) if name in most else cell
+            for name, cell in row.items()
+        }
+        for row in table.rows
+    ]
+    notes = [html.paragraph(table.note)] if table.note else []
+    notes += [html.paragraph(ADVICE, class_="advice")] if table.anchor == "mistakes" else []
+    return html.join([html.table(rows, table.text), *notes])
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:  # n.a.
+        return 0.0
+
+
+def _run(history: Sequence[Mapping[str, float]]) -> html.Html:
+    """Charts of a training: losses and average precisions over its epochs."""
+    epochs = [row["epoch"] for row in history]
+    x_range = (min(epochs), max(*epochs, min(epochs) + 1))
+    charts = []
+    for heading, names in RUN_CHARTS.items():
+        points = {name: [(row["epoch"], row[name]) for row in history if name in row] for name in names}
+        lines = [html.Line(name, places, marks=True) for name, places in points.items() if places]
+        if lines:
+            top = max(y for line in lines for _, y in line.points) if heading == "Loss" else 1.0
+            ends = ", ".join(f"{line.name} {line.points[-1][1]:.3g}" for line in lines)
+            told = f"{heading} by epoch; at the end {ends}."
+            drawing = html.chart(lines, "epoch", heading, told, x_range, (0.0, top or 1.0))
+            charts.append(html.element("div", html.element("h3", heading), drawing))
+    return html.element("div", *charts, class_="charts") if charts else html.paragraph("The run kept no log.")
 
 
 def _curves(report: Mapping[str, Any]) -> html.Html:
@@ -167,15 +117,15 @@ def _curves(report: Mapping[str, Any]) -> html.Html:
         precision.append(html.Line(name, pairs))
         harmonic = [2 * r * p / (r + p) if r + p else 0.0 for r, p in pairs]
         f1.append(html.Line(name, list(zip(curve["scores"], harmonic, strict=True))))
-    calibration = report["calibration"]
-    bins = zip(calibration["mean_scores"], calibration["precisions"], strict=True)
+    bins = zip(report["calibration"]["mean_scores"], report["calibration"]["precisions"], strict=True)
     known = [(x, y) for x, y in bins if x is not None and y is not None]
     reliability = [html.Line("measured", known, marks=True), html.Line("score = precision", [(0, 0), (1, 1)])]
+    error = number(report["numbers"]["calibration_error"]["value"])
     charts = [
         ("Precision over recall at IoU 0.50", html.chart(precision, "recall", "precision", _told("Precision", rows))),
         ("F1 over the score threshold", html.chart(f1, "score threshold", "F1", _told("F1", rows))),
         (
-            f"Calibration: expected error {calibration['error']:.3f}",
+            f"Calibration: expected error {error}",
             html.chart(reliability, "mean score", "share that is right", "Precision of detections by score."),
         ),
     ]
@@ -200,9 +150,8 @@ def _confusion(report: Mapping[str, Any]) -> html.Html:
         taken = sorted(enumerate(counts), key=lambda pair: -pair[1])
         shown = ", ".join(f"{names[column]} {count} ({count / total:.0%})" for column, count in taken if count)
         rows.append({"annotated as": name, "boxes": sum(counts), "detected as": shown or "-"})
-    threshold = report["confusion"]["score_threshold"]
     intro = html.paragraph(
-        f"At score {threshold:.2f} and IoU 0.50. Objects detected as background were missed; what was detected on "
+        "At the score threshold and IoU 0.50. Objects detected as background were missed; what was detected on "
         "background is false."
     )
     return html.join([intro, html.table(rows, ("annotated as", "detected as"))])
@@ -211,7 +160,3 @@ def _confusion(report: Mapping[str, Any]) -> html.Html:
 def _definitions(report: Mapping[str, Any]) -> html.Html:
     items = [html.element("li", html.element("b", name), f": {text}") for name, text in report["definitions"].items()]
     return html.element("ul", *items)
-
-
-def _range(interval: list[float | None]) -> str:
-    return f"{number(interval[0])} to {number(interval[1])}"

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
 
 from efficientdet.errors import SettingError
 from efficientdet.settings import Settings, setting
+
+# What a threshold may be chosen for, instead of the best F1.
+AIMS = {
+    "min_precision": "a precision of at least {}",
+    "min_recall": "a recall of at least {}",
+    "false_positive_cost": "the lowest cost, where a false positive costs {} of a missed object",
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class ThresholdSettings(Settings):
     false_positive_cost: float | None = setting(
         None, "Cost of a false positive where a missed object costs 1: the score threshold is the cheapest.", above=0
     )
+    by_class: bool = setting(False, "Choose a score threshold for each class instead of one for all.")
 
     def __post_init__(self) -> None:
         """Check the ranges, and that there is one aim.
@@ -33,16 +40,12 @@ class ThresholdSettings(Settings):
             SettingError: a value is out of range, or several aims are given; names them.
         """
         super().__post_init__()
-        aims = [
-            name for name in ("min_precision", "min_recall", "false_positive_cost") if getattr(self, name) is not None
-        ]
+        aims = [name for name in AIMS if getattr(self, name) is not None]
         if len(aims) > 1:
             raise SettingError(f"{' and '.join(aims)} are given; a threshold is chosen for one of them")
 
-
-class ThresholdOptions(TypedDict, total=False):
-    """The fields of `ThresholdSettings` as keywords, for type checkers."""
-
-    min_precision: float | None
-    min_recall: float | None
-    false_positive_cost: float | None
+    @property
+    def aim(self) -> str:
+        """What the threshold is chosen for, in words."""
+        chosen = [text.format(getattr(self, name)) for name, text in AIMS.items() if getattr(self, name) is not None]
+        return chosen[0] if chosen else "the best F1"

@@ -64,7 +64,7 @@ def _is_possible(settings: DetectorSettings) -> bool:
 
 def _widened(post: dict[str, Any]) -> dict[str, Any]:
     """Settings of the file: those that were given, but so wide that it serves others too."""
-    threshold = min(post.get("score_threshold", SCORE_THRESHOLD), SCORE_THRESHOLD)
+    threshold = min(changed(PostprocessSettings(SCORE_THRESHOLD), post).lowest_threshold, SCORE_THRESHOLD)
     return {**post, "score_threshold": threshold, "max_detections": max(post.get("max_detections", 0), MAX_DETECTIONS)}
 
 

@@ -53,6 +53,8 @@ class EndToEnd(nn.Module):
         preprocessing = metadata.checkpoint.preprocessing
         self.register_buffer("mean", torch.tensor(preprocessing.mean))
         self.register_buffer("std", torch.tensor(preprocessing.std))
+        thresholds = metadata.postprocess.class_thresholds(len(metadata.checkpoint.class_names))
+        self.register_buffer("thresholds", torch.tensor(thresholds))
         self.has_any_size = metadata.dynamic_size
         fixed = make_anchors(self.spec, metadata.image_size)
         self.register_buffer("anchors", fixed[:0] if self.has_any_size else fixed.clone())
@@ -77,7 +79,7 @@ class EndToEnd(nn.Module):
         boxes = decode_deltas(deltas, self._anchors(height, width)[chosen])
         boxes = clip_boxes(boxes, sizes * scales[:, None])
         scores = logits.sigmoid()
-        scores = scores.masked_fill(scores < self.settings.score_threshold, 0.0)
+        scores = scores.masked_fill(scores < self.thresholds[labels], 0.0)  # type: ignore[index]
         kept = self.suppress(boxes, scores, labels, self.settings)
         best, order = kept.topk(torch.sym_min(self.settings.max_detections, kept.shape[1]), 1)  # type: ignore[no-untyped-call]
         is_real = best > 0

@@ -165,7 +165,7 @@ class Detector:
             return self._one_image_a_core(sources, chosen)
         return self._in_batches(sources, batch_size, chosen)
 
-    def _prepare(self, source: ImageSource) -> _Prepared:
+    def _prepare(self, source: ImageSource, scale: float = 1.0) -> _Prepared:
         """Read an image and make the network's input of it: what other threads do ahead of the network."""
         with self._timed("decode"):
             if self.settings.reduced_decoding:
@@ -174,7 +174,7 @@ class Detector:
                 image = read(source)
                 image_size = image.shape[:2]
         with self._timed("preprocess"):
-            size = self.input_size(image_size)
+            size = self.input_size(image_size, scale)
             if isinstance(self._engine, EndToEndEngine):
                 pixels: NDArray[Any] = letterbox_bytes(image, size, image_size)
                 scale = 1.0  # which the file computes
@@ -237,19 +237,20 @@ class Detector:
     def _with(self, settings: PostprocessSettings, given: Mapping[str, Any]) -> PostprocessSettings:
         """Settings with what was given on top, which an end-to-end file must allow."""
         chosen = changed(settings, given)
+        chosen.class_thresholds(len(self.info.class_names))  # refuses another number of them
         if isinstance(self._engine, EndToEndEngine):
             self._engine.check(chosen)
         return chosen
 
-    def input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the network's input for an image."""
+    def input_size(self, image_size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """(height, width) of the network's input for an image, at a scale of the detector's own input size."""
+        step, largest = self.info.spec.strides[-1], self.image_size
+        if scale != 1:
+            largest = tuple(max(1, round(side * scale / step)) * step for side in largest)  # type: ignore[assignment]
         if not self.settings.rectangular:
-            return self.image_size
-        step = self.info.spec.strides[-1]
-        _, content = letterbox_scale(image_size, self.image_size, self.info.preprocessing.resize)
-        height, width = (
-            min(-(-side // step) * step, most) for side, most in zip(content, self.image_size, strict=True)
-        )
+            return largest
+        _, content = letterbox_scale(image_size, largest, self.info.preprocessing.resize)
+        height, width = (min(-(-side // step) * step, most) for side, most in zip(content, largest, strict=True))
         return height, width
 
     def _one_image_a_core(
@@ -272,8 +273,8 @@ class Detector:
         ahead = self._decoded_bytes, BYTES_AHEAD
         with prefetch(self._try_prepare, sources, READERS, 2 * batch_size, *ahead) as prepared:
             while batch := _next_batch(prepared, batch_size):
-                found = iter(self._detect([image for image in batch if isinstance(image, _Prepared)], settings))
-                yield from (next(found) if isinstance(image, _Prepared) else image for image in batch)
+                found = iter(self._detect([image for image in batch if not isinstance(image, ImageError)], settings))
+                yield from (image if isinstance(image, ImageError) else next(found) for image in batch)
 
     def _decoded_bytes(self, source: ImageSource) -> int:
         """Memory that an image takes once it is decoded, from its header; 0 where that cannot be read."""

@@ -111,7 +111,7 @@ def _suppress_best(
         acts = settled.flatten()[first]
         log_factors = torch.zeros_like(scores).flatten().index_add_(0, second[acts], decay[acts])
         scores = scores * log_factors.exp().view(scores.shape)
-        scores = scores.masked_fill((final > 0) | (scores < settings.score_threshold), 0.0)
+        scores = scores.masked_fill((final > 0) | (scores < settings.lowest_threshold), 0.0)
 
 
 def best_detections(

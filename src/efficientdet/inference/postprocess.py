@@ -66,10 +66,15 @@ def postprocess(
 
     Returns:
         The detections, boxes in original pixels. Where network outputs are not finite there is no detection.
+
+    Raises:
+        SettingError: the settings have score thresholds for another number of classes.
     """
     settings = settings or PostprocessSettings()
+    thresholds = settings.class_thresholds(class_logits[0].shape[2])
+    floors = class_logits[0].new_tensor(thresholds, dtype=torch.float32)  # (K,)
     deltas = torch.cat(box_deltas, 1).float() if len(box_deltas) > 1 else box_deltas[0].float()
-    found = select_candidates(class_logits, settings.max_candidates, settings.score_threshold, settings.candidates)
+    found = select_candidates(class_logits, settings.max_candidates, settings.lowest_threshold, settings.candidates)
     batch, count = found.logits.shape
     rows = found.anchor_indices
     boxes = decode_deltas(pick_boxes(deltas, rows), anchors_xyxy[rows])  # (B, N, 4)
@@ -78,14 +83,19 @@ def postprocess(
     factors = scales.float() if scales is not None else boxes.new_ones(batch)
     if image_sizes is not None:
         boxes = clip_boxes(boxes, image_sizes * factors[:, None])
-    scores = found.logits.sigmoid() * usable
+    scores = found.logits.sigmoid()
+    scores = scores * (usable & (scores >= floors[found.labels]))
     if count == 0:
         empty = boxes.new_zeros(batch, 0)
         return BatchDetections(boxes, empty, found.labels, found.labels.new_zeros(batch), rows)
     with torch.autocast(boxes.device.type, enabled=False):  # its half-precision products would round the decays
         best, order = best_detections(boxes, scores, found.labels, settings)
-        keep = (best > 0) & (best >= settings.score_threshold)
-        labels, kept = found.labels.gather(1, order), pick_boxes(boxes, order)
+        labels = found.labels.gather(1, order)
+        best = best.masked_fill(best < floors[labels], 0.0)
+        if isinstance(settings.score_threshold, tuple):  # what has decayed below its own is not always the last
+            best, places = best.sort(dim=1, descending=True, stable=True)
+            order, labels = order.gather(1, places), labels.gather(1, places)
+        keep, kept = best > 0, pick_boxes(boxes, order)
         if settings.nms == "wbf":
             owners = labels.masked_fill(~keep, -1)  # places that hold no detection own nothing
             kept = fuse_boxes(kept, owners, boxes, scores, found.labels, settings.iou_threshold)

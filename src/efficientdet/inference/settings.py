@@ -26,8 +26,12 @@ EVALUATION_SCORE_THRESHOLD = 0.001
 class PostprocessSettings(Settings):
     """How raw outputs become detections. A checkpoint may store values of its own, which go before these defaults."""
 
-    score_threshold: float = setting(
-        0.3, "Score below which detections are dropped.", minimum=0, maximum=1, also="threshold"
+    score_threshold: float | tuple[float, ...] = setting(
+        0.3,
+        "Score below which detections are dropped; or one for each class, in the order of the classes.",
+        minimum=0,
+        maximum=1,
+        also="threshold",
     )
     iou_threshold: float = setting(
         0.5,
@@ -48,6 +52,26 @@ class PostprocessSettings(Settings):
     candidates: Literal["pairs", "argmax"] = setting(
         "pairs", "Which pairs are candidates: every class of an anchor (pairs), or its best class alone (argmax)."
     )
+
+    @property
+    def lowest_threshold(self) -> float:
+        """The score below which detections of every class are dropped."""
+        return min(self.score_threshold) if isinstance(self.score_threshold, tuple) else self.score_threshold
+
+    def class_thresholds(self, classes: int) -> tuple[float, ...]:
+        """The score threshold of each class.
+
+        Raises:
+            SettingError: there are thresholds for another number of classes.
+        """
+        if not isinstance(self.score_threshold, tuple):
+            return (self.score_threshold,) * classes
+        if len(self.score_threshold) != classes:
+            raise SettingError(
+                f"score_threshold has {len(self.score_threshold)} values, the detector {classes} classes; give one for "
+                "each of them, or one for all"
+            )
+        return self.score_threshold
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,31 @@ class DetectorSettings(Settings):
 
 
 @dataclass(frozen=True)
+class EnsembleSettings(Settings):
+    """In which views of an image a detector looks; its boxes are fused."""
+
+    flip: bool = setting(
+        False, "Detect in the mirrored image too, and fuse the boxes (test-time augmentation): twice the time."
+    )
+    scales: tuple[float, ...] = setting(
+        (1.0,),
+        "Input sizes, relative to the detector's own, at which to detect before the boxes are fused, such as 1,1.25.",
+        minimum=0.1,
+        maximum=8,
+    )
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and that there is a scale.
+
+        Raises:
+            SettingError: a scale is out of range, or there is none.
+        """
+        super().__post_init__()
+        if not self.scales:
+            raise SettingError("scales is empty; 1 is the detector's own input size")
+
+
+@dataclass(frozen=True)
 class BenchmarkSettings(Settings):
     """What `benchmark` measures: every backend in every precision at every batch size."""
 
@@ -116,8 +165,8 @@ class BenchmarkSettings(Settings):
 class PostprocessOptions(TypedDict, total=False):
     """The fields of `PostprocessSettings` as keywords, for type checkers; `threshold` is `score_threshold`."""
 
-    score_threshold: float
-    threshold: float
+    score_threshold: float | tuple[float, ...]
+    threshold: float | tuple[float, ...]
     iou_threshold: float
     max_detections: int
     nms: Literal["hard", "soft", "matrix", "wbf"]
@@ -137,3 +186,10 @@ class DetectorOptions(PostprocessOptions, total=False):
     reduced_decoding: bool
     preprocess: Literal["effdet", "official"] | None
     anchors: Literal["rounded", "exact"] | None
+
+
+class EnsembleOptions(DetectorOptions, total=False):
+    """The fields of `EnsembleSettings` and those of `DetectorOptions` as keywords, for type checkers."""
+
+    flip: bool
+    scales: tuple[float, ...]

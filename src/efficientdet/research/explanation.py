@@ -134,7 +134,7 @@ def explain_detection(
     found = detect(chosen)
     never = float("-inf")  # as `postprocess` does
     logits = torch.cat(class_logits, 1)[0].float().nan_to_num(nan=never, posinf=never, neginf=never)  # (A, K)
-    _check_index(index, int(found.counts[0]), float(logits.max().sigmoid()), chosen.score_threshold)
+    _check_index(index, int(found.counts[0]), float(logits.max().sigmoid()), chosen.lowest_threshold)
     row, label, box = int(found.anchor_indices[0, index]), int(found.labels[0, index]), found.boxes_xyxy[0, index]
     candidates = detect(
         dataclasses.replace(chosen, nms="hard", iou_threshold=1.0, max_detections=chosen.max_candidates)

@@ -15,9 +15,13 @@ from torch import Tensor
 
 from efficientdet.atomic_write import replacing, write_json
 from efficientdet.data.dataset import DetectionDataset
+from efficientdet.errors import EfficientDetError
+from efficientdet.evaluation.coco_ap import Metrics
+from efficientdet.evaluation.matching import EvaluationTable
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.module import DetectionModule
 from efficientdet.training.run_folder import RESUME_FILE, SPARE_FILE, TrainingRun
+from efficientdet.training.run_page import RUN_PAGE, write_run_page
 from efficientdet.training.schedule import EmaUpdate
 from efficientdet.training.stop import Stopped, StopRequest
 from efficientdet.weights.checkpoint import save_checkpoint
@@ -80,6 +84,7 @@ class SaveCheckpoints(Callback):
         self.stop = stop
         self.console = console
         self.best = Best()
+        self.best_evaluation: tuple[Metrics, EvaluationTable] | None = None
         self.has_started = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,6 +122,8 @@ class SaveCheckpoints(Callback):
         module: DetectionModule = pl_module  # type: ignore[assignment]
         evaluated = module.evaluated_epoch == trainer.current_epoch
         is_best = module.val_set is None or (evaluated and self._note_evaluation(module))
+        if is_best and module.metrics is not None and module.table is not None:
+            self.best_evaluation = module.metrics, module.table
         if trainer.is_global_zero:
             self._save_network(module, evaluated, is_best)
         if self._is_out_of_patience() and not trainer.should_stop:
@@ -168,7 +175,7 @@ class SaveCheckpoints(Callback):
             save_checkpoint(self.folder / "best.safetensors", state, info)
 
     def finish(self, module: DetectionModule) -> TrainingRun:
-        """Write the report and return the run."""
+        """Write the reports and return the run."""
         last, best = self.folder / "last.safetensors", self.folder / "best.safetensors"
         report = {
             "best_ap": self.best.ap,
@@ -183,7 +190,13 @@ class SaveCheckpoints(Callback):
             write_json(self.folder / "report.json", report)
             if module.metrics is not None:
                 module.metrics.to_json(self.folder / "metrics.json")
-        return TrainingRun(self.folder, best if best.exists() else last, last, module.metrics, report)
+        run = TrainingRun(self.folder, best if best.exists() else last, last, module.metrics, report)
+        if module.global_rank == 0:
+            try:
+                write_run_page(run, module.val_set.records if module.val_set else None, self.best_evaluation)
+            except (OSError, EfficientDetError) as error:  # the weights are there
+                self.console.print(f"{self.folder / RUN_PAGE} cannot be written: {error}")
+        return run
 
 
 def _counts(dataset: DetectionDataset) -> dict[str, int]:

@@ -22,7 +22,8 @@ from efficientdet.data.dataset import (
     ignore_interrupts,
 )
 from efficientdet.detections import Detections
-from efficientdet.evaluation.coco_ap import Metrics, coco_metrics
+from efficientdet.evaluation.coco_ap import Metrics, metrics_of
+from efficientdet.evaluation.matching import EvaluationTable, read_table
 from efficientdet.inference.postprocess import postprocess
 from efficientdet.inference.settings import EVALUATION_SCORE_THRESHOLD, PostprocessSettings
 from efficientdet.network.efficientdet import EfficientDet
@@ -78,6 +79,7 @@ class DetectionModule(LightningModule):
         self.val_set = val_set
         self.workers = workers
         self.metrics: Metrics | None = None
+        self.table: EvaluationTable | None = None
         self.evaluated_epoch = -1
         self.skipped_steps: list[str] = []
         self.pace = Pace()
@@ -161,7 +163,8 @@ class DetectionModule(LightningModule):
             synchronize_batch_norms(self.model)
 
     def on_train_start(self) -> None:
-        """Set the momentum of batch norms to suit the length of the run."""
+        """Log each epoch at least once; set the momentum of batch norms to suit the length of the run."""
+        self.trainer.log_every_n_steps = max(1, min(self.trainer.log_every_n_steps, self.trainer.num_training_batches))  # type: ignore[attr-defined]
         momentum = batch_norm_momentum(self.total_steps())
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -328,7 +331,8 @@ class DetectionModule(LightningModule):
             return
         found = {image_id: rows for part in gathered(self.results) for image_id, rows in part.items()}
         in_order = [found.get(image.image_id, []) for image in self.val_set.records.images]
-        self.metrics = coco_metrics(self.val_set.records.to_coco(), [row for rows in in_order for row in rows])
+        self.table = read_table(self.val_set.records.to_coco(), [row for rows in in_order for row in rows])
+        self.metrics = metrics_of(self.table)
         self.evaluated_epoch = self.current_epoch
         self.log_dict({f"val/{name}": getattr(self.metrics, name) for name in ("ap", "ap50", "ap75", "ar100")})
 

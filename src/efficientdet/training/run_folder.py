@@ -45,8 +45,8 @@ class TrainingRun:
     """What a training run leaves behind.
 
     Attributes:
-        folder: holds `best.safetensors`, `last.safetensors`, `metrics.json`, `report.json`, `log/metrics.csv`,
-            TensorBoard's events, `images/`, `config.json`, `resume.ckpt`.
+        folder: holds `best.safetensors`, `last.safetensors`, `metrics.json`, `report.json`, `report.html`,
+            `log/metrics.csv`, TensorBoard's events, `images/`, `config.json`, `resume.ckpt`.
         best: the checkpoint with the best AP on the validation split; without such a split, the last one.
         last: the checkpoint of the last epoch.
         metrics: of the last evaluation; None without a validation split.

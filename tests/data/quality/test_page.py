@@ -63,7 +63,8 @@ def test_what_the_browser_is_asked_can_fail(look_at: Callable[..., list[str]], t
         + "</p><img src='missing.png'><script>throw Error('no')</script>"
     )
     problems = " ".join(look_at(path, 360))
-    for part in ("cut off: text that is cut", "beyond the screen: wide", "wider than the screen", "missing.png", "no"):
+    for part in ("cut off: text that is cut", "beyond the screen: wide", "wider than the screen", "missing.png", "no",
+                 "image-alt", "html-has-lang"):  # fmt: skip
         assert part in problems
 
 

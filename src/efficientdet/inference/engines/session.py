@@ -63,10 +63,10 @@ class EndToEndEngine:
         """
         run = self.run_on_one_core if on_one_core else self.open_session(1)
         boxes, scores, labels, counts = run(canvas[None], np.array([image_size]))
-        # Best first: what is asked for is the beginning of what there is.
-        over = np.count_nonzero(scores[0, : counts[0]] >= settings.score_threshold)
-        end = min(over, settings.max_detections)
-        return tuple(np.array(part[0, :end]) for part in (boxes, scores, labels))
+        thresholds = np.array(settings.score_threshold)
+        over = scores[0] >= (thresholds[labels[0]] if thresholds.ndim else thresholds)
+        kept = np.flatnonzero(over[: counts[0]])[: settings.max_detections]
+        return tuple(np.array(part[0, kept]) for part in (boxes, scores, labels))
 
     def check(self, settings: PostprocessSettings) -> None:
         """Refuse settings that the file cannot have.
@@ -74,9 +74,10 @@ class EndToEndEngine:
         Raises:
             SettingError: they are not the file's own, with a higher score threshold or fewer detections at most.
         """
+        is_higher = np.all(np.array(settings.score_threshold) >= np.array(self.settings.score_threshold))
         own = dataclasses.replace(
             self.settings,
-            score_threshold=max(settings.score_threshold, self.settings.score_threshold),
+            score_threshold=settings.score_threshold if is_higher else self.settings.score_threshold,
             max_detections=min(settings.max_detections, self.settings.max_detections),
         )
         for name, value in to_dict(settings).items():
