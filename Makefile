@@ -32,6 +32,7 @@ lint: $(TEST_STAMP)
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 docs: $(DOCS_STAMP)
+	$(BIN)/python docs/generate.py
 	$(BIN)/zensical build --strict
 
 bench: $(TEST_STAMP)
