@@ -1,12 +1,13 @@
 """The script that someone writes around effdet to train on a dataset of their own. Runs in effdet's environment.
 
-Reads one JSON line: the images, the initial weights of the backbone, size, epochs and seed. Prints one: seconds and
+Reads one JSON line: the images, the initial weights of the backbone, size, minutes and seed. Prints one: seconds and
 COCO results.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 import time
@@ -21,6 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 BATCH, MEAN, STD = 8, 127, 128.0
+# Parts of the time in which the learning rate goes through its cycle.
+TICKS = 10_000
 SCALES, DROP_PATH, WEIGHT_DECAY, LARGEST_NORM = (0.6, 1.5), 0.2, 1e-4, 10.0
 BACKBONE_RATE, HEAD_RATE = 5e-4, 2e-3
 
@@ -66,29 +69,30 @@ def normalized(image: Image.Image) -> Tensor:
 
 
 def train(network: Any, job: dict[str, Any], images: Images) -> float:
-    """Train; returns the seconds that it took."""
+    """Train for the job's minutes, with one cycle of the learning rate by the clock; returns the seconds."""
     bench = DetBenchTrain(network, create_labeler=True).train()
     heads = [p for name, p in network.named_parameters() if not name.startswith("backbone.")]
     groups = [{"params": network.backbone.parameters(), "lr": BACKBONE_RATE}, {"params": heads, "lr": HEAD_RATE}]
     optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
-    train_set, steps = job["train"], max(1, len(job["train"]) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=[BACKBONE_RATE, HEAD_RATE], total_steps=steps * job["epochs"] + 1
-    )
-    started = time.perf_counter()
-    for epoch in range(job["epochs"]):
-        order = random.sample(train_set, len(train_set))
-        for step in range(steps):
-            samples = [images.sample(one) for one in order[step * BATCH : (step + 1) * BATCH]]
-            pixels, boxes, labels = zip(*samples, strict=True)
-            loss = bench(torch.stack(pixels), {"bbox": list(boxes), "cls": list(labels)})["loss"]
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), LARGEST_NORM)
-            optimizer.step()
-            schedule.step()
-        print(f"effdet, epoch {epoch + 1}/{job['epochs']}: loss {loss.item():.3g}", file=sys.stderr, flush=True)
-    return time.perf_counter() - started
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [BACKBONE_RATE, HEAD_RATE], total_steps=TICKS + 1)
+    train_set, order, steps, loss = job["train"], list[Any](), 0, torch.zeros(())
+    clock, cores = (time.process_time, os.cpu_count() or 1) if job["by_processor"] else (time.perf_counter, 1)
+    started = clock()
+    while (seconds := (clock() - started) / cores) < 60 * job["minutes"]:
+        if len(order) < BATCH:
+            order = random.sample(train_set, len(train_set))
+            print(f"effdet: {steps} steps in {seconds:.0f} s, loss {loss.item():.3g}", file=sys.stderr, flush=True)
+        samples, order = [images.sample(one) for one in order[:BATCH]], order[BATCH:]
+        pixels, boxes, labels = zip(*samples, strict=True)
+        loss = bench(torch.stack(pixels), {"bbox": list(boxes), "cls": list(labels)})["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), LARGEST_NORM)
+        optimizer.step()
+        schedule.last_epoch = int(TICKS * seconds / (60 * job["minutes"])) - 1
+        schedule.step()
+        steps += 1
+    return seconds
 
 
 @torch.no_grad()

@@ -222,7 +222,7 @@ def test_a_budget_chooses_the_image_size_from_measured_speeds(
     at = next(
         i for i, line in enumerate(lines) if line.startswith("budget: 0.5 minutes for 6 images; a step of 2 takes")
     )
-    assert lines[at + 1].startswith("image size 256: half of the boxes are under ")
+    assert lines[at + 1].startswith(f"image size {plan.SIZES[0]}: half of the boxes are under ")
     assert done.report["train"]["images"] == 6
 
 

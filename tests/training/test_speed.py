@@ -91,4 +91,4 @@ def test_a_slow_machine_is_measured_by_fewer_steps(job: Job, splits: Splits, mon
     monkeypatch.setattr(speed, "_mean_step", counted)
     found = measure(job, splits, 600.0)
     assert steps[0] == 2
-    assert set(found.train) == {256}
+    assert set(found.train) == {speed.SIZES[0]}

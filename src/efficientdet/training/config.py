@@ -16,7 +16,7 @@ from efficientdet.settings import Settings, kinds, setting
 # Batch statistics of a pretrained backbone are too rough below this many images.
 SMALLEST_BATCH_FOR_STATISTICS = 4
 # The paper's jitter of 0.1-2.0 pays in long runs; at 30 epochs 0.5-1.5 is better (appendix: 35.3 against 34.6 AP).
-LONG_RUN_EPOCHS = 150
+LONG_RUN_EPOCHS, LONG_JITTER, JITTER = 150, (0.1, 2.0), (0.5, 1.5)
 # Settings of the losses that matter for one kind of box loss alone.
 OF_BOX_LOSS = {"huber": ("delta", "box_weight", "skips_zero_targets"), "giou": ("giou_weight",)}
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
@@ -235,7 +235,7 @@ class TrainConfig(Settings):
 
     def scale_range(self) -> tuple[float, float]:
         """The range of the scale jitter."""
-        return self.scale_jitter or ((0.1, 2.0) if self.epochs >= LONG_RUN_EPOCHS else (0.5, 1.5))
+        return self.scale_jitter or (LONG_JITTER if self.epochs >= LONG_RUN_EPOCHS else JITTER)
 
     def peak_learning_rate(self) -> float:
         """The learning rate after warm-up, from the number of images that a step of the weights sees."""

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from efficientdet.errors import SettingError
-from efficientdet.training.config import TrainConfig, as_options
+from efficientdet.training.config import JITTER, LONG_RUN_EPOCHS, TrainConfig, as_options
 
 # Image sizes to choose from.
-SIZES = (256, 320, 384, 448, 512, 576, 640, 768, 896, 1024, 1152, 1280, 1536)
+SIZES = (224, 256, 320, 384, 448, 512, 576, 640, 768, 896, 1024, 1152, 1280, 1536)
 # Boxes of this side in pixels, and this many images seen, give half of what larger boxes and more images can (`worth`).
 HALF_SIDE, HALF_IMAGES = 36.0, 800.0
 # An image that is enlarged beyond its own pixels shows its boxes as if by this power of the enlargement.
@@ -25,10 +25,12 @@ FEWEST_EVALUATED = 16
 # A run of fewer passes freezes stages of a pretrained backbone; of fewer than the second jitters less.
 FREEZING_EPOCHS, JITTER_EPOCHS = 4, 10
 FROZEN_STAGES, WEAK_JITTER = 3, (0.8, 1.25)
+# Many passes over few images are no long run: fewer images seen than these have the jitter of short runs.
+LONG_RUN_IMAGES = 1_000_000
 # Seconds that an epoch takes beside its steps and its evaluation: saving, above all.
 EPOCH_SECONDS = 0.5
 # Fewer steps than these take smaller batches.
-FEW_STEPS, SMALL_BATCH = 1000, 4
+FEW_STEPS, SMALL_BATCH = 300, 4
 # Time that is kept for loading Python's libraries before the clock starts, and for saving and ending.
 SLACK_SECONDS, SLACK_SHARE = 8.0, 0.01
 # Replaced in tests, which have a clock of their own.
@@ -175,6 +177,8 @@ def plan(facts: DatasetFacts, speed: Speed, seconds: float, config: TrainConfig,
         chosen["frozen_stages"] = FROZEN_STAGES
     if length.passes < JITTER_EPOCHS:
         chosen["scale_jitter"] = WEAK_JITTER
+    elif length.passes >= LONG_RUN_EPOCHS and length.passes * facts.images < LONG_RUN_IMAGES:
+        chosen["scale_jitter"] = JITTER
     chosen["epochs"] = max(1, min(MOST_EPOCHS, int(length.passes)))
     chosen["evaluate_every"] = min(length.evaluate_every, chosen["epochs"])
     if length.evaluate_images is not None:

@@ -32,7 +32,11 @@ def openvino_core() -> Any:
 
 @functools.cache
 def _core() -> Any:
-    return require("openvino", "export").Core()
+    openvino = require("openvino", "export")
+    # Two threads whose first arrays arrive at once would wait for each other forever: one holds the interpreter, the
+    # other the lock under which OpenVINO's bindings look for NumPy. So the first array comes here, before any of them.
+    openvino.Tensor(np.zeros(1, np.float32))
+    return openvino.Core()
 
 
 def open_openvino(path: Path) -> Any:
