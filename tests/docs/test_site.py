@@ -101,7 +101,7 @@ def test_the_reference_has_every_public_name_and_command(site: Path) -> None:
     page = (site / "reference" / "efficientdet.md").read_text(encoding="utf-8")
     assert modules >= {"boxes", "data", "errors", "family", "weights"}
     assert {name for name in names - modules if f"\n## {name}\n" not in page} == set()
-    assert "| `score_threshold` | `float` | `0.3` | Score below which detections are dropped. |" in page
+    assert "\n| `max_detections` | `int` | `100` | Largest number of detections of an image. |" in page
     commands = (site / "reference" / "cli.md").read_text(encoding="utf-8")
     assert "## `efficientdet train`" in commands and "### `efficientdet data check`" in commands
     assert "- [Training](training.md): " in (site / "llms.txt").read_text(encoding="utf-8")
