@@ -191,6 +191,7 @@ def test_missing_pictures_are_skipped_on_request(tmp_path: Path) -> None:
         ("<annotation>" + "<a>" * 50_000, ["not valid XML"]),
         (voc(thing(), size=(41, 30)), ["'width'", "41x30", "40x30"]),
         (voc(thing(), size=("w", 30)), ["'size/width'", "'w'"]),
+        (voc(thing(), size=(1e101, 30)), ["'size/width'", "'1e+101' is not a size in pixels"]),
         (voc(thing())[:-5], ["line 1, column", "cut off"]),
         (voc(thing(name="&unknown;")), ["line 1", "undefined entity"]),
         ("", ["no element found"]),

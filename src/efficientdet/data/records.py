@@ -326,29 +326,20 @@ class Records:
         annotations: list[dict[str, Any]] = []
         for record in self.images:
             x1, y1, x2, y2 = record.boxes_xyxy.astype(np.float64).T
-            boxes_xywh = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1)
-            for index, bbox in enumerate(boxes_xywh.tolist()):
-                label = int(record.labels[index])
-                annotations += [
-                    {
-                        "id": number,
-                        "image_id": record.image_id,
-                        "category_id": category_id,
-                        "bbox": bbox,
-                        "area": float(record.areas[index]),
-                        "iscrowd": int(record.is_ignored[index]),
-                    }
-                    for number, category_id in enumerate(
-                        self.category_ids if label == EVERY_CLASS else (self.category_ids[label],),
-                        start=len(annotations) + 1,
-                    )
-                ]
+            boxes_xywh = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1).tolist()
+            columns = [one.tolist() for one in (record.labels, record.areas, record.is_ignored)]
+            annotations += [
+                {"image_id": record.image_id, "category_id": category_id, "bbox": bbox, "area": area,
+                 "iscrowd": int(is_ignored)}
+                for bbox, label, area, is_ignored in zip(boxes_xywh, *columns, strict=True)
+                for category_id in (self.category_ids if label == EVERY_CLASS else (self.category_ids[label],))
+            ]  # fmt: skip
         return {
             "info": {"description": str(self.source)},
             "images": [
                 {"id": r.image_id, "file_name": r.file_name, "width": r.width, "height": r.height} for r in self.images
             ],
-            "annotations": annotations,
+            "annotations": [{"id": number, **one} for number, one in enumerate(annotations, start=1)],
             "categories": [
                 {"id": category_id, "name": name}
                 for category_id, name in zip(self.category_ids, self.class_names, strict=True)

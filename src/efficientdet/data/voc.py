@@ -189,7 +189,7 @@ def _stated_size(root: Element, place: str) -> tuple[int, int] | None:
     for name in ("height", "width"):
         text = (root.findtext(f"size/{name}") or "0").strip()
         number = number_from_text(text)
-        if number is None or number < 0 or number != int(number):
+        if number is None or not 0 <= number < 2**31 or number != int(number):
             raise DataError(f"{place}, field 'size/{name}': {shown(text)} is not a size in pixels; write the image's")
         sides.append(int(number))
     # Tools that never open the image leave the size out or write 0; then only the size of the file counts.
