@@ -12,7 +12,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 DOCS_STAMP := $(VENV)/.installed-docs
 $(DEMO_STAMP): WANTED := -e '.[demo]'
-$(TEST_STAMP): WANTED := -e '.[train,data,export,fast,demo,tune]' --group dev
+$(TEST_STAMP): WANTED := -e '.[train,data,export,fast,demo,tune,serve]' --group dev
 $(DOCS_STAMP): WANTED := --group docs
 
 .PHONY: demo test lint docs bench

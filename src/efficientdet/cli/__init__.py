@@ -17,7 +17,7 @@ from efficientdet.errors import EfficientDetError, Terminated
 
 # A file for each command (`models` holds several small ones), in the order of the help.
 COMMAND_FILES = (
-    "demo", "predict", "evaluate", "compare", "train", "data", "data_check", "models", "export", "quantize",
+    "demo", "predict", "serve", "evaluate", "compare", "train", "data", "data_check", "models", "export", "quantize",
     "benchmark", "explain", "show", "scale", "ablate", "tune", "report",
 )  # fmt: skip
 # What PyTorch's error says where there is too little memory.

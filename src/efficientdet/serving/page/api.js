@@ -1,0 +1,48 @@
+// The server's API, and its errors.
+
+// Detections below this are not asked for; the slider chooses among those above.
+export const LOWEST_SCORE = 0.05;
+
+let key = "";
+
+/** Send this key with every request from now on. */
+export function useKey(text) {
+  key = text;
+}
+
+/** What the server answered instead of what was asked for: `status`, and seconds until it may be asked again. */
+export class ApiError extends Error {
+  constructor(message, status, retryAfter) {
+    super(message);
+    this.status = status;
+    this.retryAfter = retryAfter;
+  }
+}
+
+async function ask(path, options = {}) {
+  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("The server cannot be reached. Check the connection, then try again.", 0);
+  }
+  const content = await answer.json().catch(() => ({}));
+  if (answer.ok) return content;
+  const reason = content.error?.message ?? `the server answered ${answer.status}`;
+  throw new ApiError(reason, answer.status, Number(answer.headers.get("Retry-After")) || 0);
+}
+
+/** The models, each with `name`, `class_names`, `class_colors` and `settings`. */
+export async function listModels() {
+  return (await ask("v1/models")).models;
+}
+
+/** What is found in an encoded image: `image_size` as [height, width], and `detections`. */
+export async function detect(blob, model, signal) {
+  const query = new URLSearchParams({ model, score_threshold: LOWEST_SCORE });
+  const headers = { "Content-Type": blob.type.startsWith("image/") ? blob.type : "application/octet-stream" };
+  const answer = await ask(`v1/detect?${query}`, { method: "POST", body: blob, headers, signal });
+  return answer.images[0];
+}

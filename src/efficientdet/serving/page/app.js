@@ -1,0 +1,305 @@
+// The page: where images come from, what is shown of them, and what can be downloaded.
+
+import { ApiError, detect, listModels, useKey } from "./api.js";
+import { CameraError, openCamera } from "./camera.js";
+import { paint } from "./draw.js";
+
+const at = (id) => document.getElementById(id);
+const canvas = at("canvas");
+
+// What is shown: the last image, and what was found in it.
+const shown = { name: "", image: null, size: null, detections: [], hidden: new Set(), chosen: null };
+let models = [];
+let model = null;
+let lastFile = null;
+let running = null; // AbortController of what is being detected: a file, or the camera's frames
+
+// ---- Detecting ----
+
+/** Show a file, and what is found in it. */
+async function showFile(file) {
+  if (!model) return say("The models are not known yet.");
+  const control = begin();
+  lastFile = file;
+  const image = await createImageBitmap(file).catch(() => null); // the server reads formats that browsers do not
+  if (control.signal.aborted) return;
+  if (image) show(file.name, image, [image.height, image.width], []);
+  say("Detecting…");
+  try {
+    const found = await detect(file, model.name, control.signal);
+    show(file.name, image, found.image_size, found.detections);
+    tell(image ? "" : "This browser cannot show the image; its boxes are right all the same. ");
+  } catch (error) {
+    fail(error, control, true);
+  } finally {
+    end(control);
+  }
+}
+
+/** Show what is found in the camera's frames, one after the other, as fast as the server answers. */
+async function runCamera() {
+  if (!model) return say("The models are not known yet.");
+  const control = begin();
+  let camera = null;
+  try {
+    say("Opening the camera…");
+    camera = await openCamera();
+    at("camera").setAttribute("aria-pressed", "true");
+    say("The camera is live.");
+    while (!control.signal.aborted) {
+      const { bitmap, blob } = await camera.frame();
+      try {
+        const found = await detect(blob, model.name, control.signal);
+        show("camera.jpg", bitmap, found.image_size, found.detections);
+      } catch (error) {
+        if (error.status !== 429) throw error;
+        await new Promise((done) => setTimeout(done, 1000 * (error.retryAfter || 1)));
+      }
+    }
+  } catch (error) {
+    fail(error, control, false);
+  } finally {
+    camera?.close();
+    at("camera").setAttribute("aria-pressed", "false");
+    end(control);
+  }
+}
+
+/** Stop what is being detected, and make ready for what comes next. */
+function begin() {
+  running?.abort();
+  running = new AbortController();
+  at("error").hidden = at("retry").hidden = true;
+  at("cancel").hidden = false;
+  at("stage").classList.add("busy");
+  at("stage").setAttribute("aria-busy", "true");
+  return running;
+}
+
+function end(control) {
+  if (running !== control) return;
+  running = null;
+  const hadFocus = document.activeElement === at("cancel");
+  at("cancel").hidden = true;
+  if (hadFocus) at(at("retry").hidden ? "results" : "retry").focus();
+  at("stage").classList.remove("busy");
+  at("stage").removeAttribute("aria-busy");
+}
+
+function fail(error, control, canRetry) {
+  if (control.signal.aborted) {
+    if (running === control) tell("Stopped. ");
+    return;
+  }
+  say("");
+  if (!(error instanceof ApiError || error instanceof CameraError)) console.error(error);
+  at("error").textContent = error.message;
+  at("error").hidden = false;
+  at("retry").hidden = !canRetry || error.status === 401;
+  at("key-form").hidden = error.status !== 401;
+}
+
+// ---- Showing ----
+
+const say = (text) => { at("status").textContent = text; };
+
+/** The objects that the slider and the classes let through. */
+function visible() {
+  const least = at("threshold").value / 100;
+  return shown.detections.filter((one) => one.score >= least && !shown.hidden.has(one.class_name));
+}
+
+function counted(detections) {
+  const counts = new Map();
+  for (const one of detections) counts.set(one.class_name, (counts.get(one.class_name) ?? 0) + 1);
+  return counts;
+}
+
+function inWords(detections) {
+  const parts = [...counted(detections)].map(([name, count]) => `${count} × ${name}`);
+  return detections.length ? parts.join(", ") : "No objects with this score";
+}
+
+/** Say what is shown; a moment later, so that a moving slider is not read out at every step. */
+function tell(before = "") {
+  clearTimeout(tell.timer);
+  tell.timer = setTimeout(() => say(shown.size ? `${before}${inWords(visible())}.` : before), 150);
+}
+
+function show(name, image, size, detections) {
+  if (shown.image !== image) shown.image?.close();
+  Object.assign(shown, { name, image, size, detections, chosen: null });
+  canvas.hidden = false;
+  at("hint").hidden = true;
+  at("stage").classList.add("full");
+  at("save-json").disabled = at("save-image").disabled = false;
+  listClasses();
+  render();
+}
+
+function render() {
+  const found = visible();
+  at("threshold-value").textContent = `${at("threshold").value}%`;
+  if (shown.size === null) return;
+  if (!found.includes(shown.chosen)) shown.chosen = null;
+  repaint(found);
+  canvas.setAttribute("aria-label", `${shown.name}: ${inWords(found)}`);
+  at("table-scroll").hidden = found.length === 0;
+  at("nothing").hidden = found.length > 0;
+  at("nothing").textContent = "No objects with this score. Move the slider to the left to see weaker ones.";
+  at("rows").replaceChildren(...found.map(row));
+}
+
+function repaint(found = visible()) {
+  paint(canvas, shown.image, shown.size, found, model.class_colors, shown.chosen);
+}
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+function swatch(label) {
+  const made = element("span", { className: "swatch" });
+  made.style.background = model.class_colors[label];
+  return made;
+}
+
+function row(detection) {
+  const [left, top, right, bottom] = detection.box_xyxy;
+  const button = element("button", { type: "button", title: "Stress this box" });
+  button.append(swatch(detection.label), detection.class_name);
+  button.setAttribute("aria-pressed", "false");
+  button.addEventListener("click", () => {
+    shown.chosen = shown.chosen === detection ? null : detection;
+    for (const other of at("rows").querySelectorAll("button")) other.setAttribute("aria-pressed", "false");
+    button.setAttribute("aria-pressed", String(shown.chosen === detection));
+    repaint();
+  });
+  const numbers = [left, top, right - left, bottom - top].map((side) => Math.round(side));
+  const cells = [`${Math.round(detection.score * 100)}%`, ...numbers].map((text) => element("td", {}, String(text)));
+  return element("tr", {}, element("td", {}, button), ...cells);
+}
+
+/** A checkbox for each class that was found; those that stay keep their state and the focus. */
+function listClasses() {
+  const counts = counted(shown.detections);
+  const names = [...counts.keys()].sort();
+  const list = at("class-list");
+  if (JSON.stringify(names) !== list.dataset.names) {
+    list.dataset.names = JSON.stringify(names);
+    list.replaceChildren(...names.map((name) => {
+      const box = element("input", { type: "checkbox", checked: !shown.hidden.has(name) });
+      box.addEventListener("change", () => {
+        shown.hidden[box.checked ? "delete" : "add"](name);
+        render();
+        tell();
+      });
+      return element("label", {}, box, swatch(model.class_names.indexOf(name)), name);
+    }));
+  }
+  at("classes").hidden = names.length === 0;
+}
+
+// ---- Downloading ----
+
+function download(blob, name) {
+  const link = element("a", { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+const stem = () => shown.name.replace(/\.[^.]*$/, "") || "image";
+
+at("save-json").addEventListener("click", () => {
+  const content = { model: model.name, source: shown.name, image_size: shown.size, detections: visible() };
+  download(new Blob([JSON.stringify(content, null, 2)], { type: "application/json" }), `${stem()}.json`);
+});
+
+at("save-image").addEventListener("click", () => {
+  canvas.toBlob((blob) => download(blob, `${stem()}-annotated.png`), "image/png");
+});
+
+// ---- Where images come from ----
+
+for (const id of ["file", "photo"]) {
+  at(id).addEventListener("change", () => {
+    const [file] = at(id).files;
+    if (file) showFile(file);
+    at(id).value = ""; // so that the same file can be chosen again
+  });
+}
+
+/** The first file of a drop or a paste. */
+function take(transfer) {
+  const file = [...(transfer?.files ?? [])][0];
+  if (file) showFile(file);
+  return Boolean(file);
+}
+
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  at("stage").classList.add("over");
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) at("stage").classList.remove("over");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  at("stage").classList.remove("over");
+  if (!take(event.dataTransfer)) say("That was no file. Drop an image file.");
+});
+document.addEventListener("paste", (event) => {
+  if (take(event.clipboardData)) event.preventDefault();
+});
+
+at("camera").addEventListener("click", () => {
+  if (at("camera").getAttribute("aria-pressed") === "true") running?.abort();
+  else runCamera();
+});
+at("cancel").addEventListener("click", () => running?.abort());
+at("retry").addEventListener("click", () => showFile(lastFile));
+at("threshold").addEventListener("input", () => {
+  render();
+  tell();
+});
+
+// ---- Models, and the server's key ----
+
+function chooseModel(name) {
+  model = models.find((one) => one.name === name);
+  at("threshold").value = Math.round(model.settings.score_threshold * 100);
+  shown.hidden.clear();
+  delete at("class-list").dataset.names;
+  const classes = model.class_names.slice(0, 6).join(", ");
+  const more = model.class_names.length - 6;
+  at("about").textContent = `Finds ${classes}${more > 0 ? ` and ${more} more classes` : ""}.`;
+  render();
+}
+
+async function start() {
+  try {
+    models = await listModels();
+  } catch (error) {
+    fail(error, new AbortController(), false);
+    at("about").textContent = "";
+    return;
+  }
+  at("error").hidden = at("key-form").hidden = true;
+  at("model").replaceChildren(...models.map(({ name }) => element("option", { value: name }, name)));
+  at("model-choice").hidden = models.length < 2;
+  chooseModel(models[0].name);
+}
+
+at("model").addEventListener("change", () => {
+  chooseModel(at("model").value);
+  if (lastFile && !running) showFile(lastFile);
+});
+at("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey(at("key").value);
+  start();
+});
+
+start();

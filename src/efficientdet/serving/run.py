@@ -1,0 +1,87 @@
+"""From settings to a running server: the socket, uvicorn, signals, logs."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from efficientdet.errors import SettingError, Terminated
+from efficientdet.serving.app import create_app
+from efficientdet.serving.observe import JsonLines
+from efficientdet.serving.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from efficientdet.inference.detector import Detector
+
+
+def name_models(weights: list[str]) -> dict[str, str]:
+    """Names for the models of a server, and the weights of each: `NAME=WEIGHTS`, or weights named after their file.
+
+    Raises:
+        SettingError: two have the same name.
+    """
+    named: dict[str, str] = {}
+    for text in weights:
+        name, found, source = text.partition("=")
+        if not found:
+            name, source = PurePath(text).stem, text
+        if name in named:
+            raise SettingError(f"two models are named '{name}'; name one of them: --weights NAME={source}")
+        named[name] = source
+    return named
+
+
+def run_server(
+    detectors: Mapping[str, Detector], settings: ServeSettings, api_key: str | None, tell: Callable[[str], object]
+) -> None:
+    """Serve until SIGINT or SIGTERM; then answer what was accepted, and end.
+
+    Args:
+        detectors: by name; the first is the default.
+        settings: where to listen, and what to accept.
+        api_key: what requests must send; None for nothing.
+        tell: called with the address, once requests are taken.
+
+    Raises:
+        KeyboardInterrupt: SIGINT ended it.
+        Terminated: SIGTERM ended it.
+        OSError: the port is taken, or the address is not of this machine.
+    """
+    _log_as_json()
+    # uvicorn gives signals back to whoever had them, and raises them again, once it has stopped.
+    signal.signal(signal.SIGTERM, _end)
+    app = create_app(detectors, settings, api_key)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.create_server((settings.host, settings.port), family=family) as listener:
+        host, port = listener.getsockname()[:2]
+        tell(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # A request that is accepted has this long, and then some, whatever its client does.
+            timeout_graceful_shutdown=int(2 * settings.time_limit) + 5,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _log_as_json() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+    for name in ("efficientdet.serving", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a damaged body is answered, which suffices
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise Terminated

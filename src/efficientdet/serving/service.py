@@ -1,0 +1,133 @@
+"""The way of a request: its limits, its settings, the detector that it chose, and what was found in its images."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import Request
+
+from efficientdet.errors import ImageError, SettingError, unknown_name
+from efficientdet.images.read import image_size
+from efficientdet.serving.body import REQUEST_SETTINGS, Options, RequestError, Upload, read_request
+from efficientdet.serving.observe import Metrics
+from efficientdet.serving.settings import ServeSettings
+from efficientdet.serving.worker import Found, QueueFullError, Worker
+from efficientdet.settings import changed, divided
+
+if TYPE_CHECKING:
+    from efficientdet.inference.detector import Detector
+
+# A request may not ask for more work than the server's own setting.
+_CEILINGS = ("max_detections", "max_candidates")
+
+
+class Service:
+    """The detectors of a server, and the way of a request through them.
+
+    Attributes:
+        workers: by the name of their model; the first is the default.
+        drawing: how many images may be decoded and drawn on at once.
+        is_stopping: whether the server is about to end.
+    """
+
+    def __init__(self, detectors: Mapping[str, Detector], settings: ServeSettings) -> None:
+        """Build each detector's engine, run it once, and start its thread."""
+        self.settings = settings
+        self.workers = {
+            name: Worker(detector, settings.queue_size, settings.batch_size) for name, detector in detectors.items()
+        }
+        self.metrics = Metrics(self.workers)
+        self.drawing = anyio.CapacityLimiter(os.cpu_count() or 1)
+        self.is_stopping = False
+        self._in_progress = 0
+
+    def close(self) -> None:
+        """Finish what waits, and end the threads."""
+        self.is_stopping = True
+        for worker in self.workers.values():
+            worker.close()
+
+    async def detect(self, request: Request, query: Mapping[str, Any]) -> tuple[str, list[Upload], list[Found]]:
+        """The model that a request chose, its images, and what was found in each.
+
+        Raises:
+            QueueFullError: too much is waiting already.
+            RequestError: a limit was reached, or the body cannot be read.
+            SettingError: a setting is unknown or out of range.
+            pydantic.ValidationError: a setting is of the wrong type.
+        """
+        limit = self.settings.time_limit
+        with self._one_more_request():
+            with _time_limit(limit, 408, "slow_request", f"the request did not arrive within {limit:g} s; send less"):
+                images, fields = await read_request(request, self.settings)
+            options = {**query, **Options.model_validate(fields).model_dump(exclude_unset=True)}
+            options = {name: value for name, value in options.items() if value is not None}
+            name, classes = options.pop("model", next(iter(self.workers))), options.pop("classes", None)
+            if name not in self.workers:
+                raise unknown_name("model", name, self.workers)
+            worker = self.workers[name]
+            _check(worker.detector, options, classes)
+            request.state.facts.update(model=name, images=len(images))
+            with _time_limit(limit, 504, "time_limit", f"not done within {limit:g} s; send fewer or smaller images"):
+                found = await self._find(worker, [image.data for image in images], options)
+        for one in found:
+            self.metrics.images.labels(name, "unreadable" if isinstance(one, ImageError) else "predicted").inc()
+        return name, images, [one if isinstance(one, ImageError) else one.filter(classes=classes) for one in found]
+
+    @contextmanager
+    def _one_more_request(self) -> Iterator[None]:
+        """Count a request, before its body is read: bodies take memory too."""
+        if self._in_progress >= self.settings.queue_size:
+            raise QueueFullError(f"{self._in_progress} requests are in progress already; try again in 1 s", 1)
+        self._in_progress += 1
+        try:
+            yield
+        finally:
+            self._in_progress -= 1
+
+    async def _find(self, worker: Worker, images: Sequence[bytes], settings: dict[str, Any]) -> list[Found]:
+        refused = await run_sync(lambda: [self._refusal(image) for image in images])
+        accepted = [image for image, refusal in zip(images, refused, strict=True) if refusal is None]
+        futures = worker.submit(accepted, settings)
+        found = iter(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+        return [next(found) if refusal is None else refusal for refusal in refused]
+
+    def _refusal(self, image: bytes) -> ImageError | None:
+        """Why an image is refused by its header, before a pixel is decoded."""
+        try:
+            height, width = image_size(image)
+        except ImageError as error:
+            return error
+        most = self.settings.max_pixels
+        if height * width > most:
+            return ImageError(f"{width}x{height} is over the limit of {most:,} pixels; shrink the image")
+        return None
+
+
+def _check(detector: Detector, settings: Mapping[str, Any], classes: Sequence[str] | None) -> None:
+    """Refuse what cannot be, before anything waits for the network."""
+    for cls, part in zip(REQUEST_SETTINGS, divided(settings, *REQUEST_SETTINGS), strict=True):
+        wanted = changed(cls(), part)
+        for name in _CEILINGS:
+            most = getattr(detector.postprocess, name)
+            if name in part and getattr(wanted, name) > most:
+                option = f"--{name.replace('_', '-')}"
+                raise SettingError(f"{name} is {part[name]}; this server allows at most {most} (its option {option})")
+    for name in classes or ():
+        if name not in detector.class_names:
+            raise unknown_name("class", name, detector.class_names)
+
+
+@contextmanager
+def _time_limit(seconds: float, status: int, code: str, message: str) -> Iterator[None]:
+    try:
+        with anyio.fail_after(seconds):
+            yield
+    except TimeoutError as error:
+        raise RequestError(status, code, message) from error
