@@ -72,6 +72,12 @@ FIND_CUT_TEXT = """() => {
 
 
 @pytest.fixture(scope="session")
+def find_cut_text() -> str:
+    """A function of JavaScript that lists the text of a page that is cut off."""
+    return FIND_CUT_TEXT
+
+
+@pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """A browser without a window; skips where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing (dependency group dev)")
@@ -79,7 +85,8 @@ def chromium() -> Iterator[Any]:
     if program is None:
         pytest.skip("chromium is missing; install it with the system's packages")
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        fake_camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = running.chromium.launch(executable_path=program, args=["--no-sandbox", *fake_camera])
         yield browser
         browser.close()
 

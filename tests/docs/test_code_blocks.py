@@ -4,7 +4,8 @@ A page's blocks run in their order, in a folder with the files that its reader w
 `dataset/`, and a few images of `people/`, `cells/` and `microcontrollers/`. Python blocks of a page share their
 names. `pip install` and `make` are checked for what they name. The README's commands are processes of their own;
 those of other pages run in this one, which spares each the seconds in which torch is imported. Commands that train
-are made short by `SHORTER`, and a comment before a block says what else is to be done with it:
+are made short by `SHORTER`, a server runs until the end of its page, and a comment before a block says what else is
+to be done with it:
 
     <!-- test: slow -->               run by `pytest -m slow` alone; so must be what builds upon it
     <!-- test: file graph.yaml -->    not run: written to that file
@@ -47,6 +48,8 @@ SHORTER = {
     "tune": "--epochs 1 --image-size 64 --batch-size 2 --device cpu --precision fp32 --learning-rate 0.01",
     "ablate": "--epochs 1 --image-size 64 --seeds 1 --jobs 1 --device cpu --feature-networks bifpn,fpn --fusions fast",
 }
+# Of the page that is read: they run until its end.
+SERVERS: list[subprocess.Popen[str]] = []
 # Images of each split that are copied from a shared dataset, into a folder of its name.
 SHARED = {"people": 12, "cells": 8, "microcontrollers": 8}
 
@@ -97,7 +100,7 @@ def name_of(page: Path) -> str:
 @pytest.fixture
 def reader(
     tmp_path: Path, shapes: ModuleType, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], None]:
+) -> Iterator[Callable[[str], None]]:
     """Someone who has the files that pages speak of, in the current folder; called with a block to prepare for it."""
     shutil.copy(sample_image(), tmp_path / "photo.jpg")
     (tmp_path / "photos").mkdir()
@@ -115,7 +118,10 @@ def reader(
         for file in re.findall(r"[\w-]+\.npz", text):
             shutil.copy(request.getfixturevalue("shared_data") / "weights" / file, tmp_path)
 
-    return prepare
+    yield prepare
+    while SERVERS:
+        with SERVERS.pop() as server:
+            server.terminate()
 
 
 def shortened(train: Callable[..., Any]) -> Callable[..., Any]:
@@ -177,6 +183,9 @@ def run_command(words: list[str], in_process: bool = False) -> None:
     if program in ("pip", "make", "git") or program.startswith(".venv/"):
         check_form(words)
         return
+    if words[:2] == ["efficientdet", "serve"]:
+        start_server(arguments)
+        return
     if program == "efficientdet":
         arguments += shlex.split(SHORTER.get(arguments[0], ""))
         if in_process:
@@ -185,11 +194,20 @@ def run_command(words: list[str], in_process: bool = False) -> None:
         script = Path(sys.executable).with_name("efficientdet")
         start = [str(script)] if script.exists() else [sys.executable, "-m", "efficientdet"]
     else:
-        assert program == "python", f"unknown program in {words}"
-        start = [sys.executable]
+        assert program in ("python", "curl"), f"unknown program in {words}"
+        start = [sys.executable] if program == "python" else ["curl", "--fail-with-body", "--silent", "--show-error"]
     environment = {**os.environ, "COLUMNS": "120"}
     done = subprocess.run([*start, *arguments], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+
+
+def start_server(arguments: list[str]) -> None:
+    """Start `efficientdet serve`, and wait until it takes requests."""
+    pytest.importorskip("fastapi", reason="fastapi is missing (extra serve)")
+    command = [sys.executable, "-m", "efficientdet", *arguments]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    SERVERS.append(server)
+    assert server.stdout is not None and "http://" in server.stdout.readline(), shlex.join(arguments)
 
 
 def run_in_this_process(arguments: list[str]) -> None:

@@ -119,7 +119,8 @@ def tiny(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from efficientdet.network.efficientdet import build_model
-    from efficientdet.weights.checkpoint import CheckpointInfo, default_preprocessing, save_checkpoint
+    from efficientdet.weights.checkpoint import save_checkpoint
+    from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
@@ -145,9 +146,9 @@ def start_process() -> Iterator[Callable[..., ServerProcess]]:
             assert server.stop(signal.SIGINT) == 130
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start_here() -> Iterator[Callable[..., Server]]:
-    """Starts servers in threads of this process, with a detector and settings."""
+    """Starts servers in threads of this process, with a detector (`tiny`, perhaps an `other`) and settings."""
     import uvicorn
 
     from efficientdet.serving.app import create_app
@@ -155,8 +156,9 @@ def start_here() -> Iterator[Callable[..., Server]]:
 
     with contextlib.ExitStack() as stack:
 
-        def start(detector: Any, api_key: str | None = None, **settings: Any) -> Server:
-            app = create_app({"tiny": detector}, ServeSettings(**settings), api_key)
+        def start(detector: Any, api_key: str | None = None, other: Any = None, **settings: Any) -> Server:
+            detectors = {"tiny": detector} | ({"other": other} if other else {})
+            app = create_app(detectors, ServeSettings(**settings), api_key)
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             running = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
             thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,9 +16,7 @@ pytest.importorskip("fastapi", reason="fastapi is missing (extra serve)")
 from starlette.requests import Request  # noqa: E402
 
 from efficientdet.serving.body import Options, RequestError, Upload, read_request  # noqa: E402
-from efficientdet.serving.settings import ServeSettings  # noqa: E402
 
-LIMITS = ServeSettings(max_images=3, max_megabytes=0.01)
 FORM = "multipart/form-data; boundary=b"
 
 
@@ -33,7 +32,8 @@ def read(body: bytes, kind: str | None = None, length: int | None = None, step: 
     headers = [(b"content-type", kind.encode())] if kind is not None else []
     headers += [(b"content-length", str(length).encode())] if length is not None else []
     request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
-    return asyncio.run(read_request(request, LIMITS))
+    with ThreadPoolExecutor(1) as pool:  # a browser of other tests has its event loop in this thread
+        return pool.submit(asyncio.run, read_request(request, max_megabytes=0.01, max_images=3)).result()
 
 
 def part(name: str, content: bytes, file: str | None = None) -> bytes:

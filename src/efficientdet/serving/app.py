@@ -15,8 +15,9 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
 
 from efficientdet.detections import Detections
 from efficientdet.errors import EfficientDetError, ImageError
@@ -35,16 +36,14 @@ from efficientdet.version import __version__
 if TYPE_CHECKING:
     from efficientdet.inference.detector import Detector
 
-_PAGE = Path(__file__).parent / "page"
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _LARGEST_JPEG = 65_500  # pixels of a side
 
 
-def _options(options: Annotated[Options, Query()]) -> BaseModel:  # type: ignore[valid-type]
-    return options
+def _options(options: Annotated[Options, Query()]) -> dict[str, Any]:
+    return options.model_dump(exclude_unset=True)
 
 
-_Chosen = Annotated[BaseModel, Depends(_options)]
+_Chosen = Annotated[dict[str, Any], Depends(_options)]
 
 
 def create_app(
@@ -75,7 +74,7 @@ def create_app(
     app.state.service = service
     app.include_router(_open_routes(service))
     app.include_router(_guarded_routes(service), dependencies=[Depends(_key_check(api_key))] if api_key else [])
-    _add_page(app)
+    app.mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True))
     for kind in (EfficientDetError, RequestValidationError, ValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     app.add_middleware(Observed, metrics=service.metrics)
@@ -90,10 +89,11 @@ def _open_routes(service: Service) -> APIRouter:
         """Whether the process answers."""
         return {"status": "ok", "version": __version__}
 
-    @router.get("/ready", responses={503: {"description": "The server is stopping."}})
+    @router.get("/ready", responses={503: {"description": "A model's thread has ended."}})
     def ready() -> Response:
-        """Whether requests are taken; the models are loaded before the port is opened."""
-        return _json({"status": "stopping"}, 503) if service.is_stopping else _json({"status": "ready"})
+        """Whether requests can be answered. The port is open only between the loading of the models and the end."""
+        is_ready = all(worker.is_alive() for worker in service.workers.values())
+        return _json({"status": "ready"}) if is_ready else _json({"status": "failed"}, 503)
 
     return router
 
@@ -104,15 +104,13 @@ def _guarded_routes(service: Service) -> APIRouter:
     @router.post("/v1/detect", tags=["detection"], openapi_extra=DETECT_BODY, responses=DETECT_RESPONSES)
     async def detect(request: Request, options: _Chosen) -> Response:
         """Find objects in one or many images."""
-        name, images, found = await service.detect(request, options.model_dump(exclude_unset=True))
+        name, images, found = await service.detect(request, options)
         return _describe(name, images, found)
 
     @router.post("/v1/detect/annotated", tags=["detection"], openapi_extra=DETECT_BODY, responses=DRAWN_RESPONSES)
     async def detect_annotated(request: Request, options: _Chosen) -> Response:
         """Find objects in one image, and give it back with boxes and labels on it."""
-        name, images, found = await service.detect(request, options.model_dump(exclude_unset=True))
-        if len(images) > 1:
-            raise RequestError(400, "too_many_images", f"{len(images)} images; send one, or use /v1/detect")
+        name, images, found = await service.detect(request, options, max_images=1)
         if isinstance(found[0], ImageError):
             return _describe(name, images, found)
         kind, data = await run_sync(_draw, found[0], images[0].data, limiter=service.drawing)
@@ -142,21 +140,6 @@ def _key_check(api_key: str) -> Any:
             raise RequestError(401, "bad_key", message, {"WWW-Authenticate": "Bearer"})
 
     return check
-
-
-def _add_page(app: FastAPI) -> None:
-    """Serve the files of the page, read once: no request names a file of this machine."""
-
-    def add(path: str, file: Path) -> None:
-        content, kind = file.read_bytes(), _TYPES[file.suffix]
-
-        def give() -> Response:
-            return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
-
-        app.add_api_route(path, give, methods=["GET", "HEAD"], include_in_schema=False)
-
-    for file in sorted(_PAGE.iterdir()):
-        add("/" if file.name == "index.html" else f"/{file.name}", file)
 
 
 def _describe(name: str, images: Sequence[Upload], found: Sequence[Found]) -> Response:

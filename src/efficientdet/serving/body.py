@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import json
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from fastapi import Request
 from fastapi.datastructures import Headers
@@ -16,7 +16,6 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from efficientdet.errors import EfficientDetError
 from efficientdet.inference.settings import PostprocessSettings
-from efficientdet.serving.settings import ServeSettings
 from efficientdet.text import printable
 
 # What a request may set for itself.
@@ -61,10 +60,13 @@ def _make_options() -> type[BaseModel]:
 
 # What stands in the query, or beside the images in the body: strings become numbers; limits are checked later, by the
 # settings themselves.
-Options = _make_options()
+if TYPE_CHECKING:
+    Options = BaseModel
+else:
+    Options = _make_options()
 
 
-async def read_request(request: Request, limits: ServeSettings) -> tuple[list[Upload], dict[str, Any]]:
+async def read_request(request: Request, max_megabytes: float, max_images: int) -> tuple[list[Upload], dict[str, Any]]:
     """The images of a request, and the settings beside them.
 
     The type of the content decides: `multipart/form-data` has files and fields; `application/json` an object with
@@ -73,10 +75,10 @@ async def read_request(request: Request, limits: ServeSettings) -> tuple[list[Up
     Raises:
         RequestError: the body is too large, cut off, damaged, or has no or too many images.
     """
-    body = await _read_body(request, int(limits.max_megabytes * 1_000_000))
+    body = await _read_body(request, int(max_megabytes * 1_000_000))
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        images, fields = await _from_form(request.headers, body, limits.max_images)
+        images, fields = await _from_form(request.headers, body, max_images)
     elif kind == "application/json":
         images, fields = _from_json(body)
     else:
@@ -85,10 +87,8 @@ async def read_request(request: Request, limits: ServeSettings) -> tuple[list[Up
         raise RequestError(
             400, "no_image", "no image: send its bytes as the body, files as multipart/form-data, or JSON with 'images'"
         )
-    if len(images) > limits.max_images:
-        raise RequestError(
-            413, "too_many_images", f"{len(images)} images; send at most {limits.max_images} in a request"
-        )
+    if len(images) > max_images:
+        raise RequestError(413, "too_many_images", f"{len(images)} images; send at most {max_images} in a request")
     return images, fields
 
 

@@ -33,7 +33,6 @@ class Service:
     Attributes:
         workers: by the name of their model; the first is the default.
         drawing: how many images may be decoded and drawn on at once.
-        is_stopping: whether the server is about to end.
     """
 
     def __init__(self, detectors: Mapping[str, Detector], settings: ServeSettings) -> None:
@@ -44,17 +43,22 @@ class Service:
         }
         self.metrics = Metrics(self.workers)
         self.drawing = anyio.CapacityLimiter(os.cpu_count() or 1)
-        self.is_stopping = False
         self._in_progress = 0
 
     def close(self) -> None:
         """Finish what waits, and end the threads."""
-        self.is_stopping = True
         for worker in self.workers.values():
             worker.close()
 
-    async def detect(self, request: Request, query: Mapping[str, Any]) -> tuple[str, list[Upload], list[Found]]:
+    async def detect(
+        self, request: Request, query: Mapping[str, Any], max_images: int | None = None
+    ) -> tuple[str, list[Upload], list[Found]]:
         """The model that a request chose, its images, and what was found in each.
+
+        Args:
+            request: its body is read here.
+            query: the settings in its query.
+            max_images: largest number of images; by default the server's.
 
         Raises:
             QueueFullError: too much is waiting already.
@@ -65,7 +69,9 @@ class Service:
         limit = self.settings.time_limit
         with self._one_more_request():
             with _time_limit(limit, 408, "slow_request", f"the request did not arrive within {limit:g} s; send less"):
-                images, fields = await read_request(request, self.settings)
+                images, fields = await read_request(
+                    request, self.settings.max_megabytes, max_images or self.settings.max_images
+                )
             options = {**query, **Options.model_validate(fields).model_dump(exclude_unset=True)}
             options = {name: value for name, value in options.items() if value is not None}
             name, classes = options.pop("model", next(iter(self.workers))), options.pop("classes", None)

@@ -94,6 +94,10 @@ class Worker:
             self._changed.notify()
         return [job.future for job in jobs]
 
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """End the thread once everything that waits is done."""
         with self._changed:

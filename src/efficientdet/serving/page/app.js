@@ -8,7 +8,7 @@ const at = (id) => document.getElementById(id);
 const canvas = at("canvas");
 
 // What is shown: the last image, and what was found in it.
-const shown = { name: "", image: null, size: null, detections: [], hidden: new Set(), chosen: null };
+const shown = { name: "", image: null, size: null, detections: null, hidden: new Set(), chosen: null };
 let models = [];
 let model = null;
 let lastFile = null;
@@ -21,11 +21,11 @@ async function showFile(file) {
   if (!model) return say("The models are not known yet.");
   const control = begin();
   lastFile = file;
-  const image = await createImageBitmap(file).catch(() => null); // the server reads formats that browsers do not
-  if (control.signal.aborted) return;
-  if (image) show(file.name, image, [image.height, image.width], []);
   say("Detecting…");
   try {
+    const image = await createImageBitmap(file).catch(() => null); // the server reads formats that browsers do not
+    control.signal.throwIfAborted();
+    if (image) show(file.name, image, [image.height, image.width], null);
     const found = await detect(file, model.name, control.signal);
     show(file.name, image, found.image_size, found.detections);
     tell(image ? "" : "This browser cannot show the image; its boxes are right all the same. ");
@@ -48,9 +48,10 @@ async function runCamera() {
     say("The camera is live.");
     while (!control.signal.aborted) {
       const { bitmap, blob } = await camera.frame();
+      const used = model;
       try {
-        const found = await detect(blob, model.name, control.signal);
-        show("camera.jpg", bitmap, found.image_size, found.detections);
+        const found = await detect(blob, used.name, control.signal);
+        if (used === model) show("camera.jpg", bitmap, found.image_size, found.detections);
       } catch (error) {
         if (error.status !== 429) throw error;
         await new Promise((done) => setTimeout(done, 1000 * (error.retryAfter || 1)));
@@ -88,7 +89,7 @@ function end(control) {
 
 function fail(error, control, canRetry) {
   if (control.signal.aborted) {
-    if (running === control) tell("Stopped. ");
+    if (running === control) say("Stopped.");
     return;
   }
   say("");
@@ -101,12 +102,17 @@ function fail(error, control, canRetry) {
 
 // ---- Showing ----
 
-const say = (text) => { at("status").textContent = text; };
+let telling = 0;
+
+function say(text) {
+  clearTimeout(telling);
+  at("status").textContent = text;
+}
 
 /** The objects that the slider and the classes let through. */
 function visible() {
   const least = at("threshold").value / 100;
-  return shown.detections.filter((one) => one.score >= least && !shown.hidden.has(one.class_name));
+  return (shown.detections ?? []).filter((one) => one.score >= least && !shown.hidden.has(one.class_name));
 }
 
 function counted(detections) {
@@ -122,17 +128,18 @@ function inWords(detections) {
 
 /** Say what is shown; a moment later, so that a moving slider is not read out at every step. */
 function tell(before = "") {
-  clearTimeout(tell.timer);
-  tell.timer = setTimeout(() => say(shown.size ? `${before}${inWords(visible())}.` : before), 150);
+  clearTimeout(telling);
+  if (shown.detections) telling = setTimeout(() => say(`${before}${inWords(visible())}.`), 150);
 }
 
+/** Show an image; `detections` is null while they are not known. */
 function show(name, image, size, detections) {
   if (shown.image !== image) shown.image?.close();
   Object.assign(shown, { name, image, size, detections, chosen: null });
   canvas.hidden = false;
   at("hint").hidden = true;
   at("stage").classList.add("full");
-  at("save-json").disabled = at("save-image").disabled = false;
+  at("save-json").disabled = at("save-image").disabled = detections === null;
   listClasses();
   render();
 }
@@ -143,10 +150,11 @@ function render() {
   if (shown.size === null) return;
   if (!found.includes(shown.chosen)) shown.chosen = null;
   repaint(found);
-  canvas.setAttribute("aria-label", `${shown.name}: ${inWords(found)}`);
+  canvas.setAttribute("aria-label", shown.detections ? `${shown.name}: ${inWords(found)}` : shown.name);
   at("table-scroll").hidden = found.length === 0;
   at("nothing").hidden = found.length > 0;
-  at("nothing").textContent = "No objects with this score. Move the slider to the left to see weaker ones.";
+  const advice = "No objects with this score. Move the slider to the left to see weaker ones.";
+  at("nothing").textContent = shown.detections ? advice : "";
   at("rows").replaceChildren(...found.map(row));
 }
 
@@ -168,7 +176,7 @@ function swatch(label) {
 
 function row(detection) {
   const [left, top, right, bottom] = detection.box_xyxy;
-  const button = element("button", { type: "button", title: "Stress this box" });
+  const button = element("button", { type: "button", title: "Highlight this box" });
   button.append(swatch(detection.label), detection.class_name);
   button.setAttribute("aria-pressed", "false");
   button.addEventListener("click", () => {
@@ -184,8 +192,7 @@ function row(detection) {
 
 /** A checkbox for each class that was found; those that stay keep their state and the focus. */
 function listClasses() {
-  const counts = counted(shown.detections);
-  const names = [...counts.keys()].sort();
+  const names = [...counted(shown.detections ?? []).keys()].sort();
   const list = at("class-list");
   if (JSON.stringify(names) !== list.dataset.names) {
     list.dataset.names = JSON.stringify(names);
@@ -275,7 +282,8 @@ function chooseModel(name) {
   const classes = model.class_names.slice(0, 6).join(", ");
   const more = model.class_names.length - 6;
   at("about").textContent = `Finds ${classes}${more > 0 ? ` and ${more} more classes` : ""}.`;
-  render();
+  if (shown.size) show(shown.name, shown.image, shown.size, null); // what the other model found has other classes
+  else render();
 }
 
 async function start() {
@@ -293,8 +301,9 @@ async function start() {
 }
 
 at("model").addEventListener("change", () => {
+  const isLive = at("camera").getAttribute("aria-pressed") === "true";
   chooseModel(at("model").value);
-  if (lastFile && !running) showFile(lastFile);
+  if (lastFile && !isLive) showFile(lastFile);
 });
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
