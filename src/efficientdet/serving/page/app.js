@@ -30,6 +30,7 @@ async function showFile(file) {
     show(file.name, image, found.image_size, found.detections);
     tell(image ? "" : "This browser cannot show the image; its boxes are right all the same. ");
   } catch (error) {
+    error.message = error.message.replace(/^<\d+ bytes>/, file.name); // the server does not know the name
     fail(error, control, true);
   } finally {
     end(control);
