@@ -161,8 +161,7 @@ def test_the_camera_live(open_page: Callable[..., Any], server: Any) -> None:
     expect(camera).to_have_attribute("aria-pressed", "false")
     expect(page.locator("#status")).to_have_text("Stopped.")
     expect(page.locator("#error")).to_be_hidden()
-    refuse = "() => { navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError') } }"
-    page.evaluate(refuse)
+    page.evaluate("void (navigator.mediaDevices.getUserMedia = async () => { throw {name: 'NotAllowedError'} })")
     camera.click()
     expect(page.locator("#error")).to_contain_text("The camera is not allowed.")
 
