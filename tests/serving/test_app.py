@@ -70,6 +70,8 @@ def test_a_request_may_choose_the_model_the_threshold_and_classes(server: Any, d
     expected = detector.predict(PHOTO, score_threshold=0.01)
     assert found == {"model": "tiny", "images": [expected.filter(classes=["square"]).to_json()]}
     assert len(expected.filter(classes=["square"])) > 0
+    by_class = detector.predict(PHOTO, score_threshold=(0.01, 1.0))
+    assert server.detect(PHOTO, threshold=[0.01, 1.0]).content["images"] == [by_class.to_json()]
     assert server.detect(PHOTO, threshold=1).content["images"][0]["detections"] == []
 
 

@@ -40,7 +40,8 @@ _LARGEST_JPEG = 65_500  # pixels of a side
 
 
 def _options(options: Annotated[Options, Query()]) -> dict[str, Any]:
-    return options.model_dump(exclude_unset=True)
+    given = options.model_dump(exclude_unset=True)
+    return {name: value[0] if isinstance(value, tuple) and len(value) == 1 else value for name, value in given.items()}
 
 
 _Chosen = Annotated[dict[str, Any], Depends(_options)]
@@ -193,5 +194,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         status, code, headers = error.status_code, "http", error.headers
         message = f"{error.detail}: {request.method} {request.url.path}; /openapi.json lists what there is"
     elif isinstance(error, (RequestValidationError, ValidationError)):
-        message = "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())
+        places = [([part for part in one["loc"] if part != "query"], one["msg"]) for one in error.errors()]
+        first = {str(place[0]): text for place, text in reversed(places)}  # of each setting
+        message = "; ".join(f"{name}: {text}" for name, text in first.items())
     return _json({"error": {"code": code, "message": printable_lines(message)}}, status, headers)

@@ -137,8 +137,10 @@ async def _from_form(headers: Headers, body: bytes, most: int) -> tuple[list[Upl
             images.append(Upload(printable(value.filename) or None, await value.read()))
             await value.close()
         else:
-            fields[name] = [*fields.get(name, []), value] if name == "classes" else value
-    return images, fields
+            fields[name] = [*fields.get(name, []), value]
+    return images, {
+        name: values if len(values) > 1 or name == "classes" else values[0] for name, values in fields.items()
+    }
 
 
 def _from_json(body: bytes) -> tuple[list[Upload], dict[str, Any]]:

@@ -277,7 +277,7 @@ at("threshold").addEventListener("input", () => {
 
 function chooseModel(name) {
   model = models.find((one) => one.name === name);
-  at("threshold").value = Math.round(model.settings.score_threshold * 100);
+  at("threshold").value = Math.round(100 * Math.min(...[model.settings.score_threshold].flat()));
   shown.hidden.clear();
   delete at("class-list").dataset.names;
   const classes = model.class_names.slice(0, 6).join(", ");
