@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from efficientdet.cli.options import Json, SkipMissing, app, out_console, print_json
+from efficientdet.cli.options import Json, SkipMissing, app, print_json, print_table, say
 
 
 @app.command()
@@ -27,4 +27,8 @@ def compare(
     from efficientdet.evaluation.compare import compare as run_comparison
 
     found = run_comparison(first, second, data, split=split, batch_size=batch_size, skip_missing=skip_missing)
-    print_json(found.to_dict()) if as_json else out_console.print(found.table())
+    if as_json:
+        print_json(found.to_dict())
+        return
+    print_table(f"{second} against {first}", found.rows(), ("class",))
+    say("\n".join(found.notes()))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from efficientdet.cli.options import Json, app, out_console, print_json, say, takes_settings
+from efficientdet.cli.options import Json, app, print_json, print_table, say, takes_settings
 from efficientdet.training.config import TrainConfig
 
 
@@ -44,9 +44,11 @@ def train(
         print_json({"best": str(run.best), "last": str(run.last), **run.report})
         return
     if run.metrics is not None:
-        out_console.print(run.metrics.table())
+        size = f"{run.metrics.images} images, {run.metrics.boxes} boxes"
+        print_table(f"COCO AP on {size}", run.metrics.rows(), ("class",))
     if run.report["skipped_steps"]:
         say(f"steps skipped: {len(run.report['skipped_steps'])}; see {run.folder}/report.json")
     if run.report["best_epoch"] is not None:
         say(f"best: AP {run.report['best_ap']:.3f} after epoch {run.report['best_epoch']}")
+    say(f"report: {run.folder}/report.html")
     say(f"best checkpoint: {run.best}")

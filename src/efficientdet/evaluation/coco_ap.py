@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from efficientdet.atomic_write import write_json
 from efficientdet.errors import require
@@ -71,22 +69,13 @@ class Metrics:
         """Write `to_dict` to a file, which never exists half-written."""
         write_json(path, self.to_dict())
 
-    def table(self) -> Table:
-        """The numbers for a terminal: a row for all classes, a row for each, and the recalls below."""
-        by_limit = " / ".join(map(number, (self.ar1, self.ar10, self.ar100)))
-        by_size = " / ".join(map(number, (self.ar_small, self.ar_medium, self.ar_large)))
-        table = Table(
-            title=f"COCO AP on {self.images} images, {self.boxes} boxes",
-            caption=f"AR with 1 / 10 / 100 detections: {by_limit}\nAR100 small / medium / large: {by_size}",
-        )
-        table.add_column("class")
-        for column in ("AP", "AP50", "AP75", "small", "medium", "large"):
-            table.add_column(column, justify="right")
-        overall = (self.ap, self.ap50, self.ap75, self.ap_small, self.ap_medium, self.ap_large)
-        table.add_row("all", *map(number, overall), end_section=True, style="bold")
-        for name, ap in self.per_class.items():
-            table.add_row(Text(printable(name)), number(ap), number(self.per_class_ap50[name]))
-        return table
+    def rows(self) -> list[dict[str, str]]:
+        """AP of all classes together and of each, as text."""
+        by_class = [(name, ap, self.per_class_ap50[name]) for name, ap in self.per_class.items()]
+        return [
+            {"class": printable(name, 80), "AP": number(ap), "AP50": number(ap50)}
+            for name, ap, ap50 in [("all", self.ap, self.ap50), *by_class]
+        ]
 
 
 def coco_metrics(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Metrics:

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
-from rich.text import Text
 
 from efficientdet.data.read_split import read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import DataError
-from efficientdet.evaluation.coco_ap import Metrics
+from efficientdet.evaluation.coco_ap import Metrics, number
 from efficientdet.evaluation.curves import class_ap, precision_recall, resampled_ap
 from efficientdet.evaluation.evaluate import evaluate
 from efficientdet.evaluation.matching import Matches
@@ -65,26 +63,30 @@ class Comparison:
             "worse": [{"image_id": image_id, "more_mistakes": count} for image_id, count in self.worse],
         }
 
-    def table(self) -> Table:
-        """AP of both, overall and by class, for a terminal."""
+    def rows(self) -> list[dict[str, str]]:
+        """AP of both, overall and by class, as text; without classes that have no objects."""
+        first, second = ({"all": one.ap} | one.per_class for one in self.metrics)
+        changes = {"all": self.difference} | self.per_class
+        return [
+            {
+                "class": printable(name, 80),
+                "first AP": number(first[name]),
+                "second AP": number(second[name]),
+                "difference": f"{change:+.3f}",
+            }
+            for name, change in changes.items()
+            if change is not None
+        ]
+
+    def notes(self) -> list[str]:
+        """Lines on the difference, and on the images that changed."""
         verdict = "more than chance" if self.is_certain() else "may be chance"
         low, high = self.interval
         lines = [f"Difference of AP {self.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}: {verdict}."]
-        for what, rows in (("better", self.better), ("worse", self.worse)):
-            if rows:
-                shown = ", ".join(f"{printable(image_id)} ({count})" for image_id, count in rows)
-                lines.append(f"Images that got {what} (by mistakes): {shown}")
-        table = Table(title=f"{printable(self.names[1])} against {printable(self.names[0])}", caption="\n".join(lines))
-        table.add_column("class")
-        for column in ("first AP", "second AP", "difference"):
-            table.add_column(column, justify="right")
-        first, second = self.metrics
-        table.add_row("all", f"{first.ap:.3f}", f"{second.ap:.3f}", f"{self.difference:+.3f}", style="bold")
-        for name, difference in self.per_class.items():
-            if difference is not None:
-                pair = [f"{metrics.per_class[name]:.3f}" for metrics in self.metrics]
-                table.add_row(Text(printable(name)), *pair, f"{difference:+.3f}")
-        return table
+        for what, images in (("better", self.better), ("worse", self.worse)):
+            shown = ", ".join(f"{printable(image_id)} ({count})" for image_id, count in images)
+            lines += [f"Images that got {what} (by mistakes): {shown}"] if shown else []
+        return lines
 
 
 def compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,19 +93,24 @@ def _share(text: str) -> float:
 
 def _run(history: Sequence[Mapping[str, float]]) -> html.Html:
     """Charts of a training: losses and average precisions over its epochs."""
-    epochs = [row["epoch"] for row in history]
-    x_range = (min(epochs), max(*epochs, min(epochs) + 1))
+    last = 5.0 * math.ceil(max(row["epoch"] for row in history) / 5)  # the axis has five parts
     charts = []
     for heading, names in RUN_CHARTS.items():
         points = {name: [(row["epoch"], row[name]) for row in history if name in row] for name in names}
         lines = [html.Line(name, places, marks=True) for name, places in points.items() if places]
         if lines:
-            top = max(y for line in lines for _, y in line.points) if heading == "Loss" else 1.0
+            top = _round_up(max(y for line in lines for _, y in line.points)) if heading == "Loss" else 1.0
             ends = ", ".join(f"{line.name} {line.points[-1][1]:.3g}" for line in lines)
             told = f"{heading} by epoch; at the end {ends}."
-            drawing = html.chart(lines, "epoch", heading, told, x_range, (0.0, top or 1.0))
+            drawing = html.chart(lines, "epoch", heading, told, (0.0, last), (0.0, top))
             charts.append(html.element("div", html.element("h3", heading), drawing))
     return html.element("div", *charts, class_="charts") if charts else html.paragraph("The run kept no log.")
+
+
+def _round_up(value: float) -> float:
+    """The next number with one digit."""
+    unit = 10.0 ** math.floor(math.log10(value)) if value > 0 else 1.0
+    return max(1, math.ceil(value / unit)) * unit
 
 
 def _curves(report: Mapping[str, Any]) -> html.Html:
