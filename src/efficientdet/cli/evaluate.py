@@ -116,7 +116,8 @@ def _gain(metrics: Metrics, detector: Ensemble, measure: Callable[[Detector], Me
     """What an ensemble adds to the AP of the best of its members alone, and how many times as long it takes."""
     alone = max((measure(member) for member in detector.members), key=lambda one: one.ap)
     cost = (alone.images_per_second or 0.0) / max(metrics.images_per_second or 0.0, 1e-9)
-    asked = f"{len(detector.members)} detectors, {len(detector.views)} views"
+    counts = {"detector": len(detector.members), "view": len(detector.views)}
+    asked = ", ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items())
     return (
         f"{asked}: AP {metrics.ap:.3f} instead of {alone.ap:.3f} ({metrics.ap - alone.ap:+.3f}), in {cost:.1f} times "
         f"the time ({metrics.images_per_second:.1f} instead of {alone.images_per_second:.1f} images a second)"
