@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from efficientdet.inference.prefetch import prefetch
+from efficientdet.inference.prefetch import next_batch, prefetch
 
 
 def test_results_come_in_order_however_long_each_takes() -> None:
@@ -77,3 +77,9 @@ def test_costs_worked_on_together_stay_below_the_limit() -> None:
                 held = sum(ahead) - taken
             assert held <= 8 or held == max(sizes)
     assert taken == sum(sizes)
+
+
+def test_a_batch_is_smaller_where_its_items_cost_much() -> None:
+    items = iter([1, 1, 1, 5, 1])
+    sizes = [len(next_batch(items, 3, lambda cost: cost, 4)) for _ in range(4)]
+    assert sizes == [3, 1, 1, 0]

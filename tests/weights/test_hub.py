@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from efficientdet.errors import WeightsError
+from efficientdet.errors import SettingError, WeightsError
+from efficientdet.images.find import sample_image
+from efficientdet.inference.detector import Detector, load
 from efficientdet.weights.hub import FILE_NAME, hub_file, parse_hub_name, push_to_hub
-from efficientdet.weights.names import find_weights
+from efficientdet.weights.names import BUNDLED_FOLDER, find_weights
+
+PEOPLE = BUNDLED_FOLDER / "people.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +83,7 @@ def test_whatever_the_hub_raises_is_an_error_of_ours(error: Exception, monkeypat
         hub_file("hf://owner/repo")
     monkeypatch.setattr(huggingface_hub, "HfApi", fail)
     with pytest.raises(WeightsError, match=r"owner/repo: cannot be uploaded \(.+\)"):
-        push_to_hub(Path(__file__), "owner/repo", "# card")
+        push_to_hub(PEOPLE, "owner/repo")
 
 
 def test_a_file_that_is_too_large_is_not_downloaded(monkeypatch: pytest.MonkeyPatch, sizes: list[int | None]) -> None:
@@ -88,32 +93,70 @@ def test_a_file_that_is_too_large_is_not_downloaded(monkeypatch: pytest.MonkeyPa
         hub_file("hf://owner/repo")
 
 
-def test_a_push_sends_checkpoint_and_card_in_one_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "best.safetensors"
-    checkpoint.write_bytes(b"weights")
-    calls: list[Any] = []
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder in place of the hub: repositories are folders in it, with one more for each revision."""
 
     class Api:
-        def create_repo(self, repository: str, **options: Any) -> None:
-            calls.append(("create", repository, options["exist_ok"]))
+        def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
+            (tmp_path / repository).mkdir(parents=True, exist_ok=exist_ok)
 
         def create_commit(self, repository: str, operations: list[Any], commit_message: str) -> Any:
-            calls.append(("commit", repository, [operation.path_in_repo for operation in operations]))
+            for operation in operations:
+                with operation.as_file() as content:
+                    (tmp_path / repository / operation.path_in_repo).write_bytes(content.read())
+            shutil.copytree(tmp_path / repository, tmp_path / f"{repository}@v1", dirs_exist_ok=True)
             return type("Commit", (), {"commit_url": "https://example.org/commit"})
 
+    def download(repository: str, file: str, revision: str | None = None) -> str:
+        return str(tmp_path / (f"{repository}@{revision}" if revision else repository) / file)
+
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    assert push_to_hub(checkpoint, "owner/repo", "# card") == "https://example.org/commit"
-    assert calls == [("create", "owner/repo", True), ("commit", "owner/repo", [FILE_NAME, "README.md"])]
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return tmp_path
 
 
-def test_a_push_that_is_refused_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "best.safetensors"
-    checkpoint.write_bytes(b"weights")
+def test_a_detector_comes_back_from_the_hub_as_it_was(stand_in: Path) -> None:
+    detector = load("people", backend="eager", score_threshold=0.4)
+    assert detector.push_to_hub("owner/repo") == "https://example.org/commit"
+    assert sorted(file.name for file in (stand_in / "owner" / "repo").iterdir()) == ["README.md", FILE_NAME]
+    expected = detector.predict(sample_image())
+    for again in (
+        Detector.from_pretrained("owner/repo", backend="eager", score_threshold=0.4),
+        Detector.from_pretrained("owner/repo", "v1", backend="eager", score_threshold=0.4),
+        load("hf://owner/repo", backend="eager", score_threshold=0.4),
+    ):
+        assert again.info == detector.info
+        assert again.predict(sample_image()).to_json() == expected.to_json()
 
+
+def test_the_card_on_the_hub_is_classified(stand_in: Path) -> None:
+    assert push_to_hub(PEOPLE, "owner/repo") == "https://example.org/commit"
+    card = huggingface_hub.ModelCard.load(stand_in / "owner" / "repo" / "README.md").data
+    assert (card.pipeline_tag, card.library_name, card.license) == ("object-detection", "efficientdet", "apache-2.0")
+    assert card.datasets == ["people"] and "lite0" in card.tags and card.model_name == "owner/repo"
+    assert [(one.metric_name, one.dataset_name, one.metric_value) for one in card.eval_results] == [
+        ("AP", "people, val", 0.243), ("AP50", "people, val", 0.5395), ("AP75", "people, val", 0.1866),
+    ]  # fmt: skip
+
+
+def test_an_exported_file_is_not_pushed() -> None:
+    detector = Detector(None, load("people").info, engine=load("people", backend="eager").engine)
+    with pytest.raises(SettingError, match="runs an exported file"):
+        detector.push_to_hub("owner/repo")
+
+
+def test_a_push_that_is_refused_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     class Api:
         def create_repo(self, *_: Any, **__: Any) -> None:
             raise OSError("not logged in")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     with pytest.raises(WeightsError, match="owner/repo: cannot be uploaded .not logged in"):
-        push_to_hub(checkpoint, "owner/repo", "# card")
+        push_to_hub(PEOPLE, "owner/repo")
+
+
+def test_what_is_no_checkpoint_is_not_pushed(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"weights")
+    with pytest.raises(WeightsError, match="x.safetensors"):
+        push_to_hub(tmp_path / "x.safetensors", "owner/repo")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from efficientdet.family import MODELS
 from efficientdet.weights import model_card, names
@@ -26,3 +27,21 @@ def test_bundled_models_speak_for_themselves(tmp_path: Path, monkeypatch: pytest
         {"name": "cells", "network": "lite0", "classes": "a, b", "input": 320, "AP": None, "AP50": None},
         {"name": "people", "network": "lite0", "classes": "a, b", "input": 320, "AP": 0.312, "AP50": 0.5},
     ]
+
+
+@pytest.mark.parametrize(
+    ("license", "expected"),
+    [
+        ("Apache-2.0", ("apache-2.0", None)),
+        ("ours: ask\n---\nlicense: mit", ("other", "ours: ask\\x0a---\\x0alicense: mit")),
+        ("", (None, None)),
+    ],
+)
+def test_the_facts_for_the_hub_are_yaml_whatever_a_checkpoint_says(
+    license: str, expected: tuple[str | None, str | None]
+) -> None:
+    spec = MODELS["lite0"]
+    info = CheckpointInfo(spec, ("a: b\n---",), (1,), default_preprocessing(spec), about={"license": license})
+    card = ModelCard(model_card.model_card("hf://me/mine", info)).data
+    assert (card.license, getattr(card, "license_name", None)) == expected
+    assert card.pipeline_tag == "object-detection" and card.eval_results is None and card.datasets is None

@@ -105,9 +105,6 @@ def push(
 
     Example: `efficientdet push runs/1/best.safetensors me/my-detector`
     """
-    from efficientdet.weights.checkpoint import read_info
-    from efficientdet.weights.hub import HUB_PREFIX, push_to_hub
-    from efficientdet.weights.model_card import model_card
+    from efficientdet.weights.hub import push_to_hub
 
-    card = model_card(HUB_PREFIX + repository, read_info(checkpoint))
-    say(push_to_hub(checkpoint, repository, card, private=private))
+    say(push_to_hub(checkpoint, repository, private=private))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,9 +26,10 @@ from efficientdet.images.read import ImageSource, image_size, read, read_reduced
 from efficientdet.inference.engines.exported import is_exported, open_exported
 from efficientdet.inference.engines.session import EndToEndEngine, Found
 from efficientdet.inference.hardware import thread_count
-from efficientdet.inference.prefetch import prefetch
+from efficientdet.inference.prefetch import next_batch, prefetch
 from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
 from efficientdet.settings import changed, divided
+from efficientdet.weights.hub import FILE_NAME, HUB_PREFIX, push_to_hub
 from efficientdet.weights.info import CheckpointInfo
 from efficientdet.weights.names import find_weights
 
@@ -272,7 +273,7 @@ class Detector:
         """Batches through the network, while other threads read the next one."""
         ahead = self._decoded_bytes, BYTES_AHEAD
         with prefetch(self._try_prepare, sources, READERS, 2 * batch_size, *ahead) as prepared:
-            while batch := _next_batch(prepared, batch_size):
+            while batch := next_batch(prepared, batch_size, _bytes_of, BYTES_AHEAD):
                 found = iter(self._detect([image for image in batch if not isinstance(image, ImageError)], settings))
                 yield from (image if isinstance(image, ImageError) else next(found) for image in batch)
 
@@ -320,6 +321,22 @@ class Detector:
                     self._engine = open_engine(self.model, self._backend, self.settings.precision, self.device)
         return self._engine
 
+    @classmethod
+    def from_pretrained(
+        cls, repository: str, revision: str | None = None, **settings: Unpack[DetectorOptions]
+    ) -> Detector:
+        """Load `owner/repo` of the Hugging Face Hub, at its default branch or a revision: `load("hf://owner/repo")`."""
+        return load(HUB_PREFIX + repository + (f"@{revision}" if revision else ""), **settings)
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload the network with its facts and a model card to the Hugging Face Hub, as `weights.hub.push_to_hub`."""
+        from efficientdet.weights.checkpoint import save_checkpoint
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / FILE_NAME
+            save_checkpoint(file, self.model.state_dict(), self.info)
+            return push_to_hub(file, repository, private=private)
+
     def warmup(self) -> Engine | EndToEndEngine:
         """Build the engine and run it once, so that the first prediction takes no longer than the others.
 
@@ -330,18 +347,6 @@ class Detector:
         return self.engine
 
 
-def _next_batch(images: Iterator[_Prepared | ImageError], batch_size: int) -> list[_Prepared | ImageError]:
-    """The next images: `batch_size` of them, or fewer where they are large."""
-    batch: list[_Prepared | ImageError] = []
-    size = 0
-    for image in itertools.islice(images, batch_size):
-        batch.append(image)
-        size += 0 if isinstance(image, ImageError) else image.image.nbytes
-        if size > BYTES_AHEAD:
-            break
-    return batch
-
-
 class _Prepared(NamedTuple):
     """An image on its way: what the network takes, and what its detections will say of it."""
 
@@ -350,6 +355,10 @@ class _Prepared(NamedTuple):
     image: RgbImage
     image_size: tuple[int, int]
     source: str | None
+
+
+def _bytes_of(image: _Prepared | ImageError) -> int:
+    return 0 if isinstance(image, ImageError) else image.image.nbytes
 
 
 def load(name_or_path: str | Path, **settings: Unpack[DetectorOptions]) -> Detector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,3 +57,13 @@ def prefetch(
         finally:  # an error was raised, or the consumer stopped
             for future, _ in waiting:
                 future.cancel()
+
+
+def next_batch(items: Iterator[_Item], count: int, cost: Callable[[_Item], int], most_cost: int) -> list[_Item]:
+    """The next items: `count` of them, or fewer where together they cost more than `most_cost`."""
+    batch: list[_Item] = []
+    for item in itertools.islice(items, count):
+        batch.append(item)
+        if sum(map(cost, batch)) > most_cost:
+            break
+    return batch

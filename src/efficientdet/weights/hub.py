@@ -56,24 +56,28 @@ def hub_file(name: str) -> Path:
         raise WeightsError(f"{name}: cannot be downloaded ({_first_line(error)})") from error
 
 
-def push_to_hub(checkpoint: str | Path, repository: str, card: str, *, private: bool = False) -> str:
+def push_to_hub(checkpoint: str | Path, repository: str, *, private: bool = False) -> str:
     """Upload a checkpoint with its model card in one commit. A repository that does not exist is made.
 
     Args:
         checkpoint: a checkpoint of ours.
         repository: `owner/repo`.
-        card: the model card in markdown, as `model_card` writes it.
         private: make a new repository private.
 
     Returns:
         The address of the commit.
 
     Raises:
-        WeightsError: you are not logged in or not allowed, or the hub cannot be reached; says which.
+        WeightsError: the file is not a checkpoint of ours, you are not logged in or not allowed, or the hub cannot be
+            reached; says which.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
+    from efficientdet.weights.checkpoint import read_info
+    from efficientdet.weights.model_card import model_card
+
     parse_hub_name(HUB_PREFIX + repository)
+    card = model_card(HUB_PREFIX + repository, read_info(checkpoint))
     try:
         files = [CommitOperationAdd(FILE_NAME, str(checkpoint)), CommitOperationAdd(CARD_NAME, card.encode())]
         api = HfApi()

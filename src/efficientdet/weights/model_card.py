@@ -19,6 +19,11 @@ from efficientdet.weights.registry import LICENSE, RELEASED
 
 # Settings of a training run that say nothing about its result.
 UNINTERESTING = ("workers", "cache", "device", "devices", "save_every", "evaluate_every", "allow_no_boxes")
+# Of the licenses that the Hugging Face Hub knows, those that weights usually have; others are called `other` there.
+LICENSES = (
+    "apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "agpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
+)  # fmt: skip
+HUB_METRICS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 SHOWN_METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
 
 
@@ -73,7 +78,10 @@ def _describe(preprocessing: Preprocessing) -> str:
 
 
 def model_card(name: str, info: CheckpointInfo) -> str:
-    """A model card in markdown: what the model detects, how to use it, data, license, metrics, recipe, limits."""
+    """A model card in markdown: what the model detects, how to use it, data, license, metrics, recipe, limits.
+
+    It begins with the facts by which the Hugging Face Hub finds and shows a model, as YAML.
+    """
     facts = {key: in_markdown(value) for key, value in checkpoint_facts(info).items()}
     license, data, _, note = (facts.pop(key, "") for key in ("license", "data", "source", "note"))
     recipe = printable(info.about.get("source", ""), 2000).replace("`", "'")
@@ -95,7 +103,39 @@ def model_card(name: str, info: CheckpointInfo) -> str:
         "\n".join(f"- {in_markdown(key)}: {in_markdown(value)}" for key, value in training.items()),
         training and "</details>",
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return f"---\n{_front_matter(name, info)}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _front_matter(name: str, info: CheckpointInfo) -> str:
+    """The facts that the Hugging Face Hub reads: task, library, license, dataset, results."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    license = info.about.get("license", "")
+    is_known = license.lower() in LICENSES
+    split = printable(info.metrics.get("data", ""))
+    dataset = split.partition(",")[0]
+    results = [
+        EvalResult(
+            "object-detection",
+            dataset,
+            split,
+            "mean_average_precision",
+            _rounded(info.metrics[key], 4),
+            metric_name=shown,
+        )
+        for key, shown in HUB_METRICS.items()
+        if split and isinstance(info.metrics.get(key), (int, float))
+    ]
+    return ModelCardData(
+        pipeline_tag="object-detection",
+        library_name="efficientdet",
+        license=license.lower() if is_known else "other" if license else None,
+        license_name=printable(license) if license and not is_known else None,
+        datasets=[dataset] if dataset else None,
+        tags=["efficientdet", "object-detection", printable(info.spec.name)],
+        model_name=printable(name.removeprefix("hf://")) if results else None,
+        eval_results=results or None,
+    ).to_yaml()
 
 
 def bundled_rows() -> list[dict[str, Any]]:
