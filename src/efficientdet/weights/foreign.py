@@ -32,9 +32,7 @@ _PLAIN = ("state_dict", "model_state_dict", "model", "module")
 _DEEPEST = 8
 
 
-def load_foreign(
-    model: EfficientDet, state: Mapping[str, Any], source: str = "effdet", replace_head: bool = False
-) -> list[str]:
+def load_foreign(model: EfficientDet, state: Mapping[str, Any], source: str = "effdet") -> list[str]:
     """Load another implementation's weights into a network; every tensor must fit.
 
     The state may be nested as training scripts save it (averaged weights are preferred), and its names may have the
@@ -46,11 +44,9 @@ def load_foreign(
         model: a network with the architecture of the weights; changed in place.
         state: tensors or numpy arrays by name, as the file of the other implementation holds them.
         source: `effdet`, `zylo`, `tensorflow`, or `auto` to find it by the names.
-        replace_head: allow another number of classes; the network then keeps its own last layer of the class head.
 
     Returns:
-        Names and shapes of what was dropped: the class layer, if its size differs, and tensors without any effect in
-        the other implementation.
+        Names and shapes of what was dropped: tensors without any effect in the other implementation.
 
     Raises:
         UnknownNameError: the source is not known.
@@ -72,10 +68,6 @@ def load_foreign(
         theirs |= {name: Found(name, torch.zeros_like(own[name])) for name in biases if name in own}
         biases = {}
     class_layer = [name for leaf in ("weight", "bias") for name in dialect.names(CLASS_LAYER + leaf, model)]
-    for name in class_layer if replace_head else ():
-        if name in theirs and theirs[name].shape != own[name].shape:
-            dropped.append(_describe(theirs[name]))
-            theirs[name] = Found(name, own[name])
     _check(model, own, theirs, class_layer)
     state = model.state_dict()
     parts = {name: [theirs[part].tensor for part in dialect.names(name, model)] for name in state}
@@ -165,7 +157,7 @@ def _check(
     of_class_layer = tuple(f"shape: {theirs[name].name} " for name in class_layer if name in theirs)
     hint = ""
     if all(problem.startswith(of_class_layer) for problem in problems):
-        hint = "\nOnly the number of classes differs: replace_head=True keeps the model's own class layer"
+        hint = "\nOnly the number of classes differs: give the network as many as the weights have"
     if problems:
         raise WeightsError(
             f"{len(problems)} tensors do not fit {model.spec.name} with {model.num_classes} classes:\n  "
