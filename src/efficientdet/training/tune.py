@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from efficientdet.atomic_write import write_json
 from efficientdet.errors import DataError, EfficientDetError, SettingError, require
 from efficientdet.family import ModelSpec
 from efficientdet.settings import Settings, changed, divided, setting
@@ -51,7 +50,7 @@ class TunedRun(NamedTuple):
     """What a study has found.
 
     Attributes:
-        folder: of the study: `study.db`, `study.json`, and a run for each trial in `trials/`.
+        folder: of the study: `study.db`, and a run for each trial in `trials/`.
         settings: of the best trial, as `train` takes them.
         best_ap: AP on the validation split that it reached.
         trials: number of trials that have ended, those that were stopped early included.
@@ -99,6 +98,8 @@ def tune(
         MissingExtraError: Optuna is not installed.
     """
     library = require("optuna", "tune")
+    from efficientdet.training.run_folder import decisive_settings
+
     own, training = divided(settings, TuneSettings, TrainConfig)
     chosen, shared = changed(TuneSettings(), own), {**(recipe_settings(recipe) if recipe else {}), **training}
     config = changed(TrainConfig(), shared)
@@ -107,8 +108,9 @@ def tune(
         raise SettingError(f"nothing is left to seek: {', '.join(SOUGHT)} are all given")
     folder = Path(out)
     name = model if isinstance(model, str) else model.name
-    _check_study(folder, {"model": name, "data": Path(data).name, "sought": sought}, config)
-    study = _open_study(library, folder, chosen.seed_of_search)
+    facts = {"model": name, "data": Path(data).name, "sought": sought, **decisive_settings(config)}
+    library.logging.set_verbosity(library.logging.WARNING)
+    study = _open_study(library, folder, chosen.seed_of_search, json.loads(json.dumps(facts)))
 
     def objective(trial: optuna.Trial) -> float:
         values = {one: suggest(trial, one, config) for one in sought}
@@ -124,7 +126,6 @@ def tune(
 
     left = chosen.trials - len(_ended(library, study))
     if left > 0:
-        library.logging.set_verbosity(library.logging.WARNING)
         study.optimize(objective, n_trials=left, callbacks=[report])
     return _result(library, study, folder, name, data, shared)
 
@@ -147,26 +148,22 @@ def _jitter(text: str) -> tuple[float, float]:
     return low, high
 
 
-def _check_study(folder: Path, facts: dict[str, Any], config: TrainConfig) -> None:
-    """All trials of a study share their settings: write them, or refuse others than those written."""
-    from efficientdet.training.run_folder import decisive_settings, refuse_other_settings
+def _open_study(library: Any, folder: Path, seed: int, settings: dict[str, Any]) -> optuna.Study:
+    """The study in the folder's database; trials that were interrupted are queued once more.
 
-    path = folder / "study.json"
-    settings = json.loads(json.dumps({**facts, **decisive_settings(config)}))
-    if path.is_file():
-        refuse_other_settings(folder, json.loads(path.read_text(encoding="utf-8")), settings)
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
+    Raises:
+        SettingError: the trials of the study share other settings than these.
+    """
+    from efficientdet.training.run_folder import refuse_other_settings
 
-
-def _open_study(library: Any, folder: Path, seed: int) -> optuna.Study:
-    """The study in the folder's database; trials that were interrupted are queued once more."""
+    folder.mkdir(parents=True, exist_ok=True)
     study: optuna.Study = library.create_study(
         study_name="efficientdet", storage=f"sqlite:///{(folder / 'study.db').resolve()}", direction="maximize",
         load_if_exists=True, sampler=library.samplers.TPESampler(seed=seed),
         pruner=library.pruners.MedianPruner(n_startup_trials=WHOLE_TRIALS, n_warmup_steps=FIRST_EVALUATIONS),
     )  # fmt: skip
+    refuse_other_settings(folder, study.user_attrs.get("settings", settings), settings)
+    study.set_user_attr("settings", settings)
     for trial in study.get_trials(states=[library.trial.TrialState.RUNNING]):
         study.enqueue_trial(trial.params)
         study.tell(trial.number, state=library.trial.TrialState.FAIL)
