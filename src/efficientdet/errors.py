@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -98,6 +99,15 @@ def find_name(kind: str, name: str, known: Iterable[str]) -> str:
     if found is None:
         raise unknown_name(kind, name, choices.values())
     return found
+
+
+def sent_error(traceback: str) -> EfficientDetError | None:
+    """The error of this package that another process raised, from its traceback; None if it raised none."""
+    found = list(re.finditer(rf"^{__name__}\.(\w+): ", traceback, re.MULTILINE))
+    if not found:
+        return None
+    kind: type[EfficientDetError] = globals()[found[-1][1]]
+    return kind(traceback[found[-1].end() :].rstrip())
 
 
 def require(module: str, extra: str | None) -> Any:

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from lightning.pytorch.callbacks import Callback
 
 from efficientdet.training.run import train
 from efficientdet.training.run_folder import TrainingRun
+
+
+class InEachProcess(Callback):
+    """A callback that runs some code in each process of a run on several devices, before the run begins there."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def __reduce__(self) -> Any:
+        made = "__import__('lightning.pytorch').pytorch.Callback()"
+        return eval, (f"[exec({self.code!r}, {{}}), {made}][1]",)
+
+
+@pytest.fixture(scope="session")
+def in_each_process() -> type[InEachProcess]:
+    """Patches for the processes of a run, which start afresh: `callbacks=[in_each_process(code)]`."""
+    return InEachProcess
 
 
 @pytest.fixture(scope="session")

@@ -34,12 +34,12 @@ def folder(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def job(shapes: ModuleType, folder: Path, tmp_path: Path) -> Job:
     config = TrainConfig(batch_size="auto", device="cpu", precision="fp32", workers=0)
-    return Job(shapes.TINY, folder, config, tmp_path / "none")
+    return Job(shapes.TINY, folder, config, folder=tmp_path / "none")
 
 
 @pytest.fixture
 def splits(job: Job) -> Splits:
-    return read_splits(job.data, job.config, QUIET)
+    return read_splits(job, QUIET)
 
 
 # auto

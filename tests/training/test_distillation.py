@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from efficientdet.errors import SettingError
 from efficientdet.evaluation.evaluate import evaluate
 from efficientdet.images.letterbox import IMAGENET, LITE
 from efficientdet.network.efficientdet import EfficientDet, build_model
-from efficientdet.training import device, processes
+from efficientdet.training import device
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.distillation import Teacher, quality_focal
 from efficientdet.training.module import DetectionModule
@@ -232,25 +234,33 @@ def test_nothing_to_keep_is_an_error(data: Path, shapes: ModuleType, tmp_path: P
 
 @pytest.mark.slow
 def test_two_devices_share_a_teacher(
-    larger: TrainingRun, data: Path, shapes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    losses: list[float] = []
-    log = DetectionModule.log
-
-    def recorded(self: DetectionModule, name: str, value: Any, **options: Any) -> None:
-        if name in ("loss", "train/distill_loss"):
-            losses.append(float(value))
-        log(self, name, value, **options)
-
-    monkeypatch.setattr(DetectionModule, "log", recorded)
+    larger: TrainingRun, data: Path, shapes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    in_each_process: Callable[[str], Callback],
+) -> None:  # fmt: skip
     # In float64: a fresh network with batch statistics makes a percent of a rounding.
-    monkeypatch.setitem(device.LIGHTNING_PRECISIONS, "fp32", "64-true")
-    patch = "from efficientdet.training import device; device.LIGHTNING_PRECISIONS['fp32'] = '64-true'; "
-    monkeypatch.setattr(processes, "JOIN", patch + processes.JOIN)
+    code = (
+        "from efficientdet.training import device\n"
+        "from efficientdet.training.module import DetectionModule\n"
+        "device.LIGHTNING_PRECISIONS['fp32'] = '64-true'\n"
+        "log = DetectionModule.log\n"
+        "def recorded(self, name, value, **options):\n"
+        "    if name in ('loss', 'train/distill_loss') and self.global_rank == 0:\n"
+        f"        with open({str(tmp_path / 'losses')!r}, 'a') as file:\n"
+        "            print(float(value), file=file)\n"
+        "    log(self, name, value, **options)\n"
+        "DetectionModule.log = recorded\n"
+    )
     own = {"epochs": 1, "ema_decay": 0.0, "learning_rate": 1e-4, "teacher": larger.best}
     for devices, batch_size in ((1, 4), (2, 2)):
         settings = {**shapes.SETTINGS, **own, "batch_size": batch_size, "devices": devices}
-        train(shapes.TINY, data / "train.json", out=tmp_path / str(devices), **settings)
+        with monkeypatch.context() as patched:
+            if devices == 1:
+                patched.setitem(device.LIGHTNING_PRECISIONS, "fp32", "32-true")  # back after the run, both
+                patched.setattr(DetectionModule, "log", DetectionModule.log)
+                exec(code, {})
+            settings["callbacks"] = [in_each_process(code)]
+            train(shapes.TINY, data / "train.json", out=tmp_path / str(devices), **settings)
+    losses = [float(line) for line in (tmp_path / "losses").read_text().splitlines()]
     assert len(losses) == 2 * 2 * 2
     assert losses[4:] == pytest.approx(losses[:4], rel=1e-4)
 

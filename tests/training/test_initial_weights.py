@@ -5,23 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from efficientdet.data.read_split import read_split
-from efficientdet.errors import SettingError, WeightsError
+from efficientdet.errors import WeightsError
 from efficientdet.images.letterbox import IMAGENET
 from efficientdet.network.efficientdet import EfficientDet, build_model
 from efficientdet.network.resnet import ResNet
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.initial_weights import start_backbone_from
 from efficientdet.training.run import train
-from efficientdet.training.schedule import check_stages, parameter_groups
+from efficientdet.training.schedule import parameter_groups
 from efficientdet.weights.checkpoint import save_checkpoint
 from efficientdet.weights.info import CheckpointInfo
 
@@ -145,17 +145,3 @@ def test_each_stage_of_an_efficientnet_has_its_rate(shapes: ModuleType) -> None:
     assert named["backbone.blocks.0.0.bn1.weight"] == 0.5**6
     assert named["backbone.conv_stem.weight"] == named["backbone.bn1.bias"] == 0.5**7
     assert named["class_head.predict.pointwise.bias"] == 1.0
-
-
-def test_stages_that_are_not_there(network: EfficientDet) -> None:
-    check_stages(network.backbone, TrainConfig(frozen_stages=4, layer_decay=0.5))
-    with pytest.raises(SettingError, match="frozen_stages is 5; the backbone has 4 stages"):
-        check_stages(network.backbone, TrainConfig(frozen_stages=5))
-
-
-@pytest.mark.parametrize("settings", [{"frozen_stages": 1}, {"layer_decay": 0.9}])
-def test_settings_by_stage_are_refused_where_the_stages_are_not_known(settings: dict[str, float]) -> None:
-    timm: Any = SimpleNamespace(stages=list[list[nn.Module]])
-    check_stages(timm, TrainConfig(backbone_rate=0.1))
-    with pytest.raises(SettingError, match="the stages of a timm backbone are not known.*backbone_rate"):
-        check_stages(timm, TrainConfig(**settings))  # type: ignore[arg-type]

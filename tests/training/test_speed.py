@@ -21,12 +21,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture
 def job(shapes: ModuleType, data: Path, tmp_path: Path) -> Job:
     config = TrainConfig(batch_size=2, device="cpu", precision="fp32", workers=0)
-    return Job(shapes.TINY, data, config, tmp_path / "none")
+    return Job(shapes.TINY, data, config, folder=tmp_path / "none")
 
 
 @pytest.fixture
 def splits(job: Job) -> Splits:
-    return read_splits(job.data, job.config, Console(quiet=True))
+    return read_splits(job, Console(quiet=True))
 
 
 def test_the_facts_of_a_dataset(splits: Splits) -> None:

@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from efficientdet.atomic_write import replacing, write_json
 from efficientdet.cli.options import complain
-from efficientdet.errors import SettingError, Terminated
+from efficientdet.errors import SettingError
+from efficientdet.stop import SIGNALS, Stopped, StopRequest, stop_signals
 from efficientdet.text import in_json
 
 if TYPE_CHECKING:
     from efficientdet.detections import Detections
-
-
-# Signals that end a run, with its results written.
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class RunResults:
@@ -43,7 +40,8 @@ class RunResults:
         self.total = total
         self.images: list[dict[str, Any]] = []
         self.failures: list[dict[str, str]] = []
-        self._waits, self._pending = False, 0
+        self._signals = contextlib.ExitStack()
+        self._stop = StopRequest()
 
     def __enter__(self) -> RunResults:
         """Open the journal, and let SIGTERM end the block as Ctrl-C does, but never while an image is written.
@@ -51,42 +49,31 @@ class RunResults:
         Raises:
             SettingError: there cannot be such a folder or file.
         """
-        self._before = {number: signal.signal(number, self._on_signal) for number in _ENDING}
+        self._stop = self._signals.enter_context(stop_signals(is_quiet=True))
         try:
             with self.undisturbed():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.path.unlink(missing_ok=True)
                 self._journal = self.journal_path.open("w", encoding="utf-8")
         except OSError as error:
-            self._give_signals_back()
+            self._signals.close()
             if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)):
                 raise SettingError(f"--out {self.path.parent}: {error.filename}: {error.strerror}") from error
             raise
-        except BaseException as error:  # a signal
-            self.__exit__(type(error), error, None)
-            raise
+        except Stopped as error:
+            self.__exit__(Stopped, error, None)
         return self
-
-    def _give_signals_back(self) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
         """Let a signal wait until the block is done, so that what it writes is whole."""
-        self._waits, self._pending = True, 0
+        self._stop.install(waits_for_step=True)
         try:
             yield
         finally:
-            self._waits = False
-            if self._pending:
-                self._on_signal(self._pending, None)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        if self._waits and not self._pending:
-            self._pending = number
-            return
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+            self._stop.install(waits_for_step=False)
+        if self._stop:
+            raise Stopped
 
     def add(self, entry: dict[str, Any]) -> None:
         """Keep the result of an image."""
@@ -106,24 +93,30 @@ class RunResults:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Write the file; where the run was cut short, say how far it came."""
-        for number in _ENDING:
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+        try:
+            where = self._write_all(error is None)
+            if error is not None:
+                complain(f"stopped after {len(self.images)} of {self.total} images; their results are in {where}")
+        finally:
+            self._signals.__exit__(kind, error, None)
+
+    def _write_all(self, is_complete: bool) -> Path:
+        """Write the file; returns where the results are, which is the journal if a run that was cut short cannot."""
         try:
             with contextlib.suppress(OSError):  # what could not be flushed for want of space
                 self._journal.close()
-            content = {**self.facts, "complete": error is None, "images": self.images, "failures": self.failures}
-            write_json(self.path, content)
+            write_json(
+                self.path, {**self.facts, "complete": is_complete, "images": self.images, "failures": self.failures}
+            )
             self.journal_path.unlink(missing_ok=True)
-            where = self.path
+            return self.path
         except OSError as problem:
             complain(f"{self.path} cannot be written ({problem.strerror}); what was done is in {self.journal_path}")
-            where = self.journal_path
-            if error is None:
+            if is_complete:
                 raise
-        finally:
-            self._give_signals_back()
-        if error is not None:
-            complain(f"stopped after {len(self.images)} of {self.total} images; their results are in {where}")
+            return self.journal_path
 
 
 def spare_originals(sources: Sequence[Path | str], targets: Sequence[Path]) -> None:

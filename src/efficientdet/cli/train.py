@@ -34,7 +34,7 @@ def train(
 
     Example: `efficientdet train lite0 --data dataset/ --weights people --epochs 30`
     """
-    from efficientdet.training.cluster import is_first_process
+    from efficientdet.training.processes import is_first_process
     from efficientdet.training.run import train as run_training
 
     run = run_training(model, data, out=out, resume=resume, quiet=as_json, recipe=recipe, **settings)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from rich.console import Console
 
 from efficientdet.data.dataset import EpochBatches, collate, free_memory
@@ -96,13 +97,8 @@ def _module(job: Job, splits: Splits, size: int, device: str) -> tuple[Detection
 def _loss(module: DetectionModule, batch: Any, device: str) -> torch.Tensor:
     precision = choose_precision(module.config.precision, device)
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    batch = batch._replace(
-        images=batch.images.to(device), boxes_xyxy=[boxes.to(device) for boxes in batch.boxes_xyxy],
-        labels=[labels.to(device) for labels in batch.labels],
-        ignored_xyxy=[boxes.to(device) for boxes in batch.ignored_xyxy],
-    )  # fmt: skip
     with torch.autocast(device, kind, enabled=kind is not None):
-        return module.losses(batch).total
+        return module.losses(move_data_to_device(batch, torch.device(device))).total
 
 
 def _saved_bytes(job: Job, splits: Splits) -> float:

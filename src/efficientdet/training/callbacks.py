@@ -18,12 +18,12 @@ from efficientdet.data.dataset import DetectionDataset
 from efficientdet.errors import EfficientDetError
 from efficientdet.evaluation.coco_ap import Metrics
 from efficientdet.evaluation.matching import EvaluationTable
+from efficientdet.stop import Stopped, StopRequest
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.module import DetectionModule
 from efficientdet.training.run_folder import RESUME_FILE, SPARE_FILE, TrainingRun
 from efficientdet.training.run_page import RUN_PAGE, write_run_page
 from efficientdet.training.schedule import EmaUpdate
-from efficientdet.training.stop import Stopped, StopRequest
 from efficientdet.weights.checkpoint import save_checkpoint
 from efficientdet.weights.info import CheckpointInfo
 
@@ -204,49 +204,44 @@ def _counts(dataset: DetectionDataset) -> dict[str, int]:
     return {"images": len(records), "boxes": records.training_boxes, **records.counts}
 
 
-class Throughput(Callback):
-    """Training images a second, in the log and in what is shown of the progress."""
+class Progress(Callback):
+    """Training images a second, in the log; and a line after each epoch.
 
-    def __init__(self, images_per_batch: int) -> None:
+    Args:
+        images_per_batch: on all devices.
+        console: where lines are printed; None where a progress bar shows the same.
+    """
+
+    def __init__(self, images_per_batch: int, console: Console | None) -> None:
         self.images_per_batch = images_per_batch
-        self.started = 0.0
-        self.batches = 0
+        self.console = console
+        self.run_started = self.epoch_started = 0.0
+        self.first_epoch = self.batches = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of a run that is resumed within an epoch."""
-        self.started, self.batches = time.perf_counter(), 0
+        """Start the clock of the run."""
+        self.run_started, self.first_epoch = time.perf_counter(), trainer.current_epoch
+        self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out where it resumes within an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self.started, self.batches = time.perf_counter(), 0
+        """Start the clock of the epoch."""
+        self.epoch_started, self.batches = time.perf_counter(), 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the mean since the start of the epoch."""
         self.batches += 1
-        rate = self.batches * self.images_per_batch / max(1e-9, time.perf_counter() - self.started)
+        rate = self.batches * self.images_per_batch / max(1e-9, time.perf_counter() - self.epoch_started)
         pl_module.log("images/s", rate, prog_bar=True, batch_size=1)
-
-
-class EpochLines(Callback):
-    """Prints a line after each epoch, where there is no terminal for a progress bar."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.started = 0.0
-        self.first_epoch = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self.started, self.first_epoch = time.perf_counter(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print loss, AP if the epoch was evaluated, images a second, and the time left."""
-        module: DetectionModule = pl_module  # type: ignore[assignment]
-        evaluated = module.evaluated_epoch == trainer.current_epoch
+        if self.console is None:
+            return
+        evaluated = pl_module.evaluated_epoch == trainer.current_epoch
         done = trainer.current_epoch + 1
-        per_epoch = (time.perf_counter() - self.started) / (done - self.first_epoch)
+        per_epoch = (time.perf_counter() - self.run_started) / (done - self.first_epoch)
         left = per_epoch * ((trainer.max_epochs or done) - done)
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         shown = ", ".join(

@@ -16,6 +16,7 @@ from torch.nn import functional
 from efficientdet.errors import SettingError
 from efficientdet.images.letterbox import Preprocessing
 from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.training.config import TrainConfig
 from efficientdet.training.synchronize import summed
 from efficientdet.weights.checkpoint import load_checkpoint
 from efficientdet.weights.info import CheckpointInfo
@@ -54,10 +55,10 @@ class Teacher:
         self.dataset_classes = None if dataset_classes is None else torch.tensor(dataset_classes)
         theirs, ours = preprocessing, student_preprocessing
         # The same pixels in the teacher's normalization: x * factor + shift.
-        self.factor = (torch.tensor(ours.std) / torch.tensor(theirs.std)).reshape(1, 3, 1, 1)
-        self.shift = ((torch.tensor(ours.mean) - torch.tensor(theirs.mean)) / torch.tensor(theirs.std)).reshape(
-            1, 3, 1, 1
+        std, their_std, mean, their_mean = (
+            torch.tensor(values).reshape(1, 3, 1, 1) for values in (ours.std, theirs.std, ours.mean, theirs.mean)
         )
+        self.factor, self.shift = std / their_std, (mean - their_mean) / their_std
         self.is_same = theirs.mean == ours.mean and theirs.std == ours.std
 
     def of_dataset(self, class_logits: list[Tensor], labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -136,58 +137,44 @@ def quality_focal(logits: Tensor, targets: Tensor) -> Tensor:
     return (logits.sigmoid() - targets).abs() * entropy
 
 
-def larger_teacher(weights: str, student: EfficientDet, info: CheckpointInfo) -> Teacher:
-    """The teacher of a student that has the same classes.
+def make_teacher(
+    config: TrainConfig, student: EfficientDet, info: CheckpointInfo, labeled: Sequence[str]
+) -> Teacher | None:
+    """The teacher that the settings name: a larger detector, or the old one of a detector that learns more classes.
 
     Args:
-        weights: what `find_weights` takes.
+        config: the settings.
         student: the network to be trained.
-        info: the student's classes and preprocessing.
+        info: the student's classes, kept ones included, and preprocessing.
+        labeled: the classes that the dataset has.
+
+    Returns:
+        A larger detector teaches all classes, the old one those that the dataset lacks; None for no teacher.
 
     Raises:
         SettingError: its anchors or classes are not the student's; says how they differ.
         WeightsError: the weights cannot be had.
     """
-    network, theirs = load_checkpoint(find_weights(weights))
-    check_anchors(network, student, f"teacher {weights}")
-    if set(theirs.class_names) != set(info.class_names):
-        raise SettingError(
-            f"teacher {weights}: its classes are {list(theirs.class_names)}, the dataset's are "
-            f"{list(info.class_names)}; train the teacher on this dataset first"
-        )
-    classes = [theirs.class_names.index(name) for name in info.class_names]
-    return Teacher(network, theirs.preprocessing, info.preprocessing, classes, range(len(classes)))
-
-
-def old_teacher(weights: str, labeled: Sequence[str], student: EfficientDet, info: CheckpointInfo) -> Teacher:
-    """The teacher of a detector that learns more classes: its old self, for the classes that the dataset lacks.
-
-    Args:
-        weights: what `find_weights` takes: those that the run starts from.
-        labeled: the classes that the dataset has.
-        student: the network to be trained.
-        info: the student's classes, old ones included, and preprocessing.
-
-    Raises:
-        SettingError: other anchors were asked for than its own.
-        WeightsError: the weights cannot be had.
-    """
-    network, old = load_checkpoint(find_weights(weights))
-    check_anchors(network, student, f"weights {weights}")
-    kept = [label for label, name in enumerate(old.class_names) if name not in labeled]
-    dataset_classes = [info.class_names.index(name) for name in labeled]
-    return Teacher(network, old.preprocessing, info.preprocessing, kept, kept, dataset_classes)
-
-
-def check_anchors(teacher: EfficientDet, student: EfficientDet, name: str) -> None:
-    """Check that two detectors have the same anchors.
-
-    Raises:
-        SettingError: they differ; says in what.
-    """
-    pairs = {field: (getattr(teacher.spec, field), getattr(student.spec, field)) for field in ANCHORS}
+    weights = config.weights if config.keep_classes else config.teacher
+    if weights is None:
+        return None
+    name = f"{'weights' if config.keep_classes else 'teacher'} {weights}"
+    network, own = load_checkpoint(find_weights(weights))
+    pairs = {field: (getattr(network.spec, field), getattr(student.spec, field)) for field in ANCHORS}
     differing = [f"{field} {theirs} instead of {ours}" for field, (theirs, ours) in pairs.items() if theirs != ours]
     if differing:
         raise SettingError(
             f"{name}: its anchors are not the student's ({'; '.join(differing)}), so their outputs cannot be compared"
         )
+    if config.keep_classes:
+        taught = [one for one in own.class_names if one not in labeled]
+        dataset_classes = [info.class_names.index(one) for one in labeled]
+    elif set(own.class_names) == set(info.class_names):
+        taught, dataset_classes = list(own.class_names), None
+    else:
+        raise SettingError(
+            f"{name}: its classes are {list(own.class_names)}, the dataset's are {list(info.class_names)}; train the "
+            "teacher on this dataset first"
+        )
+    theirs, ours = ([one.class_names.index(each) for each in taught] for one in (own, info))
+    return Teacher(network, own.preprocessing, info.preprocessing, theirs, ours, dataset_classes)

@@ -1,4 +1,4 @@
-"""Refuses settings that would have no effect. Imports neither torch nor numpy."""
+"""Refuses settings that do not suit a run, or would have no effect on it. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ OF_EVALUATION = ("patience", "best_metric", "evaluate_every", "evaluate_images")
 OF_THE_BACKBONE = ("backbone_rate", "layer_decay")
 
 
-def refuse_without_effect(config: TrainConfig, has_validation: bool, stages: int) -> None:
-    """Refuse settings that would have no effect on this run.
+def refuse_unsuited(config: TrainConfig, has_validation: bool, stages: int) -> None:
+    """Refuse settings that do not suit the backbone, or would have no effect on this run.
 
     Args:
         config: the settings.
@@ -21,8 +21,15 @@ def refuse_without_effect(config: TrainConfig, has_validation: bool, stages: int
         stages: number of stages of the backbone above its stem; -1 where they are not known.
 
     Raises:
-        SettingError: names the setting, and says why it has no effect.
+        SettingError: names the setting, and says why it does not suit or has no effect.
     """
+    if stages < 0 and (config.frozen_stages or config.layer_decay != 1):
+        raise SettingError(
+            f"frozen_stages is {config.frozen_stages} and layer_decay is {config.layer_decay}, but the stages of a "
+            "timm backbone are not known; leave them at 0 and 1, and use backbone_rate for the whole backbone"
+        )
+    if config.frozen_stages > max(stages, 0):
+        raise SettingError(f"frozen_stages is {config.frozen_stages}; the backbone has {stages} stages")
 
     def refuse(name: str, why: str) -> None:
         raise SettingError(f"{name} is {getattr(config, name)} but has no effect: {why}")

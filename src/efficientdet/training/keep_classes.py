@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+import itertools
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ def with_old_classes(records: Records, old: CheckpointInfo) -> Records:
     names = [*old.class_names, *(name for name in records.class_names if name not in old.class_names)]
     ids = dict(zip(old.class_names, old.category_ids, strict=True))
     wanted = dict(zip(records.class_names, records.category_ids, strict=True))
-    free = _free_numbers({*old.category_ids, *records.category_ids})
+    free = itertools.count(max(*old.category_ids, *records.category_ids) + 1)
     for name in names[len(ids) :]:
         ids[name] = wanted[name] if wanted[name] not in ids.values() else next(free)
     numbers = np.array([names.index(name) for name in records.class_names], dtype=np.int64)
@@ -41,13 +41,6 @@ def with_old_classes(records: Records, old: CheckpointInfo) -> Records:
     table.labels = np.where(table.labels == EVERY_CLASS, EVERY_CLASS, numbers[table.labels])
     category_ids = tuple(ids[name] for name in names)
     return dataclasses.replace(records, images=table, class_names=tuple(names), category_ids=category_ids)
-
-
-def _free_numbers(taken: set[int]) -> Iterator[int]:
-    number = max(taken)
-    while True:
-        number += 1
-        yield number
 
 
 def extend_class_layer(network: EfficientDet, old: EfficientDet) -> None:

@@ -20,7 +20,6 @@ from PIL import Image
 
 from efficientdet.atomic_write import replacing
 from efficientdet.data.dataset import Batch, decode
-from efficientdet.data.records import ImageRecord
 from efficientdet.errors import require
 from efficientdet.images.draw import draw_boxes
 from efficientdet.images.letterbox import Preprocessing
@@ -33,8 +32,8 @@ if TYPE_CHECKING:
 
 # Name of the project, or experiment, under which runs are found in W&B and MLflow.
 PROJECT = "efficientdet"
-# Batches of the first epoch, and images of the validation split, that are drawn; in tiles of this side.
-BATCHES, PREDICTIONS, MOST_TILES, TILE = 3, 6, 16, 320
+# Batches of the first epoch, and images of the validation split, that are drawn; in rows of tiles of this side.
+BATCHES, PREDICTIONS, MOST_TILES, ACROSS, TILE = 3, 6, 16, 4, 320
 # Scores from which predictions are drawn.
 SHOWN_SCORE = 0.3
 
@@ -139,33 +138,20 @@ class SampleImages(Callback):
         module: DetectionModule = pl_module  # type: ignore[assignment]
         if module.val_set is None or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        shown = [image for image in module.val_set.records.images if image.image_id in module.results]
-        tiles = []
+        shown = [image for image in module.val_set.records.images if image.image_id in module.detections]
+        tiles, names = [], module.val_set.records.class_names
         for image in shown[:: max(1, len(shown) // PREDICTIONS)][:PREDICTIONS]:
-            tiles += self._pair(image, module)
-        self._keep(trainer, "predictions", tiles, across=4)
+            pixels, objects = decode(image), ~image.is_ignored
+            ones = np.ones(int(objects.sum()), np.float32)
+            tiles.append(draw_boxes(pixels, image.boxes_xyxy[objects], ones, image.labels[objects], names))
+            tiles.append(module.detections[image.image_id].filter(SHOWN_SCORE).draw(pixels))
+        self._keep(trainer, "predictions", tiles)
 
-    def _pair(self, image: ImageRecord, module: DetectionModule) -> list[Image.Image]:
-        assert module.val_set is not None
-        names, pixels = module.val_set.records.class_names, decode(image)
-        rows = [row for row in module.results[image.image_id] if row["score"] >= SHOWN_SCORE]
-        labels = {category: label for label, category in enumerate(module.val_set.records.category_ids)}
-        boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        scores = np.array([row["score"] for row in rows], np.float32)
-        found = np.array([labels[row["category_id"]] for row in rows], np.int64)
-        objects = ~image.is_ignored
-        ones = np.ones(int(objects.sum()), np.float32)
-        return [
-            draw_boxes(pixels, image.boxes_xyxy[objects], ones, image.labels[objects], names),
-            draw_boxes(pixels, boxes, scores, found, names),
-        ]
-
-    def _keep(self, trainer: Trainer, name: str, tiles: list[Image.Image], across: int = 4) -> None:
+    def _keep(self, trainer: Trainer, name: str, tiles: list[Image.Image]) -> None:
         """Write tiles as one image, and hand it to the loggers that take images."""
         if not tiles:
             return
-        sheet = contact_sheet(tiles, across)
+        sheet = contact_sheet(tiles, ACROSS)
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / f"{name}.jpg") as temporary:
             sheet.save(temporary, "JPEG", quality=88)

@@ -33,7 +33,7 @@ from efficientdet.training.distillation import Teacher
 from efficientdet.training.gradient_checkpointing import checkpoint_gradients
 from efficientdet.training.losses import Losses, matched_loss
 from efficientdet.training.pace import Pace
-from efficientdet.training.schedule import batch_norm_momentum, build_optimizer, check_stages, rate_factor
+from efficientdet.training.schedule import batch_norm_momentum, build_optimizer, rate_factor
 from efficientdet.training.synchronize import device_count, gathered, summed, synchronize_batch_norms
 
 
@@ -62,7 +62,7 @@ class DetectionModule(LightningModule):
         metrics: of the last evaluation; None before the first.
         evaluated_epoch: the epoch of the last evaluation; -1 before the first.
         skipped_steps: a line for each skipped step: why, and the ids of its images.
-        results: COCO results of the last evaluation by image id, of this device's images.
+        detections: of the last evaluation by image id, of this device's images.
         pace: where in its schedule the run is.
         val_loss: of the last evaluation, where it chooses the best checkpoint; None else.
         teacher: a trained detector to learn from; None for none.
@@ -84,14 +84,13 @@ class DetectionModule(LightningModule):
         self.skipped_steps: list[str] = []
         self.pace = Pace()
         self.val_loss: float | None = None
-        self.results: dict[int | str, list[dict[str, Any]]] = {}
+        self.detections: dict[int | str, Detections] = {}
         self._val_losses: list[tuple[float, int]] = []  # of batches: sum over images, number of images
         self.teacher: Teacher | None = None
         # Of the batches whose gradients are being added up: indices of the images, and the losses' normalizers.
         self._indices: list[Tensor] = []
         self._normalizers: list[Tensor] = []
         self._kept_statistics: list[Tensor] = []
-        check_stages(model.backbone, config)
         for module in self._frozen_stages():
             module.requires_grad_(False)
         if config.gradient_checkpointing:
@@ -295,11 +294,11 @@ class DetectionModule(LightningModule):
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
-        """Drop the results of the last evaluation."""
-        self.results, self._val_losses = {}, []
+        """Drop the detections of the last evaluation."""
+        self.detections, self._val_losses = {}, []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Predict with the post-processing of a user's prediction, and keep the results."""
+        """Predict with the post-processing of a user's prediction, and keep the detections."""
         if self.val_set is None:
             return
         class_logits, box_deltas, anchors = self._predict(batch)
@@ -319,17 +318,17 @@ class DetectionModule(LightningModule):
         boxes, scores, labels, counts, _ = (part.cpu().numpy() for part in found)
         for i, image in enumerate(images):
             kept = slice(int(counts[i]))
-            detections = Detections(
+            self.detections[image.image_id] = Detections(
                 boxes[i, kept], scores[i, kept], labels[i, kept], records.class_names, image.image_size,
                 records.category_ids,
             )  # fmt: skip
-            self.results[image.image_id] = detections.to_coco(image.image_id)
 
     def on_validation_epoch_end(self) -> None:
-        """AP over the results of all devices."""
+        """AP over the detections of all devices."""
         if self.val_set is None or self.trainer.sanity_checking:
             return
-        found = {image_id: rows for part in gathered(self.results) for image_id, rows in part.items()}
+        own = {image_id: detections.to_coco(image_id) for image_id, detections in self.detections.items()}
+        found = {image_id: rows for part in gathered(own) for image_id, rows in part.items()}
         in_order = [found.get(image.image_id, []) for image in self.val_set.records.images]
         self.table = read_table(self.val_set.records.to_coco(), [row for rows in in_order for row in rows])
         self.metrics = metrics_of(self.table)

@@ -22,8 +22,8 @@ from efficientdet.network.efficientdet import EfficientDet, build_model
 from efficientdet.settings import to_dict
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.device import choose_device, choose_workers
-from efficientdet.training.distillation import larger_teacher, old_teacher
-from efficientdet.training.effects import refuse_without_effect
+from efficientdet.training.distillation import make_teacher
+from efficientdet.training.effects import refuse_unsuited
 from efficientdet.training.initial_weights import start_backbone_from, start_from
 from efficientdet.training.keep_classes import with_old_classes
 from efficientdet.training.run_folder import RunSettings, fingerprint
@@ -44,21 +44,29 @@ class Job(NamedTuple):
         model: name or spec.
         data: folder or annotation file of the dataset.
         config: the settings.
+        typed: names of those that were given.
+        callbacks: Lightning's, that the caller adds.
+        out: the folder that was asked for; None for the next free one.
+        resume: continue the run in that folder.
+        quiet: print nothing.
         folder: of the run.
+        machines: number of machines, each with the same number of devices.
         started: what the run was started with, if it is resumed.
         state: the saved state that it is resumed from; None to start from the beginning.
-        callbacks: Lightning's, that the caller adds.
-        machines: number of machines, each with the same number of devices.
     """
 
     model: str | ModelSpec
     data: Path
     config: TrainConfig
-    folder: Path
+    typed: frozenset[str] = frozenset()
+    callbacks: tuple[Callback, ...] = ()
+    out: Path | None = None
+    resume: bool = False
+    quiet: bool = True
+    folder: Path = Path()
+    machines: int = 1
     started: RunSettings | None = None
     state: Path | None = None
-    callbacks: tuple[Callback, ...] = ()
-    machines: int = 1
 
 
 class Splits(NamedTuple):
@@ -85,11 +93,10 @@ def prepare(job: Job, splits: Splits, console: Console) -> tuple[DetectionModule
 
     config = job.config
     train_records, val_records = splits.train, _evenly(splits.val, config.evaluate_images)
-    labeled = train_records.class_names
     if config.keep_classes:
         train_records, val_records = _with_old_classes(config, train_records, val_records, console)
     network, info = build_network(job, train_records, console)
-    refuse_without_effect(config, val_records is not None, len(network.backbone.stages()) - 1)
+    refuse_unsuited(config, val_records is not None, len(network.backbone.stages()) - 1)
     if not console.quiet:
         for line in brief(quick_check(splits.train, splits.val, info.spec)):
             console.print(f"check: {line}")
@@ -105,10 +112,7 @@ def prepare(job: Job, splits: Splits, console: Console) -> tuple[DetectionModule
         val_set = DetectionDataset(val_records, size, info.preprocessing, cache=config.cache)
     workers = choose_workers(config.workers, choose_device(config, job.machines))
     module = DetectionModule(network, config, train_set, val_set, workers)
-    if config.keep_classes:
-        module.teacher = old_teacher(str(config.weights), labeled, network, info)
-    elif config.teacher:
-        module.teacher = larger_teacher(str(config.teacher), network, info)
+    module.teacher = make_teacher(config, network, info, splits.train.class_names)
     return module, RunSettings(config, info, fingerprint(splits.train, splits.val))
 
 
@@ -132,12 +136,13 @@ def _with_old_classes(
     return train, val
 
 
-def read_splits(data: Path, config: TrainConfig, console: Console) -> Splits:
+def read_splits(job: Job, console: Console) -> Splits:
     """The training split, and the validation split where there is one; prints a line for each.
 
     Raises:
         DataError: the dataset is at fault, has no boxes, or its splits disagree on the classes.
     """
+    data, config = job.data, job.config
     train_records = read_split(data, "train", config.skip_missing)
     val_records = None
     if has_several_splits(data):  # else it is the training split

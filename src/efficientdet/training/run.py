@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import logging
 import pickle
 import shlex
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from rich.console import Console
 
-from efficientdet.errors import EfficientDetError, SettingError, Terminated, require
+from efficientdet.errors import EfficientDetError, SettingError, require, sent_error
 from efficientdet.family import ModelSpec
 from efficientdet.settings import changed
+from efficientdet.stop import Stopped, StopRequest, stop_signals
 from efficientdet.text import printable
 from efficientdet.training.batch_size import find_batch_size, halved, is_out_of_memory
-from efficientdet.training.cluster import PATIENCE, Cluster, find_cluster, joined
 from efficientdet.training.config import TrainConfig, typed_settings
 from efficientdet.training.device import LIGHTNING_PRECISIONS, choose_device, choose_precision
 from efficientdet.training.memory import kept_memory_for
 from efficientdet.training.plan import Budget
 from efficientdet.training.prepare import Job, Splits, prepare, read_splits
-from efficientdet.training.processes import joining, other_processes
+from efficientdet.training.processes import PATIENCE, Group, find_launcher, quiet_lightning, run_together
 from efficientdet.training.recipes import recipe_settings
 from efficientdet.training.run_folder import (
+    CONFIG_FILE,
     RunSettings,
     TrainingRun,
     check_same,
@@ -41,13 +41,10 @@ from efficientdet.training.run_folder import (
     write_settings,
 )
 from efficientdet.training.speed import plan_budget
-from efficientdet.training.stop import Stopped, StopRequest, stop_signals
-from efficientdet.weights.info import CheckpointInfo
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import Callback
-    from lightning.pytorch.strategies import Strategy
     from typing_extensions import Unpack
 
     from efficientdet.training.config import TrainOptions
@@ -102,64 +99,69 @@ def train(
     budget = Budget.beginning_now()
     require("lightning.pytorch", "train")
     require("faster_coco_eval", "train")
-    cluster = find_cluster()
-    is_first = cluster is None or cluster.rank == 0
-    console = Console(quiet=quiet or not is_first, stderr=True, markup=False, highlight=False, soft_wrap=True)
-    with stop_signals() as stop, _quiet_lightning(), joined(cluster) as share:
-        if not is_first:
-            job = share(None)
-            module, used = prepare(job, read_splits(job.data, job.config, console), console)
-            return _fit(job, module, used.info, stop, console, Budget.beginning_now(), cluster)
-        with claim_folder(out, resume) as folder:
-            started = read_settings(folder) if resume else None
-            given = {**(recipe_settings(recipe) if recipe else {}), **settings}
-            typed = typed_settings(config, given)
-            config = _settings(config, given, cluster, started)
-            if started is not None:
-                config = resumed_config(folder, started.config, config, typed)
-            machines = cluster.machines if cluster else 1
-            choose_device(config, machines)
-            name = model if isinstance(model, str) else model.name
-            command = shlex.join(["efficientdet", "train", name, "--data", str(data), "--out", str(folder), "--resume"])
-            stop.message = f"the run can be resumed: {command}"
-            own = _checked(callbacks, config.devices)
-            job = Job(model, Path(data), config, folder, started, callbacks=own, machines=machines)
-            return _train_within_memory(job, Circumstances(typed, budget, stop, console, cluster, share))
+    given = {**(recipe_settings(recipe) if recipe else {}), **settings}
+    launcher = find_launcher()
+    started = _stored_config(out) if resume else None
+    chosen = changed(config or started or TrainConfig(), given)
+    if launcher is not None:
+        if given.get("devices", launcher.devices) != launcher.devices:
+            raise SettingError(
+                f"devices is {given['devices']}, but {launcher.name} started {launcher.devices} processes; leave "
+                "devices out"
+            )
+        chosen = dataclasses.replace(chosen, devices=launcher.devices)
+    choose_device(chosen, launcher.machines if launcher else 1)
+    job = Job(
+        model, Path(data), chosen, typed_settings(config, given), _checked(callbacks, chosen.devices),
+        None if out is None else Path(out), resume, quiet,
+    )  # fmt: skip
+    with stop_signals() as stop, quiet_lightning():
+        if chosen.devices == 1:
+            return _train(job, budget, stop, Group())
+        run: TrainingRun = run_together(partial(_train, job, budget), chosen.devices, launcher, stop)
+        return run
+
+
+def _stored_config(out: str | Path | None) -> TrainConfig | None:
+    """The settings of a run that is to be resumed; None if it has none, of which the run tells where it is at fault."""
+    with suppress(SettingError):
+        stored = read_settings(Path(out)) if out is not None and (Path(out) / CONFIG_FILE).is_file() else None
+        return stored.config if stored else None
+    return None
+
+
+def _train(job: Job, budget: Budget, stop: StopRequest, group: Group) -> TrainingRun:
+    """The part of a run in one of its processes; the first one decides what is left to decide, for all."""
+    console = Console(quiet=job.quiet or group.rank > 0, stderr=True, markup=False, highlight=False, soft_wrap=True)
+    if group.rank > 0:
+        job = group.share(None)
+        return _fit(job, prepare(job, read_splits(job, console), console), Circumstances(budget, stop, console, group))
+    with claim_folder(job.out, job.resume) as folder:
+        job = job._replace(
+            folder=folder, machines=group.machines, started=read_settings(folder) if job.resume else None
+        )
+        if job.started is not None:
+            job = job._replace(config=resumed_config(folder, job.started.config, job.config, job.typed))
+        name = job.model if isinstance(job.model, str) else job.model.name
+        command = ["efficientdet", "train", name, "--data", str(job.data), "--out", str(folder), "--resume"]
+        stop.message = f"the run can be resumed: {shlex.join(command)}"
+        return _train_within_memory(job, Circumstances(budget, stop, console, group))
 
 
 class Circumstances(NamedTuple):
     """What a run takes place in.
 
     Attributes:
-        typed: names of the settings that were given.
         budget: of minutes.
         stop: the signal to stop.
         console: where lines are printed.
-        cluster: processes that a launcher has started; None for none.
-        share: tells those of a cluster what to do.
+        group: the processes of the run.
     """
 
-    typed: frozenset[str]
     budget: Budget
     stop: StopRequest
     console: Console
-    cluster: Cluster | None
-    share: Callable[[Any], Any]
-
-
-def _settings(
-    config: TrainConfig | None, given: Mapping[str, Any], cluster: Cluster | None, started: RunSettings | None
-) -> TrainConfig:
-    """What was given, over what a resumed run was started with; devices are the processes that a launcher started."""
-    chosen = changed(config or (started.config if started else TrainConfig()), given)
-    if cluster is not None:
-        if given.get("devices", cluster.devices) != cluster.devices:
-            raise SettingError(
-                f"devices is {given['devices']}, but {cluster.launcher} started {cluster.devices} processes; leave "
-                "devices out"
-            )
-        chosen = dataclasses.replace(chosen, devices=cluster.devices)
-    return chosen
+    group: Group
 
 
 def _checked(callbacks: Sequence[Callback], devices: int) -> tuple[Callback, ...]:
@@ -178,7 +180,7 @@ def _checked(callbacks: Sequence[Callback], devices: int) -> tuple[Callback, ...
 
 def _train_within_memory(job: Job, around: Circumstances) -> TrainingRun:
     """Train; where memory runs out, go on in smaller batches."""
-    splits = read_splits(job.data, job.config, around.console)
+    splits = read_splits(job, around.console)
     while True:
         try:
             return _attempt(job, splits, around)
@@ -194,26 +196,23 @@ def _train_within_memory(job: Job, around: Circumstances) -> TrainingRun:
 
 def _attempt(job: Job, splits: Splits, around: Circumstances) -> TrainingRun:
     """Train until the end, or until memory runs out."""
-    console, budget = around.console, around.budget
     if job.started is None:
         job, budget = _with_choices(job, splits, around)
     else:
-        budget = budget._replace(seconds=60 * (job.config.minutes or 0), most_epochs=job.config.epochs)
-        job = job._replace(state=find_state(job.folder, console.print))
-    module, used = prepare(job, splits, console)
+        job = job._replace(state=find_state(job.folder, around.console.print))
+        budget = around.budget._replace(seconds=60 * (job.config.minutes or 0), most_epochs=job.config.epochs)
+    prepared = prepare(job, splits, around.console)
     if job.started is not None:
-        check_same(job.folder, job.started, used, console.print)
-    write_settings(job.folder, used)
-    around.share(job)
-    with other_processes(job, 1 if around.cluster else job.config.devices):
-        return _fit(job, module, used.info, around.stop, console, budget, around.cluster)
+        check_same(job.folder, job.started, prepared[1], around.console.print)
+    write_settings(job.folder, prepared[1])
+    return _fit(around.group.share(job), prepared, around._replace(budget=budget))
 
 
 def _with_choices(job: Job, splits: Splits, around: Circumstances) -> tuple[Job, Budget]:
     """The run with the settings that are chosen when it is started: those of its budget, and the batch size."""
-    config, minutes = job.config, job.config.minutes
-    typed, budget, console = around.typed, around.budget, around.console
+    config, minutes, budget, console = job.config, job.config.minutes, around.budget, around.console
     if minutes is not None:
+        typed = job.typed
         if config.batch_size == "auto":  # the budget chooses it
             config, typed = dataclasses.replace(config, batch_size=TrainConfig().batch_size), typed - {"batch_size"}
         budget = budget._replace(seconds=60 * minutes)
@@ -230,42 +229,7 @@ def _with_choices(job: Job, splits: Splits, around: Circumstances) -> tuple[Job,
     return job._replace(config=config), budget
 
 
-def join_run() -> None:
-    """Take part in a run, in the process of another device than the first."""
-    console = Console(quiet=True)
-    with suppress(KeyboardInterrupt, Terminated), joining() as (job, ready), stop_signals() as stop:
-        module, used = prepare(job, read_splits(job.data, job.config, console), console)
-        ready()
-        with _quiet_lightning():
-            _fit(job, module, used.info, stop, console, Budget.beginning_now(), None)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's tips, and its warnings about loaders, which are ours."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for text in (
-                "does not have many workers", "smaller than the logging interval", "exists and is not empty",
-                "num_workers", "isn't compatible with", "in eval mode", "Grad strides do not match",
-            ):  # fmt: skip
-                warnings.filterwarnings("ignore", f"(?s).*{text}.*")
-            warnings.filterwarnings("ignore", module="lightning.*")
-            warnings.filterwarnings("ignore", module="torch.utils.data.*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _fit(
-    job: Job, module: DetectionModule, info: CheckpointInfo, stop: StopRequest, console: Console, budget: Budget,
-    cluster: Cluster | None,
-) -> TrainingRun:  # fmt: skip
+def _fit(job: Job, prepared: tuple[DetectionModule, RunSettings], around: Circumstances) -> TrainingRun:
     from lightning.pytorch import seed_everything
 
     from efficientdet.training.callbacks import Ema, SaveCheckpoints
@@ -273,21 +237,21 @@ def _fit(
     from efficientdet.training.divergence import StopIfDiverging
     from efficientdet.training.loggers import SampleImages
 
-    config = job.config
+    config, (module, used), stop, console = job.config, prepared, around.stop, around.console
     seed_everything(config.seed, verbose=False)
     device = choose_device(config, job.machines)
     precision = choose_precision(config.precision, device)
-    used = f"{torch.get_num_threads()} threads" if device == "cpu" else f"{config.devices} devices"
+    count = f"{torch.get_num_threads()} threads" if device == "cpu" else f"{config.devices} devices"
     where = f"{config.devices} processes, " if device == "cpu" and config.devices > 1 else ""
-    console.print(f"training on {device}, {where}{used}, in {precision}")
+    console.print(f"training on {device}, {where}{count}, in {precision}")
     ema = Ema(config.ema_decay) if config.ema_decay else None
-    saver = SaveCheckpoints(job.folder, info, config, ema, stop, console)
-    deadline = Deadline(budget, console) if config.minutes is not None else None
-    samples = SampleImages(job.folder, info.preprocessing)
+    saver = SaveCheckpoints(job.folder, used.info, config, ema, stop, console)
+    deadline = Deadline(around.budget, console) if config.minutes is not None else None
+    samples = SampleImages(job.folder, used.info.preprocessing)
     own: list[Callback] = [one for one in (ema, samples, deadline, StopIfDiverging(config), saver) if one is not None]
-    trainer = _trainer(job, device, precision, [*own, *job.callbacks], console, cluster)
     try:
         with kept_memory_for(device, module.workers):
+            trainer = _trainer(job, device, precision, [*own, *job.callbacks], around)
             trainer.fit(module, ckpt_path=str(job.state) if job.state else None, weights_only=True)
     except Exception as error:
         if stop:  # such as a loader process that the same signal has ended
@@ -308,9 +272,7 @@ def _explain(error: Exception, job: Job, has_started: bool) -> EfficientDetError
     """An error that tells what to do, for those of Lightning and of loader processes; None for others."""
     text = str(error)
     if isinstance(error, EfficientDetError):
-        # A loader process sends its errors with the traceback in front.
-        is_sent = "Original Traceback" in text
-        return type(error)(text.rstrip().rpartition(f"{type(error).__name__}: ")[2]) if is_sent else None
+        return sent_error(text)  # a loader process sends its errors with the traceback in front
     if "DataLoader worker" in text:
         return SettingError(
             f"a process that loads images died ({printable(text)}), probably for want of memory; resume the run with "
@@ -322,31 +284,30 @@ def _explain(error: Exception, job: Job, has_started: bool) -> EfficientDetError
     return None
 
 
-def _trainer(
-    job: Job, device: str, precision: str, callbacks: list[Callback], console: Console, cluster: Cluster | None
-) -> Trainer:
-    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+def _trainer(job: Job, device: str, precision: str, callbacks: list[Callback], around: Circumstances) -> Trainer:
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import RichProgressBar
+    from lightning.pytorch.strategies import DDPStrategy
 
-    from efficientdet.training.callbacks import EpochLines, Throughput
+    from efficientdet.training.callbacks import Progress
     from efficientdet.training.loggers import build_loggers
 
-    config = job.config
+    config, console = job.config, around.console
     shows_bar = not console.quiet and sys.stderr.isatty()
-    throughput = Throughput(config.images_at_once * config.devices)
+    progress = Progress(config.images_at_once * config.devices, None if shows_bar else console)
     return Trainer(
         accelerator=device,
         devices=config.devices // job.machines,
         num_nodes=job.machines,
-        strategy=_strategy(config.devices, is_started=cluster is None),
-        plugins=[cluster.environment if cluster else LightningEnvironment()],
+        # Buffers are the same everywhere: batch norms take the statistics of all devices.
+        strategy=DDPStrategy(timeout=PATIENCE, broadcast_buffers=False) if config.devices > 1 else "auto",
+        plugins=[around.group.environment],
         max_epochs=config.epochs,
         precision=LIGHTNING_PRECISIONS[precision],  # type: ignore[arg-type]
         accumulate_grad_batches=config.accumulate,
         check_val_every_n_epoch=config.evaluate_every,
         num_sanity_val_steps=0,
-        callbacks=[*callbacks, throughput, RichProgressBar() if shows_bar else EpochLines(console)],
+        callbacks=[*callbacks, progress, *([RichProgressBar()] if shows_bar else [])],
         logger=build_loggers(job),
         log_every_n_steps=10,
         enable_checkpointing=False,
@@ -354,24 +315,3 @@ def _trainer(
         enable_progress_bar=shows_bar,
         use_distributed_sampler=False,
     )
-
-
-def _strategy(devices: int, is_started: bool) -> Strategy | str:
-    """How devices train together.
-
-    Args:
-        devices: their number.
-        is_started: whether `other_processes` has started the others, and Lightning must not.
-    """
-    if devices == 1:
-        return "auto"
-    from lightning.pytorch.strategies import DDPStrategy
-
-    class JoinedProcesses(DDPStrategy):
-        """Distributed training in processes none of which Lightning has to start."""
-
-        def _configure_launcher(self) -> None:
-            self._launcher = None
-
-    # Buffers are the same everywhere: batch norms take the statistics of all devices.
-    return (JoinedProcesses if is_started else DDPStrategy)(timeout=PATIENCE, broadcast_buffers=False)

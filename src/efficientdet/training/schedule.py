@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from efficientdet.errors import SettingError
 from efficientdet.network.backbones import Backbone
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.layers import BATCH_NORM_MOMENTUM
@@ -33,22 +32,6 @@ def batch_norm_momentum(total_steps: int) -> float:
     which the statistics no longer match the network that is evaluated.
     """
     return min(0.1, max(BATCH_NORM_MOMENTUM, 30 / max(1, total_steps)))
-
-
-def check_stages(backbone: Backbone, config: TrainConfig) -> None:
-    """Check that the backbone has the stages that the settings name.
-
-    Raises:
-        SettingError: frozen_stages or layer_decay does not suit the backbone; says what does.
-    """
-    stages = len(backbone.stages()) - 1  # without the stem
-    if stages < 0 and (config.frozen_stages or config.layer_decay != 1):
-        raise SettingError(
-            f"frozen_stages is {config.frozen_stages} and layer_decay is {config.layer_decay}, but the stages of a "
-            "timm backbone are not known; leave them at 0 and 1, and use backbone_rate for the whole backbone"
-        )
-    if config.frozen_stages > max(stages, 0):
-        raise SettingError(f"frozen_stages is {config.frozen_stages}; the backbone has {stages} stages")
 
 
 def backbone_rates(backbone: Backbone, config: TrainConfig) -> dict[nn.Parameter, float]:

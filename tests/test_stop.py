@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from efficientdet.errors import Terminated
-from efficientdet.training.stop import Stopped, stop_signals
+from efficientdet.stop import Stopped, stop_signals
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
