@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from efficientdet.errors import SettingError
-from efficientdet.training.processes import Group, find_launcher, is_first_process
+from efficientdet.training.processes import find_group
 from efficientdet.training.run import train
 
 TORCHRUN = {
@@ -34,7 +34,7 @@ SCRIPT = """
 import json, os, signal, sys
 from efficientdet.errors import EfficientDetError
 from efficientdet.family import ModelSpec
-from efficientdet.training.processes import find_launcher
+from efficientdet.training.processes import find_group
 from efficientdet.training.module import DetectionModule
 from efficientdet.training.run import train
 
@@ -50,7 +50,7 @@ try:
 except EfficientDetError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
-print(f"rank {find_launcher().environment.global_rank()}: {run.metrics.ap!r} {run.folder}")
+print(f"rank {find_group().rank}: {run.metrics.ap!r} {run.folder}")
 """
 
 
@@ -72,11 +72,11 @@ def _set(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
 
 
 def test_a_process_started_alone_has_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_launcher() is None
-    assert is_first_process()
+    assert find_group().devices == 1
     _set(monkeypatch, {"WORLD_SIZE": "1", "RANK": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"})
-    assert find_launcher() is None
-    assert Group().share("job") == "job"
+    alone = find_group()
+    assert (alone.rank, alone.devices, alone.machines, alone.launcher) == (0, 1, 1, "")
+    assert alone.share("job") == "job"
 
 
 @pytest.mark.parametrize(("variables", "launcher"), [(TORCHRUN, "torchrun"), (SLURM, "srun")])
@@ -84,29 +84,27 @@ def test_the_variables_of_a_launcher_are_read(
     variables: dict[str, str], launcher: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _set(monkeypatch, variables)
-    found = find_launcher()
-    assert found is not None
-    assert (found.environment.global_rank(), found.devices, found.machines, found.name) == (3, 4, 2, launcher)
+    found = find_group()
+    assert (found.rank, found.devices, found.machines, found.launcher) == (3, 4, 2, launcher)
     assert found.environment.local_rank() == 1
-    assert not is_first_process()
 
 
 def test_the_batch_script_of_an_allocation_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"})
-    assert find_launcher() is None
+    assert find_group().devices == 1
 
 
 def test_what_a_launcher_leaves_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"})
     with pytest.raises(SettingError, match="LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_PORT is not set; start with torchrun"):
-        find_launcher()
+        find_group()
     _set(monkeypatch, {**TORCHRUN, "WORLD_SIZE": "3"})
     with pytest.raises(SettingError, match="torchrun started 3 processes, 2 of them on this machine"):
-        find_launcher()
+        find_group()
     monkeypatch.delenv("WORLD_SIZE")
     _set(monkeypatch, {name: value for name, value in SLURM.items() if name != "SLURM_NTASKS_PER_NODE"})
     with pytest.raises(SettingError, match="SLURM: .*--ntasks-per-node=4"):
-        find_launcher()
+        find_group()
 
 
 def _free_port() -> int:

@@ -34,12 +34,12 @@ def train(
 
     Example: `efficientdet train lite0 --data dataset/ --weights people --epochs 30`
     """
-    from efficientdet.training.processes import is_first_process
+    from efficientdet.training.processes import find_group
     from efficientdet.training.run import train as run_training
 
     run = run_training(model, data, out=out, resume=resume, quiet=as_json, recipe=recipe, **settings)
-    if not is_first_process():
-        return
+    if find_group().rank > 0:
+        return  # the first process prints
     if as_json:
         print_json({"best": str(run.best), "last": str(run.last), **run.report})
         return

@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -38,29 +37,52 @@ PATIENCE = timedelta(minutes=10)
 ROLL_CALL = 10
 
 
-@dataclass(frozen=True)
-class Launcher:
-    """What has started the processes of a run, one for each device.
+class Group:
+    """The processes of a run, one for each device, as one of them sees them.
 
-    Attributes:
+    Args:
         environment: Lightning's, which knows the place of this process among them.
         devices: number of processes on all machines.
         machines: number of machines.
-        name: for messages; none where this package starts them.
+        launcher: what has started them, for messages; none where this package does.
     """
 
-    environment: ClusterEnvironment
-    devices: int
-    machines: int = 1
-    name: str = ""
+    def __init__(
+        self, environment: ClusterEnvironment, devices: int = 1, machines: int = 1, launcher: str = ""
+    ) -> None:
+        self.environment = environment
+        self.devices = devices
+        self.machines = machines
+        self.launcher = launcher
+        self._is_waiting = devices > 1
+
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+        return self.environment.global_rank()
+
+    def share(self, job: Any) -> Any:
+        """Pass what the first process gives (the others give None) to all, and return it; the first call alone does.
+
+        Raises:
+            EfficientDetError: that is what the first process gives.
+        """
+        if self._is_waiting:
+            self._is_waiting, answer = False, [job]
+            distributed.broadcast_object_list(answer, device=torch.device("cpu"))
+            job = answer[0]
+        if isinstance(job, EfficientDetError):
+            raise job
+        return job
 
 
-def find_launcher() -> Launcher | None:
-    """What this process was started by, together with others; None if it was started alone.
+def find_group() -> Group:
+    """The processes that this one was started with by torchrun or SLURM; a group of its own if it was started alone.
 
     Raises:
         SettingError: what the launcher tells is incomplete or does not fit; names the variables.
     """
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
@@ -71,76 +93,34 @@ def find_launcher() -> Launcher | None:
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set; start with torchrun, "
                 "or unset WORLD_SIZE to train in this process alone"
             )
-        return _launcher("torchrun", TorchElasticEnvironment(), "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        return _launched("torchrun", TorchElasticEnvironment(), "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     # Within an allocation's batch script, without srun, there is one process whatever the number of tasks.
     if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_ID" in os.environ:
         try:
             environment = SLURMEnvironment(auto_requeue=False)  # the run itself handles the signals
         except RuntimeError as error:
             raise SettingError(f"SLURM: {printable(error)}") from error
-        return _launcher("srun", environment, "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
-    return None
+        return _launched("srun", environment, "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
+    return Group(LightningEnvironment())
 
 
-def _launcher(name: str, environment: ClusterEnvironment, count: str, count_here: str) -> Launcher:
+def _launched(launcher: str, environment: ClusterEnvironment, count: str, count_here: str) -> Group:
     devices, here = int(os.environ[count]), int(os.environ[count_here])
     if devices % here:
         raise SettingError(
-            f"{name} started {devices} processes, {here} of them on this machine; start the same number on each machine"
+            f"{launcher} started {devices} processes, {here} of them on this machine; start the same number on each "
+            "machine"
         )
-    return Launcher(environment, devices, devices // here, name)
+    return Group(environment, devices, devices // here, launcher)
 
 
-def is_first_process() -> bool:
-    """Whether this process is the first, or the only one, of those that it was started with."""
-    launcher = find_launcher()
-    return launcher is None or launcher.environment.global_rank() == 0
-
-
-class Group:
-    """The processes of a run, as one of them sees them.
-
-    Args:
-        launcher: what started them; None for a process alone.
-
-    Attributes:
-        rank: number of this process, from 0.
-        machines: number of machines.
-        environment: Lightning's.
-    """
-
-    def __init__(self, launcher: Launcher | None = None) -> None:
-        from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-
-        self.environment: ClusterEnvironment = launcher.environment if launcher else LightningEnvironment()
-        self.machines = launcher.machines if launcher else 1
-        self.rank = self.environment.global_rank()
-        self._waits = launcher is not None
-
-    def share(self, job: Any) -> Any:
-        """Pass what the first process gives (the others give None) to all, and return it; the first call alone does.
-
-        Raises:
-            EfficientDetError: that is what the first process gives.
-        """
-        if self._waits:
-            self._waits, answer = False, [job]
-            distributed.broadcast_object_list(answer, device=torch.device("cpu"))
-            job = answer[0]
-        if isinstance(job, EfficientDetError):
-            raise job
-        return job
-
-
-def run_together(
-    work: Callable[[StopRequest, Group], Any], devices: int, launcher: Launcher | None, stop: StopRequest
-) -> Any:
+def run_together(work: Callable[[StopRequest, Group], Any], devices: int, group: Group, stop: StopRequest) -> Any:
     """Do the work of a run in a process for each device; returns what the first one returns.
 
     Args:
         work: picklable.
         devices: number of processes.
-        launcher: what has started them; None to start them here.
+        group: those that a launcher has started; this process alone to start them here.
         stop: the signal that asks the run to stop, which processes that are started here are told of.
 
     Raises:
@@ -148,34 +128,29 @@ def run_together(
         Stopped: the run has stopped as it was asked to.
     """
     from lightning.fabric import Fabric
-    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.strategies.ddp import DDPStrategy
 
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    started = launcher or Launcher(LightningEnvironment(), devices)
     fabric = Fabric(
-        accelerator="cpu", devices=started.devices // started.machines, num_nodes=started.machines,
+        accelerator="cpu", devices=devices // group.machines, num_nodes=group.machines, plugins=[group.environment],
         strategy=DDPStrategy(timeout=PATIENCE, process_group_backend=backend, start_method=method),  # type: ignore[arg-type]
-        plugins=[started.environment],
     )  # fmt: skip
-    if launcher is None:
+    if not group.launcher:
         return _start(fabric, work, stop)
     try:
         fabric.strategy.setup_environment()
     except (RuntimeError, OSError) as error:
-        environment = launcher.environment
+        address = f"{group.environment.main_address}:{group.environment.main_port}"
         raise SettingError(
-            f"process {environment.global_rank()} of {devices} could not join the others at "
-            f"{environment.main_address}:{environment.main_port} ({printable(error)}); start all with {launcher.name}, "
-            "at the same time, where each machine can reach that address"
+            f"process {group.rank} of {devices} could not join the others at {address} ({printable(error)}); start all "
+            f"with {group.launcher}, at the same time, where each machine can reach that address"
         ) from error
-    return _work_joined(work, launcher, stop)
+    return _work_joined(work, group, stop)
 
 
-def _work_joined(work: Callable[[StopRequest, Group], Any], launcher: Launcher, stop: StopRequest) -> Any:
+def _work_joined(work: Callable[[StopRequest, Group], Any], group: Group, stop: StopRequest) -> Any:
     """Do the work in this process, which has joined the others."""
-    group = Group(launcher)
     try:
         return work(stop, group)
     except EfficientDetError as error:
@@ -186,17 +161,17 @@ def _work_joined(work: Callable[[StopRequest, Group], Any], launcher: Launcher, 
     except RuntimeError as error:  # such as a lost connection
         store = distributed.distributed_c10d._get_default_store()
         distributed.destroy_process_group()  # which tells it to those that wait for this one
-        raise _who_is_missing(store, group.rank, launcher.devices, stop, error) from error
+        raise _who_is_missing(store, group, stop, error) from error
     finally:
         if distributed.is_initialized():  # gloo's threads must not outlive the interpreter
             distributed.destroy_process_group()
 
 
-def _who_is_missing(store: Any, rank: int, devices: int, stop: StopRequest, error: Exception) -> Exception:
+def _who_is_missing(store: Any, group: Group, stop: StopRequest, error: Exception) -> Exception:
     """After a failure: an error that names the processes that do not answer; else the failure itself."""
-    missing, deadline = set(range(devices)) - {rank}, time.monotonic() + ROLL_CALL
+    missing, deadline = set(range(group.devices)) - {group.rank}, time.monotonic() + ROLL_CALL
     try:
-        store.set(f"efficientdet/left/{rank}", "")
+        store.set(f"efficientdet/left/{group.rank}", "")
         while missing and not stop and time.monotonic() < deadline:
             missing -= {other for other in missing if store.check([f"efficientdet/left/{other}"])}
             time.sleep(0.1)
@@ -206,8 +181,8 @@ def _who_is_missing(store: Any, rank: int, devices: int, stop: StopRequest, erro
         return error
     names = ", ".join(map(str, sorted(missing)))
     return SettingError(
-        f"process {names} of {devices} has ended (rank {names}; its own output says why), so the run cannot go on; "
-        "resume it from its last save"
+        f"process {names} of {group.devices} has ended (rank {names}; its own output says why), so the run cannot go "
+        "on; resume it from its last save"
     )
 
 
@@ -252,7 +227,7 @@ def _work_in_child(fabric: Fabric, work: Callable[[StopRequest, Group], Any], fo
         try:
             fabric.strategy.setup_environment()
             environment: ClusterEnvironment = fabric.strategy.cluster_environment  # type: ignore[attr-defined]
-            return pickle.dumps(_work_joined(work, Launcher(environment, environment.world_size()), stop))
+            return pickle.dumps(_work_joined(work, Group(environment, environment.world_size()), stop))
         except Stopped:
             return pickle.dumps(Terminated(stop.message))
 

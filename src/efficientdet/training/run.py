@@ -27,7 +27,7 @@ from efficientdet.training.device import LIGHTNING_PRECISIONS, choose_device, ch
 from efficientdet.training.memory import kept_memory_for
 from efficientdet.training.plan import Budget
 from efficientdet.training.prepare import Job, Splits, prepare, read_splits
-from efficientdet.training.processes import PATIENCE, Group, find_launcher, quiet_lightning, run_together
+from efficientdet.training.processes import PATIENCE, Group, find_group, quiet_lightning, run_together
 from efficientdet.training.recipes import recipe_settings
 from efficientdet.training.run_folder import (
     CONFIG_FILE,
@@ -100,25 +100,25 @@ def train(
     require("lightning.pytorch", "train")
     require("faster_coco_eval", "train")
     given = {**(recipe_settings(recipe) if recipe else {}), **settings}
-    launcher = find_launcher()
+    group = find_group()
     started = _stored_config(out) if resume else None
     chosen = changed(config or started or TrainConfig(), given)
-    if launcher is not None:
-        if given.get("devices", launcher.devices) != launcher.devices:
+    if group.launcher:
+        if given.get("devices", group.devices) != group.devices:
             raise SettingError(
-                f"devices is {given['devices']}, but {launcher.name} started {launcher.devices} processes; leave "
-                "devices out"
+                f"devices is {given['devices']}, but {group.launcher} started {group.devices} processes; leave devices "
+                "out"
             )
-        chosen = dataclasses.replace(chosen, devices=launcher.devices)
-    choose_device(chosen, launcher.machines if launcher else 1)
+        chosen = dataclasses.replace(chosen, devices=group.devices)
+    choose_device(chosen, group.machines)
     job = Job(
         model, Path(data), chosen, typed_settings(config, given), _checked(callbacks, chosen.devices),
         None if out is None else Path(out), resume, quiet,
     )  # fmt: skip
     with stop_signals() as stop, quiet_lightning():
         if chosen.devices == 1:
-            return _train(job, budget, stop, Group())
-        run: TrainingRun = run_together(partial(_train, job, budget), chosen.devices, launcher, stop)
+            return _train(job, budget, stop, group)
+        run: TrainingRun = run_together(partial(_train, job, budget), chosen.devices, group, stop)
         return run
 
 
