@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
     from typing_extensions import Unpack
 
-# Ranges of the settings that are sought, as factors of the default where `times` is set; all on a logarithmic scale.
-LEARNING_RATE, BACKBONE_RATE, WEIGHT_DECAY = (0.1, 5.0), (0.05, 1.0), (0.1, 10.0)
+# Ranges of the numbers that are sought, all on a logarithmic scale; those of learning rate and weight decay in units of
+# the default. And the choices of the jitter.
+RANGES = {"learning_rate": (0.1, 5.0), "backbone_rate": (0.05, 1.0), "weight_decay": (0.1, 10.0)}
 SCALE_JITTERS = ("0.5 1.5", "0.8 1.25", "0.3 2.0", "1.0 1.0")
-SOUGHT = ("learning_rate", "backbone_rate", "weight_decay", "scale_jitter")
+SOUGHT = (*RANGES, "scale_jitter")
 # Trials that are never stopped early, and evaluations before any is.
 WHOLE_TRIALS, FIRST_EVALUATIONS = 4, 2
 
@@ -132,15 +133,11 @@ def tune(
 
 def suggest(trial: optuna.Trial, name: str, config: TrainConfig) -> Any:
     """A value of a setting, for a trial."""
-    if name == "learning_rate":
-        low, high = (factor * config.peak_learning_rate() for factor in LEARNING_RATE)
-        return trial.suggest_float(name, low, high, log=True)
-    if name == "weight_decay":
-        low, high = (factor * config.decay() for factor in WEIGHT_DECAY)
-        return trial.suggest_float(name, low, high, log=True)
-    if name == "backbone_rate":
-        return trial.suggest_float(name, *BACKBONE_RATE, log=True)
-    return _jitter(trial.suggest_categorical(name, SCALE_JITTERS))
+    if name == "scale_jitter":
+        return _jitter(trial.suggest_categorical(name, SCALE_JITTERS))
+    default = {"learning_rate": config.peak_learning_rate(), "weight_decay": config.decay()}.get(name, 1.0)
+    low, high = (factor * default for factor in RANGES[name])
+    return trial.suggest_float(name, low, high, log=True)
 
 
 def _jitter(text: str) -> tuple[float, float]:
