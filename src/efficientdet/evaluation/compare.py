@@ -65,7 +65,7 @@ class Comparison:
 
     def rows(self) -> list[dict[str, str]]:
         """AP of both, overall and by class, as text; without classes that have no objects."""
-        first, second = ({"all": one.ap} | one.per_class for one in self.metrics)
+        first, second = ({"all": one.ap, **one.per_class} for one in self.metrics)
         changes = {"all": self.difference} | self.per_class
         return [
             {
