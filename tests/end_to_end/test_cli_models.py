@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import efficientdet
 from efficientdet.network.efficientdet import build_model
 from efficientdet.weights import hub
 from efficientdet.weights.checkpoint import load_checkpoint, read_info
@@ -34,6 +35,22 @@ def test_info_of_a_checkpoint_writes_a_card(command: Command, checkpoint: Path, 
     text = card.read_text()
     assert text.startswith("---\n") and "\npipeline_tag: object-detection\n" in text and "\n---\n\n# tiny\n" in text
     assert "**License of the weights:** not stated" in text
+
+
+def test_info_of_the_environment_says_versions_devices_and_backends(command: Command) -> None:
+    found = json.loads(command("info", "--environment", "--json").out)
+    assert found["versions"]["efficientdet"] == efficientdet.__version__ and "torch" in found["versions"]
+    assert found["devices"][0] == "cpu"
+    assert found["backends"]["eager"] == "ready" and found["backend auto"] in found["backends"]
+    assert str(Path.home()) not in json.dumps(found)
+    lines = command("info", "--environment").out
+    assert "backend onnxruntime" in lines and "not installed" in lines
+
+
+@pytest.mark.parametrize("arguments", [[], ["people", "--environment"], ["--environment", "--card", "x.md"]])
+def test_info_is_of_one_thing(command: Command, arguments: list[str]) -> None:
+    done = command("info", *arguments)
+    assert done.code == 2 and "or --environment alone" in done.err
 
 
 def test_info_of_nothing_known_lists_what_is(command: Command) -> None:

@@ -33,14 +33,22 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def info(
-    name: Annotated[str, typer.Argument(help="Name of a model or of weights, or a checkpoint's path.")],
+    name: Annotated[str | None, typer.Argument(help="Name of a model or of weights, or a checkpoint's path.")] = None,
+    environment: Annotated[
+        bool, typer.Option("--environment", help="Versions, devices and backends of this machine, for a bug report.")
+    ] = False,
     card: Annotated[Path | None, typer.Option(help="Markdown file for the model card.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the facts of a model: layers, parameters, multiply-adds, anchors, classes, preprocessing, AP, license.
+    """Show the facts of a model, from its layers to its license; or, with --environment, of this installation.
 
     Example: `efficientdet info people`
     """
+    if (name is None) != environment or (environment and card is not None):
+        raise SettingError("give the name of a model or of weights, or --environment alone")
+    if name is None:
+        _show_environment(as_json)
+        return
     from efficientdet.family import find_spec
     from efficientdet.weights.checkpoint import read_info
     from efficientdet.weights.model_card import checkpoint_facts, model_card, released_facts
@@ -61,6 +69,19 @@ def info(
         print_json(facts)
         return
     print_facts(name, facts)
+
+
+def _show_environment(as_json: bool) -> None:
+    from efficientdet.inference.hardware import environment
+
+    found = environment()
+    if as_json:
+        print_json(found)
+        return
+    versions, missing = found.pop("versions"), found.pop("missing")
+    found["devices"] = ", ".join(found["devices"])
+    found |= {f"backend {name}": state for name, state in found.pop("backends").items()}
+    print_facts("environment", versions | found | {"not installed": ", ".join(missing) or "-"})
 
 
 @app.command()
