@@ -31,6 +31,7 @@ lint: $(TEST_STAMP)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	$(BIN)/hadolint docker/Dockerfile
 
 docs: $(DOCS_STAMP)
 	$(BIN)/python docs/generate.py
