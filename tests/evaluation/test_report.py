@@ -211,6 +211,24 @@ def test_the_page_is_used_with_the_keyboard(evaluation: Make, tmp_path: Path, ch
     page.close()
 
 
+def test_the_page_is_printed_whole(evaluation: Make, tmp_path: Path, chromium: Any) -> None:
+    """Without the filters and the contents, with what is folded on the screen."""
+    measured, records = evaluation()
+    path = tmp_path / "report.html"
+    write_report(path, summarize(measured), measured, records, explain=explain_command("x.safetensors"))
+    page = chromium.new_page(color_scheme="dark")
+    page.goto(path.as_uri())
+    is_visible = "one.checkVisibility({contentVisibilityAuto: true}) && one.getBoundingClientRect().height > 0"
+    visible = f"all => all.map(one => {is_visible})"
+    assert all(page.eval_on_selector_all("select, nav", visible))
+    assert not any(page.eval_on_selector_all("figure code", visible))
+    page.emulate_media(media="print")
+    assert not any(page.eval_on_selector_all("select, nav", visible))
+    assert all(page.eval_on_selector_all("figure code, table, figure", visible))
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.close()
+
+
 def test_page_without_its_images(evaluation: Make, tmp_path: Path) -> None:
     measured, records = evaluation()
     records.images[0].path.unlink()
