@@ -12,7 +12,7 @@ import torch
 
 import efficientdet
 from efficientdet.network.efficientdet import build_model
-from efficientdet.weights import hub
+from efficientdet.weights import publish
 from efficientdet.weights.checkpoint import load_checkpoint, read_info
 from efficientdet.weights.foreign import to_foreign
 
@@ -110,7 +110,7 @@ def test_a_pickle_with_a_program_in_it_is_refused(command: Command, tmp_path: Pa
 
 def test_push_sends_the_checkpoint(command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
-    monkeypatch.setattr(hub, "push_to_hub", lambda *given, **options: sent.append((*given, options)) or "address")
+    monkeypatch.setattr(publish, "push_to_hub", lambda *given, **options: sent.append((*given, options)) or "address")
     done = command("push", checkpoint, "me/mine", "--private")
     assert done.out.strip() == "address"
     assert sent == [(checkpoint, "me/mine", {"private": True})]

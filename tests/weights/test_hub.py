@@ -13,8 +13,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from efficientdet.errors import SettingError, WeightsError
 from efficientdet.images.find import sample_image
 from efficientdet.inference.detector import Detector, load
-from efficientdet.weights.hub import FILE_NAME, hub_file, parse_hub_name, push_to_hub
+from efficientdet.weights.hub import FILE_NAME, hub_file, parse_hub_name
 from efficientdet.weights.names import BUNDLED_FOLDER, find_weights
+from efficientdet.weights.publish import push_to_hub
 
 PEOPLE = BUNDLED_FOLDER / "people.safetensors"
 

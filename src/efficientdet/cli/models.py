@@ -72,7 +72,7 @@ def info(
 
 
 def _show_environment(as_json: bool) -> None:
-    from efficientdet.inference.hardware import environment
+    from efficientdet.inference.environment import environment
 
     found = environment()
     if as_json:
@@ -126,6 +126,6 @@ def push(
 
     Example: `efficientdet push runs/1/best.safetensors me/my-detector`
     """
-    from efficientdet.weights.hub import push_to_hub
+    from efficientdet.weights.publish import push_to_hub
 
     say(push_to_hub(checkpoint, repository, private=private))

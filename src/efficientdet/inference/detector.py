@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +28,7 @@ from efficientdet.inference.hardware import thread_count
 from efficientdet.inference.prefetch import next_batch, prefetch
 from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
 from efficientdet.settings import changed, divided
-from efficientdet.weights.hub import FILE_NAME, HUB_PREFIX, push_to_hub
+from efficientdet.weights.hub import HUB_PREFIX
 from efficientdet.weights.info import CheckpointInfo
 from efficientdet.weights.names import find_weights
 
@@ -329,13 +328,10 @@ class Detector:
         return load(HUB_PREFIX + repository + (f"@{revision}" if revision else ""), **settings)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
-        """Upload the network with its facts and a model card to the Hugging Face Hub, as `weights.hub.push_to_hub`."""
-        from efficientdet.weights.checkpoint import save_checkpoint
+        """Upload the network with a model card to the Hugging Face Hub; see `weights.publish.push_to_hub`."""
+        from efficientdet.weights.publish import push_network
 
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / FILE_NAME
-            save_checkpoint(file, self.model.state_dict(), self.info)
-            return push_to_hub(file, repository, private=private)
+        return push_network(self.model, self.info, repository, private=private)
 
     def warmup(self) -> Engine | EndToEndEngine:
         """Build the engine and run it once, so that the first prediction takes no longer than the others.

@@ -53,40 +53,9 @@ def hub_file(name: str) -> Path:
     except EntryNotFoundError as error:
         raise WeightsError(f"{name}: the repository has no {FILE_NAME} (at this revision)") from error
     except Exception as error:  # what the hub, its HTTP client and its file system raise have no other base
-        raise WeightsError(f"{name}: cannot be downloaded ({_first_line(error)})") from error
+        raise WeightsError(f"{name}: cannot be downloaded ({first_line(error)})") from error
 
 
-def push_to_hub(checkpoint: str | Path, repository: str, *, private: bool = False) -> str:
-    """Upload a checkpoint with its model card in one commit. A repository that does not exist is made.
-
-    Args:
-        checkpoint: a checkpoint of ours.
-        repository: `owner/repo`.
-        private: make a new repository private.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        WeightsError: the file is not a checkpoint of ours, you are not logged in or not allowed, or the hub cannot be
-            reached; says which.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    from efficientdet.weights.checkpoint import read_info
-    from efficientdet.weights.model_card import model_card
-
-    parse_hub_name(HUB_PREFIX + repository)
-    card = model_card(HUB_PREFIX + repository, read_info(checkpoint))
-    try:
-        files = [CommitOperationAdd(FILE_NAME, str(checkpoint)), CommitOperationAdd(CARD_NAME, card.encode())]
-        api = HfApi()
-        api.create_repo(repository, private=private, exist_ok=True)
-        commit = api.create_commit(repository, files, commit_message="Upload a checkpoint of efficientdet")
-    except Exception as error:  # see hub_file
-        raise WeightsError(f"{repository}: cannot be uploaded ({_first_line(error)})") from error
-    return str(commit.commit_url)
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or else its type."""
     return (str(error).strip() or type(error).__name__).partition("\n")[0]
