@@ -19,7 +19,7 @@ pytest.importorskip("playwright.sync_api", reason="playwright is missing (depend
 from playwright.sync_api import expect  # noqa: E402
 
 PHOTO = sample_image()
-expect.set_options(timeout=600_000)  # it is not the time that is tested
+expect.set_options(timeout=120_000)  # it is not the time that is tested
 COUNT_COLOR = """(canvas, color) => {
     const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     let count = 0;
@@ -61,7 +61,7 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
             )
         )
         page = contexts[-1].new_page()
-        page.set_default_timeout(600_000)
+        page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
         page.on("request", lambda one: problems.append(one.url) if not is_own(one.url, server) else None)
         page.goto(server.address)

@@ -30,8 +30,7 @@ async function showFile(file) {
     show(file.name, image, found.image_size, found.detections);
     tell(image ? "" : "This browser cannot show the image; its boxes are right all the same. ");
   } catch (error) {
-    error.message = error.message.replace(/^<\d+ bytes>/, file.name); // the server does not know the name
-    fail(error, control, true);
+    fail(error, control, file);
   } finally {
     end(control);
   }
@@ -59,7 +58,7 @@ async function runCamera() {
       }
     }
   } catch (error) {
-    fail(error, control, false);
+    fail(error, control);
   } finally {
     camera?.close();
     at("camera").setAttribute("aria-pressed", "false");
@@ -88,16 +87,17 @@ function end(control) {
   at("stage").removeAttribute("aria-busy");
 }
 
-function fail(error, control, canRetry) {
+/** Show why something failed; a `file` can be tried again. */
+function fail(error, control, file = null) {
   if (control.signal.aborted) {
     if (running === control) say("Stopped.");
     return;
   }
   say("");
   if (!(error instanceof ApiError || error instanceof CameraError)) console.error(error);
-  at("error").textContent = error.message;
+  at("error").textContent = error.message.replace(/^<\d+ bytes>/, file?.name); // which the server does not know
   at("error").hidden = false;
-  at("retry").hidden = !canRetry || error.status === 401;
+  at("retry").hidden = !file || error.status === 401;
   at("key-form").hidden = error.status !== 401;
 }
 
@@ -291,7 +291,7 @@ async function start() {
   try {
     models = await listModels();
   } catch (error) {
-    fail(error, new AbortController(), false);
+    fail(error, new AbortController());
     at("about").textContent = "";
     return;
   }
