@@ -40,14 +40,24 @@ def shared_parity() -> Path:
     return _shared_folder("parity")
 
 
-@pytest.fixture(scope="session")
-def shapes() -> ModuleType:
-    """The maker of tiny data sets, and a network small enough for them."""
-    spec = importlib.util.spec_from_file_location("shapes", Path(__file__).parent / "shapes.py")
+def _module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def shapes() -> ModuleType:
+    """The maker of tiny data sets, and a network small enough for them."""
+    return _module("shapes")
+
+
+@pytest.fixture(scope="session")
+def clips() -> ModuleType:
+    """The maker of tiny videos."""
+    return _module("clips")
 
 
 # Text that is cut off, or reaches beyond the screen; and a page that is wider than it.

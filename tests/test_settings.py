@@ -15,8 +15,10 @@ from efficientdet.inference.settings import (
     EnsembleOptions,
     EnsembleSettings,
     PostprocessSettings,
+    StreamOptions,
 )
 from efficientdet.settings import Settings, changed, divided, kinds, names_of, setting, to_dict
+from efficientdet.video.settings import TrackSettings, VideoSettings
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,18 @@ def test_kinds_come_from_annotations() -> None:
     assert (found["names"].items, found["names"].length) == (str, None)
 
 
-def test_the_keywords_of_type_checkers_are_the_fields() -> None:
-    hints, fields = get_type_hints(EnsembleOptions), names_of(EnsembleSettings, DetectorSettings, PostprocessSettings)
+@pytest.mark.parametrize(
+    ("options", "classes"),
+    [
+        (DetectorOptions, (DetectorSettings, PostprocessSettings)),
+        (EnsembleOptions, (EnsembleSettings, DetectorSettings, PostprocessSettings)),
+        (StreamOptions, (PostprocessSettings, VideoSettings, TrackSettings)),
+    ],
+)
+def test_the_keywords_of_type_checkers_are_the_fields(options: type, classes: tuple[type, ...]) -> None:
+    hints, fields = get_type_hints(options), names_of(*classes)
     assert set(hints) == set(fields)
-    assert set(get_type_hints(DetectorOptions)) == set(names_of(DetectorSettings, PostprocessSettings))
-    for cls in (EnsembleSettings, DetectorSettings, PostprocessSettings):
+    for cls in classes:
         own = get_type_hints(cls)
         for field in dataclasses.fields(cls):
             assert hints[field.name] == own[field.name], field.name

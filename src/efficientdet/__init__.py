@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from efficientdet.training.run import train
     from efficientdet.training.run_folder import TrainingRun
     from efficientdet.training.tune import TunedRun, tune
+    from efficientdet.video.frames import Video
+    from efficientdet.video.write import VideoWriter
     from efficientdet.weights.create import create_model
 
 _SUBMODULES = ("boxes", "data", "errors", "family", "weights")
@@ -55,6 +57,8 @@ _HOMES = {
     "TrainConfig": "efficientdet.training.config",
     "TrainingRun": "efficientdet.training.run_folder",
     "TunedRun": "efficientdet.training.tune",
+    "Video": "efficientdet.video.frames",
+    "VideoWriter": "efficientdet.video.write",
     "ablate": "efficientdet.research.ablation",
     "compare": "efficientdet.evaluation.compare",
     "check_data": "efficientdet.training.check_data",
@@ -84,6 +88,8 @@ __all__ = [
     "TrainConfig",
     "TrainingRun",
     "TunedRun",
+    "Video",
+    "VideoWriter",
     "__version__",
     "ablate",
     "boxes",

@@ -32,7 +32,11 @@ class Detections:
         image_size: (height, width) of the original image.
         category_ids: the dataset's own category id of each label; None where it has none.
         image: (H, W, 3) uint8 RGB, the image itself, for `draw`; None where it was not kept.
-        source: path or name of the image; None where unknown.
+        source: path or name of the image or video; None where unknown.
+        track_ids: (N,) int64, ids from 1 that stay with an object through a video, 0 where it has none yet; None
+            without tracking.
+        frame: number of the frame of the video, from 0; None for an image.
+        time: seconds of the frame since the beginning of the video; None for an image.
 
     Raises:
         ValueError: a field has the wrong shape or holds an impossible value; names it.
@@ -46,6 +50,9 @@ class Detections:
     category_ids: tuple[int, ...] | None = None
     image: NDArray[np.uint8] | None = None
     source: str | None = None
+    track_ids: NDArray[np.int64] | None = None
+    frame: int | None = None
+    time: float | None = None
 
     def __post_init__(self) -> None:
         """Cast every field to its type and refuse what does not fit together."""
@@ -64,6 +71,10 @@ class Detections:
         self._set("scores", self._checked_scores(len(boxes)))
         self._set("labels", self._checked_labels(len(boxes)))
         self._check_category_ids()
+        if self.track_ids is not None:
+            self._set("track_ids", np.asarray(self.track_ids, dtype=np.int64))
+            if self.track_ids.shape != (len(boxes),):
+                raise ValueError(f"track_ids must be ({len(boxes)},) like boxes_xyxy, got shape {self.track_ids.shape}")
         if self.image is not None and self.image.shape != (height, width, 3):
             raise ValueError(f"image must be (H, W, 3) of image_size {self.image_size}, got shape {self.image.shape}")
 
@@ -124,6 +135,7 @@ class Detections:
             boxes_xyxy=self.boxes_xyxy[chosen],
             scores=self.scores[chosen],
             labels=self.labels[chosen],
+            track_ids=None if self.track_ids is None else self.track_ids[chosen],
         )
 
     def __repr__(self) -> str:
@@ -182,7 +194,7 @@ class Detections:
             raise ValueError("these detections keep no image; pass one: detections.draw(image)")
         if canvas.shape != (*self.image_size, 3):
             raise ValueError(f"image must be (H, W, 3) of image_size {self.image_size}, got {canvas.shape}")
-        return draw_boxes(canvas, self.boxes_xyxy, self.scores, self.labels, self.class_names)
+        return draw_boxes(canvas, self.boxes_xyxy, self.scores, self.labels, self.class_names, self.track_ids)
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """The entries of a COCO results file.
@@ -203,28 +215,35 @@ class Detections:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the pixels as plain types: source, image_size, detections."""
+        """Everything but the pixels as plain types: source, image_size, detections; frame and time of a video.
+
+        A tracked detection has a `track_id`, None until its track is certain.
+        """
         rows = zip(self.boxes_xyxy.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
-        return {
-            "source": self.source,
-            "image_size": list(self.image_size),
-            "detections": [
-                {"box_xyxy": box, "score": score, "label": label, "class_name": self.class_names[label]}
-                for box, score, label in rows
-            ],
-        }
+        found = [
+            {"box_xyxy": box, "score": score, "label": label, "class_name": self.class_names[label]}
+            for box, score, label in rows
+        ]
+        if self.track_ids is not None:
+            found = [
+                one | {"track_id": track or None} for one, track in zip(found, self.track_ids.tolist(), strict=True)
+            ]
+        place = {} if self.frame is None else {"frame": self.frame, "time": self.time}
+        return {"source": self.source, **place, "image_size": list(self.image_size), "detections": found}
 
     def to_supervision(self) -> supervision.Detections:
-        """Convert to `supervision.Detections`, with the class names in `data["class_name"]`.
+        """Convert to `supervision.Detections`, class names in `data["class_name"]`, tracks in `tracker_id`.
 
         Raises:
             MissingExtraError: supervision is not installed; gives the pip command.
         """
         library = require("supervision", None)
         names = np.array([self.class_names[label] for label in self.labels], dtype=np.str_)
-        return library.Detections(
+        converted: supervision.Detections = library.Detections(
             xyxy=self.boxes_xyxy.copy(),
             confidence=self.scores.copy(),
             class_id=self.labels.copy(),
+            tracker_id=None if self.track_ids is None else self.track_ids.copy(),
             data={"class_name": names},
         )
+        return converted

@@ -7,26 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from efficientdet.data.read_split import read_split
-from efficientdet.data.tiling import BOXES_CUT, PARTS_IGNORED, starts, tile
-from efficientdet.errors import SettingError
-
-
-@given(st.integers(1, 5000), st.integers(32, 900), st.floats(0, 0.9))
-def test_tiles_cover_a_side_and_overlap_as_asked(length: int, size: int, overlap: float) -> None:
-    found = starts(length, size, overlap)
-    assert found[0] == 0 and len(set(found)) == len(found)
-    if length <= size:
-        assert found == [0]
-        return
-    assert found[-1] == length - size
-    steps = np.diff(found)
-    assert (steps > 0).all() and steps.max() <= max(1, int(size * (1 - overlap)) + 1)
-    assert steps.max() - steps.min() <= 1
+from efficientdet.data.tiling import BOXES_CUT, PARTS_IGNORED, tile, tile_side
+from efficientdet.errors import DataError, SettingError
 
 
 @pytest.fixture
@@ -94,3 +79,12 @@ def test_jpegs_stay_jpegs_and_nothing_stays_after_an_error(tmp_path: Path, data:
     with pytest.raises(SettingError, match="out exists"):
         tile(data, tmp_path / "out", size=100)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_a_dataset_knows_the_side_of_its_tiles(data: Path, tmp_path: Path) -> None:
+    assert tile_side(data) is None
+    tile(data, tmp_path / "tiles", size=64)
+    assert tile_side(tmp_path / "tiles") == 64
+    (tmp_path / "tiles" / "tiles.json").write_text("[]")
+    with pytest.raises(DataError, match="tiles.json: damaged"):
+        tile_side(tmp_path / "tiles")

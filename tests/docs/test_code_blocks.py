@@ -1,11 +1,11 @@
 """Every code block of the README and of docs/ runs as it stands, page by page.
 
 A page's blocks run in their order, in a folder with the files that its reader would have: `photo.jpg`, `photos/`,
-`dataset/`, and a few images of `people/`, `cells/` and `microcontrollers/`. Python blocks of a page share their
-names. `pip install` and `make` are checked for what they name. The README's commands are processes of their own;
-those of other pages run in this one, which spares each the seconds in which torch is imported. Commands that train
-are made short by `SHORTER`, a server runs until the end of its page, and a comment before a block says what else is
-to be done with it:
+`clip.mp4`, `dataset/`, and a few images of `people/`, `cells/` and `microcontrollers/`. Python blocks of a page share
+their names. `pip install` and `make` are checked for what they name. The README's commands are processes of their own;
+those of other pages run in this one, which spares each the seconds in which torch is imported. Commands that train are
+made short by `SHORTER`, a server runs until the end of its page, and a comment before a block says what else is to be
+done with it:
 
     <!-- test: slow -->               run by `pytest -m slow` alone; so must be what builds upon it
     <!-- test: file graph.yaml -->    not run: written to that file
@@ -115,6 +115,9 @@ def reader(
         for name, count in SHARED.items():
             if f"{name}/" in text and not (tmp_path / name).exists():
                 copy_images(request.getfixturevalue("shared_data") / name, tmp_path / name, count)
+        if "clip.mp4" in text and not (tmp_path / "clip.mp4").exists():
+            pytest.importorskip("trackers", reason="PyAV or trackers is missing (efficientdet[video])")
+            run_command(["python", "examples/moving_portraits.py", "clip.mp4"])
         for file in re.findall(r"[\w-]+\.npz", text):
             shutil.copy(request.getfixturevalue("shared_data") / "weights" / file, tmp_path)
 
@@ -258,7 +261,7 @@ def test_commands_are_read_over_lines_and_past_comments() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "pip install 'efficientdet[video]'", "pip install 'torch[all]'", "make tests", "git clone x",
+        "pip install 'efficientdet[camera]'", "pip install 'torch[all]'", "make tests", "git clone x",
         ".venv/bin/flake8", "efficientdet predict missing.jpg", "ls",
     ],
 )  # fmt: skip

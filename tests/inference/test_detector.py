@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +25,7 @@ from efficientdet.images.convert import RgbImage
 from efficientdet.images.letterbox import LITE
 from efficientdet.inference.detector import Detector, load
 from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.video.frames import Video
 from efficientdet.weights.checkpoint import save_checkpoint
 from efficientdet.weights.info import CheckpointInfo
 
@@ -324,3 +327,61 @@ def test_predicting_leaves_no_gradient_and_a_model_that_can_learn(guessing: Effi
     (torch.cat(box_deltas, 1) * detector.model.anchors((64, 64))).sum().backward()
     assert detector.model.box_head.predict.pointwise.bias.grad is not None
     detector.model.zero_grad()
+
+
+# Videos
+
+
+def rectangle(number: int, height: int, width: int) -> RgbImage:
+    """A white rectangle that moves to the right, 6 pixels a frame."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[16:40, 8 + 6 * number : 32 + 6 * number] = 255
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def moving(clips: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("av", reason="PyAV is missing (efficientdet[video])")
+    times = [number / 10 for number in range(12)]
+    path: Path = clips.write_clip(tmp_path_factory.mktemp("clips") / "moving.mp4", times, (64, 128), draw=rectangle)
+    return path
+
+
+def test_stream_gives_the_detections_of_every_frame(planted: Planted, moving: Path) -> None:
+    found = list(Detector(planted, INFO).stream(moving, batch_size=5))
+    assert [one.frame for one in found] == list(range(12))
+    assert [one.time for one in found] == pytest.approx([number / 10 for number in range(12)])
+    assert {one.source for one in found} == {str(moving)}
+    assert all(one.track_ids is None for one in found)
+    lefts = np.concatenate([one.boxes_xyxy[:, 0] for one in found])
+    assert lefts == pytest.approx(8 + 6 * np.arange(12), abs=3)
+
+
+def test_stream_takes_an_open_video_and_settings_of_all_kinds(planted: Planted, moving: Path) -> None:
+    detector = Detector(planted, INFO)
+    found = list(detector.stream(moving, start=0.25, every=3, threshold=0.999))
+    assert [one.frame for one in found] == [0, 3, 6]
+    assert [one.time for one in found] == pytest.approx([0.3, 0.6, 0.9])
+    assert not any(len(one) for one in found)
+    with Video(moving, end=0.35) as video:
+        assert len(list(detector.stream(video))) == 4
+        with pytest.raises(SettingError, match="every: give it to Video"):
+            next(detector.stream(video, every=2))
+    with pytest.raises(SettingError, match="did you mean 'track'"):
+        next(detector.stream(moving, tracks="sort"))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("kind", ["bytetrack", "sort"])
+def test_stream_gives_an_object_one_id(kind: Any, planted: Planted, moving: Path) -> None:
+    pytest.importorskip("trackers", reason="trackers is missing (efficientdet[video])")
+    found = list(Detector(planted, INFO).stream(moving, track=kind))
+    assert [one.track_ids.tolist() for one in found[3:] if one.track_ids is not None] == [[1]] * 9
+    assert found[-1].to_json()["detections"][0]["track_id"] == 1
+    assert found[-1].to_json()["frame"] == 11
+
+
+def test_nothing_goes_on_decoding_when_a_stream_is_left(planted: Planted, moving: Path) -> None:
+    stream = Detector(planted, INFO).stream(moving)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name == "decode"]

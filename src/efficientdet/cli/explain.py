@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     PostprocessSettings,
     DetectorSettings,
     stored=PostprocessSettings,
-    leave_out=["backend", "precision", "reduced_decoding"],
+    leave_out=["backend", "precision", "reduced_decoding", "tiles", "overlap"],
 )
 def explain(
     weights: Annotated[str, typer.Argument(help="Bundled model, checkpoint, released model, or hf://owner/repo.")],

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, ProgressColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -209,9 +209,10 @@ def _number_parser(name: str, words: tuple[str, ...]) -> Callable[[str], int | s
     return parse
 
 
-def progress_bar(is_quiet: bool) -> Progress:
-    """A bar on a terminal; nothing where the output goes into a file."""
-    return Progress(console=error_console, transient=True, disable=is_quiet or not error_console.is_terminal)
+def progress_bar(is_quiet: bool, *columns: ProgressColumn) -> Progress:
+    """A bar on a terminal, with some columns more; nothing where the output goes into a file."""
+    shown = (*Progress.get_default_columns(), *columns)
+    return Progress(*shown, console=error_console, transient=True, disable=is_quiet or not error_console.is_terminal)
 
 
 def say(text: str) -> None:

@@ -22,9 +22,10 @@ from efficientdet.cli.options import (
     takes_settings,
 )
 from efficientdet.cli.run_results import RunResults, save_annotated, spare_originals
-from efficientdet.errors import ImageError
+from efficientdet.errors import ImageError, SettingError
 from efficientdet.inference.settings import DetectorSettings, EnsembleSettings, PostprocessSettings
 from efficientdet.settings import names_of
+from efficientdet.video.settings import TrackSettings, VideoSettings
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -37,51 +38,127 @@ FEW = 4
 
 
 @app.command()
-@takes_settings(EnsembleSettings, PostprocessSettings, DetectorSettings, stored=PostprocessSettings)
+@takes_settings(
+    EnsembleSettings, PostprocessSettings, DetectorSettings, VideoSettings, TrackSettings, stored=PostprocessSettings
+)
 def predict(
-    sources: Annotated[list[str], typer.Argument(help="Images, folders, globs, or - for standard input.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images, folders, globs, or - for standard input; or videos, a camera as 0, 1, ..., URLs of streams."
+        ),
+    ],
     settings: dict[str, Any],
     weights: Weights = "people",
     more_weights: MoreWeights = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the annotated images and of detections.json.")
     ] = Path("predictions"),
-    images: Annotated[bool, typer.Option(help="Write annotated images, or only the JSON.", show_default=False)] = True,
+    images: Annotated[
+        bool, typer.Option(help="Write annotated images and videos, or only the JSON.", show_default=False)
+    ] = True,
+    line: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X1,Y1,X2,Y2", help="Line in a video, in pixels, at which tracks are counted. Repeatable."
+        ),
+    ] = None,
+    zone: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON file of polygons in a video, by name, in which objects are counted. Repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Detect objects in images: writes annotated copies and one detections.json.
+    """Detect objects in images or videos: writes annotated copies and one detections.json, for a video JSON lines too.
 
     An image that cannot be read is reported, the others go on, and the command ends with exit code 1.
 
     Example: `efficientdet predict photos/ --weights people --out predictions`
     """
-    from efficientdet.images.find import find_images, output_names
+    from efficientdet.video.frames import is_video
 
-    found, problems = find_images(sources)
-    targets = [out / name for name in output_names(found)] if images else []
-    spare_originals(found, targets)
+    reading = {name: settings.pop(name) for name in names_of(VideoSettings, TrackSettings) if name in settings}
+    videos = [source for source in sources if is_video(source)]
+    if videos and len(videos) < len(sources):
+        raise SettingError("sources: some are images, some videos; predict each kind with a command of its own")
+    every_weights = (weights, *(more_weights or ()))
+    if videos:
+        return _predict_videos(videos, every_weights, out, settings, reading, (line or [], zone or []), images, as_json)
+    if given := [*reading, *(["line"] if line else []), *(["zone"] if zone else [])]:
+        raise SettingError(f"{', '.join(given)}: for videos only")
+    _predict_images(sources, every_weights, out, settings, images, as_json)
 
+
+def _load(weights: tuple[str, ...], settings: dict[str, Any], are_few: bool) -> Detector:
+    """The detector, or the ensemble."""
     from efficientdet.exporting.cold_start import load_quickly
     from efficientdet.inference.detector import load
 
-    if more_weights or set(settings) & names_of(EnsembleSettings).keys():
+    if len(weights) > 1 or set(settings) & names_of(EnsembleSettings).keys():
         from efficientdet.inference.ensemble import ensemble
 
-        detector = ensemble(weights, *(more_weights or ()), **settings)
-    else:
-        detector = (load_quickly if len(found) <= FEW else load)(weights, **settings)
-    results = RunResults(out / "detections.json", {"weights": weights, "engine": str(detector.engine)}, len(found))
+        return ensemble(*weights, **settings)
+    return (load_quickly if are_few else load)(weights[0], **settings)
+
+
+def _predict_images(
+    sources: list[str], weights: tuple[str, ...], out: Path, settings: dict[str, Any], is_annotated: bool, as_json: bool
+) -> None:
+    from efficientdet.images.find import find_images, output_names
+
+    found, problems = find_images(sources)
+    targets = [out / name for name in output_names(found)] if is_annotated else []
+    spare_originals(found, targets)
+
+    detector = _load(weights, settings, len(found) <= FEW)
+    results = RunResults(out / "detections.json", _facts(weights, detector), len(found))
     with results, progress_bar(as_json) as progress:
         for problem in problems:
             results.fail(problem.place, str(problem))
         _predict_all(detector, found, targets, results, progress)
+    _conclude(results, "detections", len(found) + len(problems), as_json)
+
+
+def _predict_videos(
+    videos: list[str],
+    weights: tuple[str, ...],
+    out: Path,
+    settings: dict[str, Any],
+    reading: dict[str, Any],
+    places: tuple[list[str], list[Path]],
+    is_annotated: bool,
+    as_json: bool,
+) -> None:
+    from efficientdet.cli.predict_video import counters_of, predict_videos
+    from efficientdet.images.find import output_names
+    from efficientdet.video.frames import file_name
+
+    targets = [out / name for name in output_names([file_name(video) for video in videos], ".mp4")]
+    spare_originals(videos, targets)
+    make_counters = counters_of(*places, reading.get("track"))
+    detector = _load(weights, settings, are_few=False)
+    with RunResults(out / "detections.json", _facts(weights, detector), len(videos), "videos") as results:
+        predict_videos(
+            videos, targets, detector, results, reading,
+            make_counters=make_counters, is_annotated=is_annotated, is_quiet=as_json,
+        )  # fmt: skip
+    _conclude(results, "boxes", len(videos), as_json)
+
+
+def _facts(weights: tuple[str, ...], detector: Detector) -> dict[str, Any]:
+    return {"weights": weights[0] if len(weights) == 1 else weights, "engine": str(detector.engine)}
+
+
+def _conclude(results: RunResults, boxes: str, total: int, as_json: bool) -> None:
+    """Say what was done; exit with 1 where something failed."""
     if as_json:
-        print_json({"images": results.images, "failures": results.failures})
+        print_json({results.things: results.images, "failures": results.failures})
     else:
-        boxes = sum(len(entry["detections"]) for entry in results.images)
-        say(f"{len(results.images)} images, {boxes} boxes; written to {out}/ ({detector.engine})")
+        counts = [one if isinstance(one := entry[boxes], int) else len(one) for entry in results.images]
+        where = f"written to {results.path.parent}/ ({results.facts['engine']})"
+        say(f"{len(counts)} {results.things}, {sum(counts)} boxes; {where}")
     if results.failures:
-        complain(f"{len(results.failures)} of {len(found) + len(problems)} images failed")
+        complain(f"{len(results.failures)} of {total} {results.things} failed")
         raise typer.Exit(1)
 
 

@@ -26,18 +26,19 @@ class RunResults:
     written: where even that cannot be done, or the process is killed, the results are in the journal.
     """
 
-    def __init__(self, path: Path, facts: dict[str, Any], total: int) -> None:
+    def __init__(self, path: Path, facts: dict[str, Any], total: int, things: str = "images") -> None:
         """Begin a run; results of an earlier one are removed, so that they never stand beside new images.
 
         Args:
             path: the JSON file.
-            facts: what it says besides `images` and `failures`.
+            facts: what it says besides the results and `failures`.
             total: number of images of the run.
+            things: what the run is over, and the name of the results in the file: images or videos.
         """
         self.path = path
         self.journal_path = path.with_suffix(".partial.jsonl")
         self.facts = facts
-        self.total = total
+        self.total, self.things = total, things
         self.images: list[dict[str, Any]] = []
         self.failures: list[dict[str, str]] = []
         self._signals = contextlib.ExitStack()
@@ -98,7 +99,9 @@ class RunResults:
         try:
             where = self._write_all(error is None)
             if error is not None:
-                complain(f"stopped after {len(self.images)} of {self.total} images; their results are in {where}")
+                complain(
+                    f"stopped after {len(self.images)} of {self.total} {self.things}; their results are in {where}"
+                )
         finally:
             self._signals.__exit__(kind, error, None)
 
@@ -108,7 +111,7 @@ class RunResults:
             with contextlib.suppress(OSError):  # what could not be flushed for want of space
                 self._journal.close()
             write_json(
-                self.path, {**self.facts, "complete": is_complete, "images": self.images, "failures": self.failures}
+                self.path, {**self.facts, "complete": is_complete, self.things: self.images, "failures": self.failures}
             )
             self.journal_path.unlink(missing_ok=True)
             return self.path

@@ -18,6 +18,8 @@ from efficientdet.data.dataset import decode
 from efficientdet.data.records import ImageRecord, Records
 from efficientdet.data.settings import TileSettings, WriteSettings
 from efficientdet.data.write import DatasetReport, write_dataset
+from efficientdet.errors import DataError
+from efficientdet.images.tiles import starts
 from efficientdet.settings import divided
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def tile(source: str | Path, out: str | Path, **settings: Unpack[TileOptions]) -
 
     The part of a box in a tile is a box if it is at least `smallest_share` of the whole, else an ignored region. An
     image that fits into a tile stays whole. Tiles are named `NAME_yTOP_xLEFT`; `tiles.json` gives for each the image
-    that it was cut from and its place there.
+    that it was cut from and its place there. A network that is trained on them predicts in such tiles by default.
 
     Args:
         source: the dataset, as `read_split` takes it; all of `train`, `val` and `test` that it has.
@@ -69,13 +71,20 @@ def tile(source: str | Path, out: str | Path, **settings: Unpack[TileOptions]) -
         return write_dataset(splits, out, found.format, write, lost=found.lost, more_files=more_files)
 
 
-def starts(length: int, size: int, overlap: float) -> list[int]:
-    """Where the tiles of a side begin: as evenly as whole pixels allow, overlapping by at least the share asked for."""
-    if length <= size:
-        return [0]
-    step = max(1, int(size * (1 - overlap)))
-    count = -(-(length - size) // step) + 1
-    return [round(index * (length - size) / (count - 1)) for index in range(count)]
+def tile_side(folder: str | Path) -> int | None:
+    """Side in pixels of the tiles that a dataset was cut into by `tile`; None where it was not.
+
+    Raises:
+        DataError: its `tiles.json` is damaged.
+    """
+    path = Path(folder) / TILES_FILE
+    if not path.is_file():
+        return None
+    try:
+        places = json.loads(path.read_text(encoding="utf-8")).values()
+        return int(max(max(one["width"], one["height"]) for one in places))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: damaged ({error}); cut the dataset again: efficientdet data tile") from error
 
 
 def _cut_split(

@@ -14,6 +14,7 @@ from efficientdet.cache import cached, is_sealed, seal, sha256_of
 from efficientdet.errors import EfficientDetError
 from efficientdet.inference.detector import Detector, load
 from efficientdet.inference.engines.exported import is_exported, open_end_to_end
+from efficientdet.inference.engines.session import OUTSIDE
 from efficientdet.inference.settings import BACKEND_VARIABLE, DetectorSettings, PostprocessSettings
 from efficientdet.settings import changed, divided
 from efficientdet.weights.names import find_weights
@@ -65,7 +66,9 @@ def _is_possible(settings: DetectorSettings) -> bool:
 def _widened(post: dict[str, Any]) -> dict[str, Any]:
     """Settings of the file: those that were given, but so wide that it serves others too."""
     threshold = min(changed(PostprocessSettings(SCORE_THRESHOLD), post).lowest_threshold, SCORE_THRESHOLD)
-    return {**post, "score_threshold": threshold, "max_detections": max(post.get("max_detections", 0), MAX_DETECTIONS)}
+    inside = {name: value for name, value in post.items() if name not in OUTSIDE}
+    most = max(post.get("max_detections", 0), MAX_DETECTIONS)
+    return {**inside, "score_threshold": threshold, "max_detections": most}
 
 
 def _key(path: Path, settings: DetectorSettings, post: dict[str, Any]) -> str:

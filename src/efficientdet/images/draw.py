@@ -81,6 +81,7 @@ def draw_boxes(
     scores: NDArray[np.float32],
     labels: NDArray[np.int64],
     class_names: Sequence[str],
+    track_ids: NDArray[np.int64] | None = None,
 ) -> Image.Image:
     """A copy of the image with boxes, class names and scores drawn on it.
 
@@ -91,6 +92,8 @@ def draw_boxes(
             better score stays; on images lower than 64 pixels all labels are left out.
         labels: (N,) int64, indices into `class_names`.
         class_names: one name a label.
+        track_ids: (N,) int64, ids of the objects, 0 for none: shown after the name, and a color each instead of one a
+            class. None without tracking.
 
     Returns:
         A new RGB image of the same size.
@@ -104,21 +107,45 @@ def draw_boxes(
     pen = ImageDraw.Draw(canvas)
     line = max(1, round(_measure(canvas.size) / 220))
     weakest_first = np.argsort(scores, kind="stable")
+    colors = [class_color(int(number)) for number in (labels if track_ids is None else track_ids)]
     for index in weakest_first:
         box = _inside(boxes_xyxy[index], canvas.size)
-        _draw_box(pen, box, class_color(int(labels[index])), line)
+        _draw_box(pen, box, colors[index], line)
     if canvas.height < _LOWEST_WITH_LABELS:
         return canvas
     tags: list[_Tag] = []
     for index in weakest_first[::-1]:  # the best score chooses its place first ...
-        label = int(labels[index])
-        name, score = printable(" ".join(class_names[label].split()), LONGEST_NAME), f"{scores[index]:.0%}"
+        name = printable(" ".join(class_names[int(labels[index])].split()), LONGEST_NAME)
+        name += f" {track_ids[index]}" if track_ids is not None and track_ids[index] else ""
         box = _inside(boxes_xyxy[index], canvas.size)
-        tag = _place_tag(name, score, label, box, canvas.size, line, [tag.rectangle for tag in tags])
+        taken = [tag.rectangle for tag in tags]
+        tag = _place_tag(name, f"{scores[index]:.0%}", colors[index], box, canvas.size, line, taken)
         tags += [tag] if tag else []
     for tag in reversed(tags):  # ... and is painted last; and all after the boxes: no line crosses a label
         _draw_tag(pen, tag)
     return canvas
+
+
+def draw_outline(
+    image: Image.Image, points: Sequence[tuple[float, float]], name: str, value: str, is_closed: bool
+) -> None:
+    """Draw a line or a polygon into an image, in white, with a name and a value beside it.
+
+    Args:
+        image: RGB; it is changed.
+        points: in pixels, at least two.
+        name: what it is.
+        value: what is said of it.
+        is_closed: whether the last point is joined with the first.
+    """
+    pen, white = ImageDraw.Draw(image), (255, 255, 255)
+    width = max(1, round(_measure(image.size) / 220))
+    pen.line([*points, points[0]] if is_closed else list(points), fill=white, width=width)
+    (left, top), (_, bottom) = np.min(points, axis=0), np.max(points, axis=0)
+    around = np.array([left, top, image.width, bottom], np.float32)  # its words may be wider than it
+    tag = _place_tag(printable(name, LONGEST_NAME), value, white, _inside(around, image.size), image.size, width, [])
+    if tag is not None:
+        _draw_tag(pen, tag)
 
 
 def _measure(size: tuple[int, int]) -> float:
@@ -147,7 +174,7 @@ def _draw_box(pen: ImageDraw.ImageDraw, box: Rectangle, color: Color, line: int)
 def _place_tag(
     name: str,
     score: str,
-    label: int,
+    color: Color,
     box: Rectangle,
     size: tuple[int, int],
     line: int,
@@ -164,7 +191,7 @@ def _place_tag(
     places = [(left, y, left + across - 1, y + down - 1) for y in heights if 0 <= y <= size[1] - down]
     for place in places:
         if not any(_overlap(place, other) for other in taken):
-            return _Tag(place, text, font, padding, class_color(label))
+            return _Tag(place, text, font, padding, color)
     return None
 
 

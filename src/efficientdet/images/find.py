@@ -9,7 +9,7 @@ import io
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -141,7 +141,7 @@ def standard_input() -> BinaryIO:
     return content
 
 
-def output_names(images: list[Path | str]) -> list[str]:
+def output_names(images: Sequence[Path | str], suffix: str = ".jpg") -> list[str]:
     """A file name for each image's annotated copy: its stem, numbered where two would collide.
 
     Names that differ in case only collide too, since some file systems ignore case. A stem that would be too long for a
@@ -151,7 +151,9 @@ def output_names(images: list[Path | str]) -> list[str]:
     names = []
     for image in images:
         stem = "stdin" if image == STANDARD_INPUT else Path(image).stem
-        numbered = (_with_ending(stem, f"{'' if number == 1 else f'-{number}'}.jpg") for number in itertools.count(1))
+        numbered = (
+            _with_ending(stem, f"{'' if number == 1 else f'-{number}'}{suffix}") for number in itertools.count(1)
+        )
         name = next(name for name in numbered if name.lower() not in taken)
         taken.add(name.lower())
         names.append(name)

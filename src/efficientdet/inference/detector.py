@@ -6,7 +6,7 @@ Torch is imported where it computes, so that an end-to-end file goes from image 
 from __future__ import annotations
 
 import copy
-import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from efficientdet.detections import Detections
 from efficientdet.errors import ImageError, SettingError
-from efficientdet.family import ASPECTS
 from efficientdet.images.convert import RgbImage
 from efficientdet.images.letterbox import letterbox, letterbox_bytes, letterbox_scale, stack
 from efficientdet.images.read import ImageSource, image_size, read, read_reduced
@@ -37,8 +36,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from efficientdet.inference.engines.engine import Engine
-    from efficientdet.inference.settings import DetectorOptions, PostprocessOptions
+    from efficientdet.inference.settings import DetectorOptions, PostprocessOptions, StreamOptions
     from efficientdet.network.efficientdet import EfficientDet
+    from efficientdet.video.frames import Video, VideoFile
 
 # Threads that read images ahead of the network, and the bytes of decoded images that they may hold together.
 READERS = 2
@@ -84,7 +84,7 @@ class Detector:
         own, post = divided(settings, DetectorSettings, PostprocessSettings)
         own |= {"device": str(own["device"])} if "device" in own else {}  # a torch.device is understood too
         self.settings = changed(DetectorSettings(), own)
-        self.info = _with_conventions(info, self.settings)
+        self.info = info.with_conventions(self.settings.preprocess, self.settings.anchors)
         stored = changed(PostprocessSettings(), info.postprocess)
         self._engine = engine
         self.postprocess = self._with(stored, post)
@@ -137,7 +137,9 @@ class Detector:
         """
         if isinstance(source, (list, tuple)):
             return list(self.predict_many(source, batch_size=batch_size, **settings))
-        return self._detect([self._prepare(source)], self._with(self.postprocess, settings))[0]
+        if (chosen := self._with(self.postprocess, settings)).tiles is not None:
+            return next(self.predict_many([source], batch_size=batch_size, **settings))
+        return self._detect([self._prepare(source)], chosen)[0]
 
     __call__ = predict
 
@@ -161,9 +163,36 @@ class Detector:
         if batch_size < 1:
             raise SettingError(f"batch_size is {batch_size}; it must be at least 1")
         chosen = self._with(self.postprocess, settings)
+        find = functools.partial(self._in_batches, batch_size=batch_size, settings=chosen)
         if self.engine.run_on_one_core is not None and thread_count() > 1:
-            return self._one_image_a_core(sources, chosen)
-        return self._in_batches(sources, batch_size, chosen)
+            find = functools.partial(self._one_image_a_core, settings=chosen)
+        if chosen.tiles is None:
+            return find(sources)
+        from efficientdet.inference.tiles import predict_in_tiles
+
+        return predict_in_tiles(sources, find, chosen)
+
+    def stream(
+        self, source: VideoFile | Video, *, batch_size: int = BATCH_SIZE, **settings: Unpack[StreamOptions]
+    ) -> Iterator[Detections]:
+        """Find objects in the frames of a video, a camera or a network stream.
+
+        Args:
+            source: a path, the number of a camera, the URL of a stream, or a `Video`.
+            batch_size: frames of a file that the network takes together; of a live source it takes the latest alone.
+            **settings: fields of `PostprocessSettings`, `TrackSettings` and, but for a `Video`, `VideoSettings`.
+
+        Yields:
+            The detections of each frame, with its `frame` and `time`; with a tracker, `track_ids` too.
+
+        Raises:
+            ImageError: the source cannot be read, or not to its end.
+            SettingError: a setting is unknown or out of range.
+        """
+        from efficientdet.inference.stream import predict_stream
+
+        many = functools.partial(self.predict_many, batch_size=batch_size)
+        yield from predict_stream(source, self.predict, many, self.postprocess, settings)
 
     def _prepare(self, source: ImageSource, scale: float = 1.0) -> _Prepared:
         """Read an image and make the network's input of it: what other threads do ahead of the network."""
@@ -384,13 +413,3 @@ def load(name_or_path: str | Path, **settings: Unpack[DetectorOptions]) -> Detec
         return Detector(*load_checkpoint(path), **settings)
     info, engine, settings["image_size"] = open_exported(path, chosen)
     return Detector(None, info, engine=engine, **settings)
-
-
-def _with_conventions(info: CheckpointInfo, settings: DetectorSettings) -> CheckpointInfo:
-    """The checkpoint's facts, with the conventions that were asked for instead of its own."""
-    if settings.preprocess is not None:
-        preprocessing = dataclasses.replace(info.preprocessing, resize=settings.preprocess)
-        info = dataclasses.replace(info, preprocessing=preprocessing)
-    if settings.anchors is not None:
-        info = dataclasses.replace(info, spec=dataclasses.replace(info.spec, aspects=ASPECTS[settings.anchors]))
-    return info

@@ -7,6 +7,7 @@ from typing import Literal, TypedDict
 
 from efficientdet.errors import SettingError, unknown_name
 from efficientdet.settings import Settings, kinds, setting
+from efficientdet.video.settings import TrackOptions, VideoOptions
 
 # Where the environment names a backend, `auto` means that one.
 BACKEND_VARIABLE = "EFFICIENTDET_BACKEND"
@@ -52,6 +53,14 @@ class PostprocessSettings(Settings):
     candidates: Literal["pairs", "argmax"] = setting(
         "pairs", "Which pairs are candidates: every class of an anchor (pairs), or its best class alone (argmax)."
     )
+    tiles: int | None = setting(
+        None,
+        "Side in pixels of the overlapping tiles in which larger images are predicted too, beside the whole, so that "
+        "small objects are found; by default there are none.",
+        minimum=32,
+        maximum=8192,
+    )
+    overlap: float = setting(0.2, "Share of a tile that the next one repeats.", minimum=0, maximum=0.9)
 
     @property
     def lowest_threshold(self) -> float:
@@ -173,6 +182,8 @@ class PostprocessOptions(TypedDict, total=False):
     sigma: float
     max_candidates: int
     candidates: Literal["pairs", "argmax"]
+    tiles: int | None
+    overlap: float
 
 
 class DetectorOptions(PostprocessOptions, total=False):
@@ -193,3 +204,7 @@ class EnsembleOptions(DetectorOptions, total=False):
 
     flip: bool
     scales: tuple[float, ...]
+
+
+class StreamOptions(PostprocessOptions, VideoOptions, TrackOptions, total=False):
+    """The fields of `PostprocessSettings`, `VideoSettings` and `TrackSettings` as keywords, for type checkers."""

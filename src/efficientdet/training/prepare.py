@@ -16,6 +16,7 @@ from efficientdet.data.quality.check import quick_check
 from efficientdet.data.quality.report import brief
 from efficientdet.data.read_split import has_several_splits, read_split
 from efficientdet.data.records import BOXES_TOO_SMALL, Records
+from efficientdet.data.tiling import tile_side
 from efficientdet.errors import DataError, MissingSplitError, SettingError
 from efficientdet.family import ModelSpec
 from efficientdet.network.efficientdet import EfficientDet, build_model
@@ -217,10 +218,12 @@ def build_network(job: Job, records: Records, console: Console) -> tuple[Efficie
     if config.backbone_weights and job.state is None:
         start_backbone_from(network, config.backbone_weights, records, size, preprocessing)
     network.spec = dataclasses.replace(network.spec, image_size=size)
+    tiles = tile_side(job.data)
     return network, CheckpointInfo(
         spec=network.spec,
         class_names=records.class_names,
         category_ids=records.category_ids,
         preprocessing=preprocessing,
+        postprocess={"tiles": tiles} if tiles else {},
         training={"data": job.data.name, **to_dict(config)},
     )

@@ -6,10 +6,10 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from efficientdet.errors import WeightsError
-from efficientdet.family import ModelSpec
+from efficientdet.family import ASPECTS, ModelSpec
 from efficientdet.images.letterbox import IMAGENET, LITE, Preprocessing
 from efficientdet.text import LONGEST_CLASS_NAME
 from efficientdet.version import __version__
@@ -41,6 +41,15 @@ class CheckpointInfo:
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
+
+    def with_conventions(self, resize: Literal["official", "effdet"] | None, anchors: str | None) -> CheckpointInfo:
+        """The same facts with another way of resizing or other anchor aspects, by name; None keeps its own."""
+        info = self
+        if resize is not None:
+            info = dataclasses.replace(info, preprocessing=dataclasses.replace(info.preprocessing, resize=resize))
+        if anchors is not None:
+            info = dataclasses.replace(info, spec=dataclasses.replace(info.spec, aspects=ASPECTS[anchors]))
+        return info
 
     def to_json(self) -> str:
         """The metadata as JSON, for a file."""

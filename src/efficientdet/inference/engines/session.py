@@ -19,6 +19,8 @@ from efficientdet.settings import to_dict
 # Runs a file: an array for each input to an array for each output; int16 holds the bits of bfloat16, which numpy has
 # not. Any thread may call it; a thread's next call may overwrite what the last one gave it.
 Session = Callable[..., list[NDArray[Any]]]
+# Settings that say how often a file is run, not what is in it.
+OUTSIDE = ("tiles", "overlap")
 # In a shape: any number of images.
 ANY_BATCH = -1
 
@@ -81,7 +83,7 @@ class EndToEndEngine:
             max_detections=min(settings.max_detections, self.settings.max_detections),
         )
         for name, value in to_dict(settings).items():
-            if value != getattr(own, name):
+            if value != getattr(own, name) and name not in OUTSIDE:
                 raise SettingError(
                     f"{name} is {value}, and {getattr(self.settings, name)} inside the end-to-end file, where only a "
                     "higher score_threshold and a lower max_detections can be asked for; export it anew"
