@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -52,6 +53,10 @@ def test_an_environment_of_these_packages_serves_without_torch(tmp_path: Path) -
         request = urllib.request.Request(f"{address.group()}/v1/detect?threshold=0.3", sample_image().read_bytes())
         (image,) = json.load(urllib.request.urlopen(request))["images"]
         assert [found["class_name"] for found in image["detections"]] == ["person"]
+        (model,) = json.load(urllib.request.urlopen(f"{address.group()}/v1/models"))["models"]
+        assert model["lowest_threshold"] == model["settings"]["score_threshold"] == 0.3
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(f"{address.group()}/v1/detect?threshold=0.1", sample_image().read_bytes())
         server.send_signal(signal.SIGTERM)
         server.stdout.read()
     assert server.returncode == 143

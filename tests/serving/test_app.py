@@ -238,6 +238,7 @@ def test_the_models(server: Any, detector: Detector) -> None:
     assert first["class_colors"] == ["#dc144c", "#00c2a8"]
     assert first["engine"] == str(detector.engine)
     assert first["settings"]["score_threshold"] == 0.009
+    assert first["lowest_threshold"] == 0
 
 
 def test_health_and_readiness(server: Any) -> None:

@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +24,7 @@ from efficientdet.detections import Detections
 from efficientdet.errors import EfficientDetError, ImageError
 from efficientdet.images.draw import class_color
 from efficientdet.images.read import read
+from efficientdet.inference.engines.session import EndToEndEngine
 from efficientdet.serving.body import Options, RequestError, Upload
 from efficientdet.serving.observe import Observed
 from efficientdet.serving.openapi import DETECT_BODY, DETECT_RESPONSES, DRAWN_RESPONSES
@@ -173,9 +175,16 @@ def _facts(name: str, detector: Detector) -> dict[str, Any]:
         "image_size": detector.image_size,
         "engine": str(detector.engine),
         "settings": to_dict(detector.postprocess),
+        "lowest_threshold": _lowest_threshold(detector),
         "metrics": detector.info.metrics,
         "about": detector.info.about,
     }
+
+
+def _lowest_threshold(detector: Detector) -> float:
+    """The lowest score threshold that a request may ask for: an end-to-end file has its own inside."""
+    engine = detector.engine
+    return float(np.max(engine.settings.score_threshold)) if isinstance(engine, EndToEndEngine) else 0.0
 
 
 def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

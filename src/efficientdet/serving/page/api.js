@@ -34,14 +34,17 @@ async function ask(path, options = {}) {
   throw new ApiError(reason, answer.status, Number(answer.headers.get("Retry-After")) || 0);
 }
 
-/** The models, each with `name`, `class_names`, `class_colors` and `settings`. */
+/** The models, each with `name`, `class_names`, `class_colors`, `settings` and `lowest_threshold`. */
 export async function listModels() {
   return (await ask("v1/models")).models;
 }
 
-/** What is found in an encoded image: `image_size` as [height, width], and `detections`. */
+/** What a model of `listModels` finds in an encoded image: `image_size` as [height, width], and `detections`. */
 export async function detect(blob, model, signal) {
-  const query = new URLSearchParams({ model, score_threshold: LOWEST_SCORE });
+  const query = new URLSearchParams({
+    model: model.name,
+    score_threshold: Math.max(LOWEST_SCORE, model.lowest_threshold),
+  });
   const headers = { "Content-Type": blob.type.startsWith("image/") ? blob.type : "application/octet-stream" };
   const answer = await ask(`v1/detect?${query}`, { method: "POST", body: blob, headers, signal });
   return answer.images[0];

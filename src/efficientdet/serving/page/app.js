@@ -26,7 +26,7 @@ async function showFile(file) {
     const image = await createImageBitmap(file).catch(() => null); // the server reads formats that browsers do not
     control.signal.throwIfAborted();
     if (image) show(file.name, image, [image.height, image.width], null);
-    const found = await detect(file, model.name, control.signal);
+    const found = await detect(file, model, control.signal);
     show(file.name, image, found.image_size, found.detections);
     tell(image ? "" : "This browser cannot show the image; its boxes are right all the same. ");
   } catch (error) {
@@ -50,7 +50,7 @@ async function runCamera() {
       const { bitmap, blob } = await camera.frame();
       const used = model;
       try {
-        const found = await detect(blob, used.name, control.signal);
+        const found = await detect(blob, used, control.signal);
         if (used === model) show("camera.jpg", bitmap, found.image_size, found.detections);
       } catch (error) {
         if (error.status !== 429) throw error;
