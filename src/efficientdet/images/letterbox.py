@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,21 @@ class Preprocessing(Settings):
 
 IMAGENET = Preprocessing(mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255))
 LITE = Preprocessing(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
+
+
+class Prepared(NamedTuple):
+    """An image on its way: what the network takes, and what its detections will say of it."""
+
+    pixels: NDArray[Any]  # float32 of the network's input; of an end-to-end file uint8 (H, W, 3)
+    scale: float
+    image: RgbImage
+    image_size: tuple[int, int]
+    source: str | None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the decoded image takes."""
+        return self.image.nbytes
 
 
 def letterbox_scale(

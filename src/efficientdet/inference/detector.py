@@ -11,15 +11,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from efficientdet.detections import Detections
 from efficientdet.errors import ImageError, SettingError
-from efficientdet.images.convert import RgbImage
-from efficientdet.images.letterbox import letterbox, letterbox_bytes, letterbox_scale, stack
+from efficientdet.images.letterbox import Prepared, letterbox, letterbox_bytes, letterbox_scale, stack
 from efficientdet.images.read import ImageSource, image_size, read, read_reduced
 from efficientdet.inference.engines.exported import is_exported, open_exported
 from efficientdet.inference.engines.session import EndToEndEngine, Found
@@ -194,7 +193,7 @@ class Detector:
         many = functools.partial(self.predict_many, batch_size=batch_size)
         yield from predict_stream(source, self.predict, many, self.postprocess, settings)
 
-    def _prepare(self, source: ImageSource, scale: float = 1.0) -> _Prepared:
+    def _prepare(self, source: ImageSource, scale: float = 1.0) -> Prepared:
         """Read an image and make the network's input of it: what other threads do ahead of the network."""
         with self._timed("decode"):
             if self.settings.reduced_decoding:
@@ -209,10 +208,10 @@ class Detector:
                 scale = 1.0  # which the file computes
             else:
                 pixels, scale = letterbox(image, size, self.info.preprocessing, image_size)
-        return _Prepared(pixels, scale, image, image_size, str(source) if isinstance(source, (str, Path)) else None)
+        return Prepared(pixels, scale, image, image_size, str(source) if isinstance(source, (str, Path)) else None)
 
     def _detect(
-        self, images: Sequence[_Prepared], settings: PostprocessSettings, on_one_core: bool = False
+        self, images: Sequence[Prepared], settings: PostprocessSettings, on_one_core: bool = False
     ) -> list[Detections]:
         """Run the network on prepared images and make Detections of its outputs."""
         if not images:
@@ -237,7 +236,7 @@ class Detector:
         ]
 
     def _run_network(
-        self, engine: Engine, images: Sequence[_Prepared], settings: PostprocessSettings, on_one_core: bool
+        self, engine: Engine, images: Sequence[Prepared], settings: PostprocessSettings, on_one_core: bool
     ) -> list[Found]:
         """Boxes, scores and labels of each image, from the network's raw outputs."""
         import torch
@@ -301,7 +300,7 @@ class Detector:
         """Batches through the network, while other threads read the next one."""
         ahead = self._decoded_bytes, BYTES_AHEAD
         with prefetch(self._try_prepare, sources, READERS, 2 * batch_size, *ahead) as prepared:
-            while batch := next_batch(prepared, batch_size, _bytes_of, BYTES_AHEAD):
+            while batch := next_batch(prepared, batch_size, lambda image: getattr(image, "nbytes", 0), BYTES_AHEAD):
                 found = iter(self._detect([image for image in batch if not isinstance(image, ImageError)], settings))
                 yield from (image if isinstance(image, ImageError) else next(found) for image in batch)
 
@@ -313,7 +312,7 @@ class Detector:
             return 0
         return 3 * height * width + 12 * self.image_size[0] * self.image_size[1]  # uint8, and float32 of the input
 
-    def _try_prepare(self, source: ImageSource) -> _Prepared | ImageError:
+    def _try_prepare(self, source: ImageSource) -> Prepared | ImageError:
         try:
             return self._prepare(source)
         except ImageError as error:
@@ -370,20 +369,6 @@ class Detector:
         """
         self.predict(np.zeros((*self.image_size, 3), np.uint8))
         return self.engine
-
-
-class _Prepared(NamedTuple):
-    """An image on its way: what the network takes, and what its detections will say of it."""
-
-    pixels: NDArray[Any]  # float32 of the network's input; of an end-to-end file uint8 (H, W, 3)
-    scale: float
-    image: RgbImage
-    image_size: tuple[int, int]
-    source: str | None
-
-
-def _bytes_of(image: _Prepared | ImageError) -> int:
-    return 0 if isinstance(image, ImageError) else image.image.nbytes
 
 
 def load(name_or_path: str | Path, **settings: Unpack[DetectorOptions]) -> Detector:

@@ -27,7 +27,7 @@ from efficientdet.settings import changed, divided, to_dict
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from efficientdet.inference.detector import _Prepared
+    from efficientdet.images.letterbox import Prepared
     from efficientdet.inference.settings import EnsembleOptions
     from efficientdet.network.efficientdet import EfficientDet
 
@@ -68,7 +68,7 @@ def ensemble(
 class _Views(NamedTuple):
     """An image on its way: the inputs of each member and view, and what its detections will say of it."""
 
-    inputs: list[_Prepared]
+    inputs: list[Prepared]
     image: RgbImage
     source: str | None
 
