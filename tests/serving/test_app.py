@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -197,6 +198,25 @@ def test_what_waits_too_long(start_here: Callable[..., Any], detector: Detector)
         reply = connection.getresponse()
         assert reply.status == 408
         assert "did not arrive within 0.2 s" in json.loads(reply.read())["error"]["message"]
+
+
+def test_what_is_answered_too_late(
+    start_here: Callable[..., Any], detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, go, predict = start_here(detector, time_limit=0.5), threading.Event(), detector.predict
+
+    def wait(*arguments: Any, **settings: Any) -> Any:
+        assert go.wait(600)
+        return predict(*arguments, **settings)
+
+    monkeypatch.setattr(detector, "predict", wait)
+    try:
+        while (answer := server.detect(PHOTO)).status == 408:  # on a busy machine even that takes too long
+            pass
+    finally:
+        go.set()
+    assert (answer.status, answer.content["error"]["code"]) == (504, "time_limit")
+    assert "not done within 0.5 s" in answer.content["error"]["message"]
 
 
 def test_a_full_house_says_when_to_come_again(start_here: Callable[..., Any], detector: Detector) -> None:

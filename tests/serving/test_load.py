@@ -59,7 +59,7 @@ DAMAGED: list[tuple[bytes, dict[str, str], int]] = [
     (b'{"images": ["' + b"A" * 1001 + b'"]}', JSON, 400),
     (b'{"images": ["file:///etc/passwd"]}', JSON, 400),
     (b"[" * 100_000, JSON, 400),
-    (json.dumps({"images": ["AAAA"], "threshold": [1]}).encode(), JSON, 400),
+    (json.dumps({"images": ["AAAA"], "threshold": ["x"]}).encode(), JSON, 400),
     (b"--x\r\nContent-Disposition: form-data", {"Content-Type": "multipart/form-data; boundary=x"}, 400),
     (IMAGES[0], {"Content-Type": "multipart/form-data"}, 400),
 ]
