@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from efficientdet.atomic_write import replacing
 from efficientdet.data.read_split import read_split
 from efficientdet.data.records import ImageRecord, Records
-from efficientdet.exporting.quantize import quantize
+from efficientdet.exporting.comparison_images import spread
+from efficientdet.exporting.export import write_int8
 from efficientdet.family import MODELS
 from efficientdet.images.read import image_size
 from efficientdet.inference.benchmark import sample_jpeg
@@ -117,7 +119,9 @@ class Files:
         def write(path: Path) -> None:
             from efficientdet.inference.detector import load
 
-            quantize(load(source, image_size=size), records, path, calibration_images=CALIBRATION_IMAGES, check=False)
+            calibration = spread(records.images, CALIBRATION_IMAGES)
+            with replacing(path) as file:
+                write_int8(load(source, image_size=size), calibration, file, "performance", {})
 
         return self._made(f"{name}-{size}-int8.xml", write)
 

@@ -29,9 +29,9 @@ from efficientdet.data.records import Records
 from efficientdet.errors import MissingSplitError
 from efficientdet.evaluation.coco_ap import Metrics, coco_metrics
 from efficientdet.images.letterbox import LITE
-from efficientdet.network.efficientdet import build_model
 from efficientdet.training import plan
 from efficientdet.training.initial_weights import start_backbone_from
+from efficientdet.weights.create import create_model
 from efficientdet.weights.foreign import to_foreign
 
 HERE = Path(__file__).resolve().parent
@@ -71,7 +71,7 @@ def measured_split(data: Path) -> str:
 def race_effdet(data: Path, size: int, seed: int, arguments: argparse.Namespace) -> tuple[float, Metrics]:
     """Seconds of the training, and what it reaches."""
     train, measured = read_split(data, "train"), read_split(data, measured_split(data))
-    model = build_model(arguments.network, len(train.class_names))
+    model = create_model(arguments.network, len(train.class_names))
     start_backbone_from(model, arguments.weights or arguments.backbone, train, size, LITE)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "backbone.pth"

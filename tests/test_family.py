@@ -23,13 +23,13 @@ from efficientdet.family import (
     compound_scaling,
     find_spec,
 )
-from efficientdet.network.efficientdet import build_model
+from efficientdet.weights.create import create_model
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_equal_the_published_ones(name: str) -> None:
     with torch.device("meta"):
-        network = build_model(name)
+        network = create_model(name)
     assert sum(x.numel() for x in network.parameters()) == PUBLISHED[name][0]
 
 

@@ -17,7 +17,7 @@ from efficientdet.inference.settings import (
     PostprocessSettings,
     StreamOptions,
 )
-from efficientdet.settings import Settings, changed, divided, kinds, names_of, setting, to_dict
+from efficientdet.settings import Kind, Settings, changed, divided, kinds, names_of, setting, to_dict
 from efficientdet.video.settings import TrackSettings, VideoSettings
 
 
@@ -28,6 +28,8 @@ class Example(Settings):
     kind: Literal["soft", "hard"] = setting("soft", "A kind.")
     jitter: tuple[float, float] = setting((0.5, 1.5), "A range.", above=0)
     names: tuple[str, ...] = setting((), "Some names.")
+    sizes: tuple[Literal["s", "l"], ...] = setting(("s",), "Some sizes.")
+    words: tuple[str, ...] = setting(("a",), "Some words.")
     on: bool = setting(False, "A switch.")
 
 
@@ -44,6 +46,7 @@ class Example(Settings):
         ({"jitter": (1, 1e300)}, "jitter is 1e\\+300; it must be .*at most 1e\\+09"),
         ({"jitter": (1.0,)}, "it must have 2 values"),
         ({"names": ("a", 3)}, "names is 3; it must be a text"),
+        ({"sizes": ()}, "sizes is empty"),
         ({"on": 1}, "on is 1; it must be true or false"),
         ({"rate": None}, "rate is None"),
     ],
@@ -56,6 +59,8 @@ def test_what_does_not_fit_is_named(values: dict[str, Any], words: str) -> None:
 def test_an_unknown_choice_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'soft'"):
         Example(kind="sof")  # type: ignore[arg-type]
+    with pytest.raises(UnknownNameError, match="unknown size 'm'"):
+        Example(sizes=("l", "m"))  # type: ignore[arg-type]
 
 
 def test_settings_change_by_either_name_but_not_by_both() -> None:
@@ -64,6 +69,10 @@ def test_settings_change_by_either_name_but_not_by_both() -> None:
         changed(Example(), {"speed": 0.1, "rate": 0.2})
     with pytest.raises(SettingError, match="unknown setting 'raet'; did you mean 'rate'"):
         changed(Example(), {"raet": 0.1})
+
+
+def test_other_lists_may_be_empty() -> None:
+    assert Example(words=()).words == ()
 
 
 def test_a_list_from_json_is_a_tuple() -> None:
@@ -80,8 +89,8 @@ def test_kinds_come_from_annotations() -> None:
     found = kinds(Example)
     assert found["kind"].choices == ("soft", "hard")
     assert found["count"].is_optional and found["count"].types[0] is int
-    assert (found["jitter"].items, found["jitter"].length) == (float, 2)
-    assert (found["names"].items, found["names"].length) == (str, None)
+    assert (found["jitter"].items, found["jitter"].length) == (Kind((float,)), 2)
+    assert (found["names"].items, found["names"].length) == (Kind((str,)), None)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from efficientdet.evaluation.coco_ap import Metrics
     from efficientdet.evaluation.compare import Comparison, compare
     from efficientdet.evaluation.evaluate import evaluate
-    from efficientdet.exporting.export import export
+    from efficientdet.exporting.export import export, quantize
     from efficientdet.exporting.parity import ParityReport
-    from efficientdet.exporting.quantize import QuantizationReport, quantize
     from efficientdet.inference.detector import Detector, load
     from efficientdet.inference.ensemble import ensemble
     from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
@@ -41,74 +40,39 @@ if TYPE_CHECKING:
 
 _SUBMODULES = ("boxes", "data", "errors", "family", "weights")
 
-# The module that defines each public name; the block above says the same to type checkers.
-_HOMES = {
-    "Comparison": "efficientdet.evaluation.compare",
-    "DataReport": "efficientdet.data.quality.report",
-    "Detections": "efficientdet.detections",
-    "Detector": "efficientdet.inference.detector",
-    "DetectorSettings": "efficientdet.inference.settings",
-    "EfficientDet": "efficientdet.network.efficientdet",
-    "Metrics": "efficientdet.evaluation.coco_ap",
-    "ParityReport": "efficientdet.exporting.parity",
-    "PostprocessSettings": "efficientdet.inference.settings",
-    "QuantizationReport": "efficientdet.exporting.quantize",
-    "Records": "efficientdet.data.records",
-    "TrainConfig": "efficientdet.training.config",
-    "TrainingRun": "efficientdet.training.run_folder",
-    "TunedRun": "efficientdet.training.tune",
-    "Video": "efficientdet.video.frames",
-    "VideoWriter": "efficientdet.video.write",
-    "ablate": "efficientdet.research.ablation",
-    "compare": "efficientdet.evaluation.compare",
-    "check_data": "efficientdet.training.check_data",
-    "create_model": "efficientdet.weights.create",
-    "ensemble": "efficientdet.inference.ensemble",
-    "evaluate": "efficientdet.evaluation.evaluate",
-    "export": "efficientdet.exporting.export",
-    "load": "efficientdet.inference.detector",
-    "quantize": "efficientdet.exporting.quantize",
-    "read_split": "efficientdet.data.read_split",
-    "train": "efficientdet.training.run",
-    "tune": "efficientdet.training.tune",
+# The public names of each module; the block above says the same to type checkers.
+_MODULES = {
+    "data.quality.report": "DataReport",
+    "data.read_split": "read_split",
+    "data.records": "Records",
+    "detections": "Detections",
+    "evaluation.coco_ap": "Metrics",
+    "evaluation.compare": "Comparison compare",
+    "evaluation.evaluate": "evaluate",
+    "exporting.export": "export quantize",
+    "exporting.parity": "ParityReport",
+    "inference.detector": "Detector load",
+    "inference.ensemble": "ensemble",
+    "inference.settings": "DetectorSettings PostprocessSettings",
+    "network.efficientdet": "EfficientDet",
+    "research.ablation": "ablate",
+    "training.check_data": "check_data",
+    "training.config": "TrainConfig",
+    "training.run": "train",
+    "training.run_folder": "TrainingRun",
+    "training.tune": "TunedRun tune",
+    "video.frames": "Video",
+    "video.write": "VideoWriter",
+    "weights.create": "create_model",
 }
+_HOMES = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
-    "Comparison",
-    "DataReport",
-    "Detections",
-    "Detector",
-    "DetectorSettings",
-    "EfficientDet",
-    "Metrics",
-    "ParityReport",
-    "PostprocessSettings",
-    "QuantizationReport",
-    "Records",
-    "TrainConfig",
-    "TrainingRun",
-    "TunedRun",
-    "Video",
-    "VideoWriter",
-    "__version__",
-    "ablate",
-    "boxes",
-    "check_data",
-    "compare",
-    "create_model",
-    "data",
-    "ensemble",
-    "errors",
-    "evaluate",
-    "export",
-    "family",
-    "load",
-    "quantize",
-    "read_split",
-    "train",
-    "tune",
-    "weights",
-]
+    "Comparison", "DataReport", "Detections", "Detector", "DetectorSettings", "EfficientDet", "Metrics", "ParityReport",
+    "PostprocessSettings", "Records", "TrainConfig", "TrainingRun", "TunedRun", "Video", "VideoWriter", "__version__",
+    "ablate", "boxes", "check_data", "compare", "create_model", "data", "ensemble", "errors", "evaluate", "export",
+    "family", "load", "quantize", "read_split", "train", "tune", "weights",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,8 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from efficientdet.text import printable, printable_lines
@@ -70,6 +71,21 @@ class Terminated(SystemExit):
     def __init__(self, message: str = "") -> None:
         super().__init__(message)
         self.code = 143
+
+
+@contextmanager
+def as_error(kind: type[EfficientDetError], message: str) -> Iterator[None]:
+    """Turn whatever a library raises in the block into an error of ours: the message and the reason's first line.
+
+    Libraries raise nearly anything where a file is damaged. Our own errors pass as they are.
+    """
+    try:
+        yield
+    except EfficientDetError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise kind(f"{message} ({reason})") from error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

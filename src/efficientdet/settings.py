@@ -1,7 +1,7 @@
 """Settings: fields of frozen dataclasses, each with its default, range and description in this one place.
 
-The command line makes its options from these fields, checkpoints store their values, and `check_settings` holds their
-types and ranges. A setting is declared once:
+The command line makes its options from these fields, checkpoints store their values, and `Settings` holds their types
+and ranges. A setting is declared once:
 
     @dataclass(frozen=True)
     class PostprocessSettings(Settings):
@@ -60,14 +60,14 @@ class Kind:
         types: the plain types that are allowed, such as (int,) or (float,).
         choices: the values that are allowed, of a field annotated as Literal; else none. Of a field that takes both,
             such as `int | Literal["auto"]`, those beside the numbers.
-        items: type of the items, of a field annotated as tuple; else None.
+        items: what an item may be, of a field annotated as tuple; else None.
         length: number of items of a tuple; None for any number.
         is_optional: whether None is allowed.
     """
 
     types: tuple[type, ...]
     choices: tuple[Any, ...] = ()
-    items: type | None = None
+    items: Kind | None = None
     length: int | None = None
     is_optional: bool = False
 
@@ -89,13 +89,15 @@ def _kind(annotation: Any) -> Kind:
     if origin is Literal:
         return Kind((type(parts[0]),), choices=parts)
     if origin is tuple:
-        return Kind((tuple,), items=parts[0], length=None if parts[-1] is Ellipsis else len(parts))
+        return Kind((tuple,), items=_kind(parts[0]), length=None if parts[-1] is Ellipsis else len(parts))
     return Kind((annotation,))
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Base of the settings dataclasses: types, choices and ranges are checked whenever one is made.
+
+    A list of choices, or of numbers within limits, must not be empty unless it is so by default.
 
     Raises:
         UnknownNameError: a value is not among the choices; lists them and the nearest.
@@ -104,38 +106,31 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        check_settings(self)
+        allowed = kinds(type(self))  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if isinstance(value, list) and tuple in allowed[name].types:  # as JSON gives it
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            _check(name, value, allowed[name])
+            limits, items = field.metadata.get("limits", {}), allowed[name].items
+            if value == () != field.default and items is not None and (items.choices or limits):
+                raise SettingError(f"{name} is empty; give at least one value")
+            for one in value if isinstance(value, tuple) else (value,):
+                _check_limits(name, one, limits)
 
 
-def check_settings(settings: Any) -> None:
-    """Check types, choices and ranges; see `Settings`, which does this by itself."""
-    allowed = kinds(settings.__class__)
-    for field in dataclasses.fields(settings):
-        value, kind = getattr(settings, field.name), allowed[field.name]
-        if value is None and kind.is_optional:
-            continue
-        if kind.choices and value not in kind.choices and not _is_other_than(kind, value):
-            raise unknown_name(field.name, str(value), map(str, kind.choices))
-        if isinstance(value, list) and tuple in kind.types:  # as JSON gives it
-            value = tuple(value)
-            object.__setattr__(settings, field.name, value)
-        if value not in kind.choices:
-            _check_type(field.name, value, kind)
-        for one in value if isinstance(value, tuple) else (value,):
-            _check_limits(field.name, one, field.metadata.get("limits", {}))
-
-
-def _is_other_than(kind: Kind, value: Any) -> bool:
-    """Whether a value is of another type than a field's choices, which may take both: a number or `auto`."""
-    return len(kind.types) > 1 and not isinstance(value, type(kind.choices[0]))
-
-
-def _check_type(name: str, value: Any, kind: Kind) -> None:
+def _check(name: str, value: Any, kind: Kind) -> None:
+    if value in kind.choices or (value is None and kind.is_optional):
+        return
+    # Beside its choices a field may take another type, such as a number beside `auto`.
+    if kind.choices and (len(kind.types) == 1 or isinstance(value, type(kind.choices[0]))):
+        raise unknown_name(name, str(value), map(str, kind.choices))
     if isinstance(value, tuple) and kind.items is not None:
         if kind.length is not None and len(value) != kind.length:
             raise SettingError(f"{name} is {value!r}; it must have {kind.length} values")
         for item in value:
-            _check_type(name, item, Kind((kind.items,)))
+            _check(name.removesuffix("s") if kind.items.choices else name, item, kind.items)
         return
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     fits = isinstance(value, tuple(one for one in kind.types if one not in (int, float)))

@@ -19,9 +19,9 @@ import pytest
 
 from efficientdet.evaluation.evaluate import evaluate
 from efficientdet.inference.detector import load
-from efficientdet.network.efficientdet import build_model
 from efficientdet.training.run import train
 from efficientdet.training.run_folder import TrainingRun
+from efficientdet.weights.create import create_model
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -242,7 +242,7 @@ def test_windows_is_tested() -> None:
 
 def test_one_class_at_128_pixels(tmp_path: Path) -> None:
     """3,069 anchors of one class: fewer candidates than are kept before NMS."""
-    network, detector = build_model("lite0", 1), load("people", device="cpu", image_size=128)
+    network, detector = create_model("lite0", 1), load("people", device="cpu", image_size=128)
     assert len(network.anchors((128, 128))) == 3069 < detector.postprocess.max_candidates
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     found = detector.predict(image, score_threshold=0.0)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from efficientdet import cli
-from efficientdet.network.efficientdet import build_model
 from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.create import create_model
 from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 
@@ -30,7 +30,7 @@ def checkpoint(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     info = CheckpointInfo(shapes.TINY, ("disc", "square"), (3, 7), default_preprocessing(shapes.TINY))
-    save_checkpoint(path, build_model(shapes.TINY, 2).state_dict(), info)
+    save_checkpoint(path, create_model(shapes.TINY, 2).state_dict(), info)
     return path
 
 

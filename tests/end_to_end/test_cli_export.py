@@ -40,7 +40,7 @@ def test_export_then_check_then_refuse(command: Command, checkpoint: Path, tmp_p
     done = command("export", checkpoint, "--check", out)
     assert done.code == 1
     assert "BROKEN" in done.out
-    assert "The first layer that differs: feature_network.cells.0.out4.conv.pointwise" in done.err
+    assert "the first layer that differs: feature_network.cells.0.out4.conv.pointwise" in done.err
 
 
 @pytest.mark.parametrize(

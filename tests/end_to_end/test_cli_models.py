@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import efficientdet
-from efficientdet.network.efficientdet import build_model
 from efficientdet.weights import publish
 from efficientdet.weights.checkpoint import load_checkpoint, read_info
+from efficientdet.weights.create import create_model
 from efficientdet.weights.foreign import to_foreign
 
 Command = Callable[..., Any]
@@ -61,7 +61,7 @@ def test_info_of_nothing_known_lists_what_is(command: Command) -> None:
 
 
 def test_convert_keeps_the_function_and_the_facts(command: Command, tmp_path: Path) -> None:
-    model = build_model("lite0", 2).eval()
+    model = create_model("lite0", 2).eval()
     torch.save(to_foreign(model), tmp_path / "theirs.pth")
     out = tmp_path / "ours.safetensors"
     done = command(

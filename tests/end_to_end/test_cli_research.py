@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from efficientdet.network.efficientdet import build_model
 from efficientdet.research import ablation, report
 from efficientdet.research.settings import ReportSettings
 from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.create import create_model
 from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 Command = Callable[..., Any]
@@ -104,7 +104,7 @@ def files(shapes: ModuleType, tmp_path: Path) -> tuple[Path, Path]:
     """A checkpoint with fusion weights that are not equal, and an image."""
     torch.manual_seed(0)
     spec = dataclasses.replace(shapes.TINY, fusion="fast", depth=2)
-    model = build_model(spec, 2)
+    model = create_model(spec, 2)
     with torch.no_grad():
         model.feature_network.cells[1]["out5"].fuse.weights.copy_(torch.tensor([3.0, 1.0, 0.0]))  # type: ignore[union-attr, operator]
     info = CheckpointInfo(spec, ("disc", "square"), (3, 7), default_preprocessing(spec))

@@ -152,4 +152,4 @@ def test_export(folder: Path, checkpoint: Path, arguments: tuple[str, ...]) -> N
 @pytest.mark.slow
 def test_quantize(folder: Path, checkpoint: Path, data: Path) -> None:
     pytest.importorskip("nncf")
-    check(folder, "quantize", checkpoint, "--data", data, "--out", "x.xml", "--calibration-images", 2, "--no-check")
+    check(folder, "quantize", checkpoint, "--data", data, "--out", "x.xml", "--calibration-images", 2)

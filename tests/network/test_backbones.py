@@ -19,10 +19,11 @@ from efficientdet.errors import MissingExtraError, SettingError, UnknownNameErro
 from efficientdet.family import MODELS
 from efficientdet.images.letterbox import IMAGENET
 from efficientdet.network.backbones import TimmBackbone, backbone_title, build_backbone
-from efficientdet.network.efficientdet import EfficientDet, build_model
+from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.efficientnet import EfficientNet
 from efficientdet.network.resnet import ResNet
 from efficientdet.weights.checkpoint import load_checkpoint, save_checkpoint
+from efficientdet.weights.create import create_model
 from efficientdet.weights.foreign import to_foreign
 from efficientdet.weights.info import CheckpointInfo
 
@@ -33,7 +34,7 @@ NARROW = dataclasses.replace(MODELS["d0"], width=16, depth=1, head_depth=1, imag
 
 def small(backbone: str, **settings: Any) -> EfficientDet:
     torch.manual_seed(0)
-    return build_model(NARROW, 2, backbone=backbone, **settings)
+    return create_model(NARROW, 2, backbone=backbone, **settings)
 
 
 def round_trip(model: EfficientDet, path: Path) -> EfficientDet:
@@ -66,9 +67,9 @@ def test_stochastic_depth_is_an_efficientnets() -> None:
 
 
 def test_the_normalization_goes_with_the_backbone() -> None:
-    assert build_model("lite0", 2, backbone="resnet18").spec.normalization == "imagenet"
+    assert create_model("lite0", 2, backbone="resnet18").spec.normalization == "imagenet"
     assert small("lite0").spec.normalization == "lite"
-    assert build_model("lite0", 2).spec.normalization == "lite"
+    assert create_model("lite0", 2).spec.normalization == "lite"
 
 
 def test_titles() -> None:
@@ -246,14 +247,14 @@ REAL = """
 import dataclasses, sys, pathlib, tempfile, torch, timm, torchvision
 from efficientdet.family import MODELS
 from efficientdet.images.letterbox import IMAGENET
-from efficientdet.network.efficientdet import build_model
+from efficientdet.weights.create import create_model
 from efficientdet.network.resnet import RESNETS, ResNet
 from efficientdet.weights.checkpoint import load_checkpoint, save_checkpoint
 from efficientdet.weights.info import CheckpointInfo
 
 spec = dataclasses.replace(MODELS["d0"], width=16, depth=1, head_depth=1)
 for name in ("convnext_atto", "mobilenetv3_small_050", "resnetblur18", "efficientformerv2_s0"):
-    model = build_model(spec, 2, backbone=f"timm:{name}")
+    model = create_model(spec, 2, backbone=f"timm:{name}")
     size = (224, 224) if name.startswith("efficientformer") else (90, 130)
     outputs = model(torch.randn(2, 3, *size))
     assert sum(x.shape[1] for x in outputs[0]) == len(model.anchors(size)), name
@@ -267,13 +268,13 @@ for name in ("convnext_atto", "mobilenetv3_small_050", "resnetblur18", "efficien
     for a, b in zip(expected, found):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
 
-backbone = build_model(spec, 2, backbone="timm:swin_tiny_patch4_window7_224").backbone  # its maps are NHWC
+backbone = create_model(spec, 2, backbone="timm:swin_tiny_patch4_window7_224").backbone  # its maps are NHWC
 shapes = [tuple(x.shape) for x in backbone(torch.randn(1, 3, 224, 224))]
 assert shapes == [(1, 192, 28, 28), (1, 384, 14, 14), (1, 768, 7, 7)]
 
 for name, kind in (("vit_tiny_patch16_224", "SettingError"), ("convnext_at", "UnknownNameError")):
     try:
-        build_model(spec, 2, backbone=f"timm:{name}")
+        create_model(spec, 2, backbone=f"timm:{name}")
     except ValueError as error:
         assert type(error).__name__ == kind
         print(error)

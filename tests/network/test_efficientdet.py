@@ -9,9 +9,10 @@ import torch
 
 from efficientdet.errors import SettingError, UnknownNameError
 from efficientdet.family import MODELS, ModelSpec, compound_scaling, level_sizes
-from efficientdet.network.efficientdet import EfficientDet, SpecOptions, build_model, make_spec
+from efficientdet.network.efficientdet import EfficientDet, SpecOptions, make_spec
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES
+from efficientdet.weights.create import create_model
 
 
 def small(name: str = "d0", **changes: object) -> ModelSpec:
@@ -22,7 +23,7 @@ def small(name: str = "d0", **changes: object) -> ModelSpec:
 
 def build(spec: ModelSpec, num_classes: int = 3) -> EfficientDet:
     torch.manual_seed(0)
-    return build_model(spec, num_classes)
+    return create_model(spec, num_classes)
 
 
 SIZES = [(64, 256), (130, 257), (1, 1), (8, 300), (128, 128), (33, 31)]
@@ -93,7 +94,7 @@ def test_a_picture_of_a_batch_is_what_it_is_alone() -> None:
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("feature_network", TOPOLOGIES)
 def test_every_network_and_fusion_learns(feature_network: str, fusion: str, name: str) -> None:
-    network = build_model(small(name, depth=2), 2, feature_network=feature_network, fusion=fusion)
+    network = create_model(small(name, depth=2), 2, feature_network=feature_network, fusion=fusion)
     assert (network.spec.feature_network, network.spec.fusion) == (feature_network, fusion)
     logits, deltas = network(torch.randn(2, 3, 64, 64))
     loss = sum((x.square().mean() for x in [*logits, *deltas]), torch.zeros(()))
@@ -106,7 +107,7 @@ def test_every_network_and_fusion_learns(feature_network: str, fusion: str, name
 @pytest.mark.parametrize("num_classes", [1, 2, 200])
 def test_number_of_classes(num_classes: int) -> None:
     with torch.device("meta"):
-        network = build_model(small("lite0"), num_classes)
+        network = create_model(small("lite0"), num_classes)
         logits, deltas = network(torch.zeros(2, 3, 64, 64))
     assert logits[0].shape[2] == num_classes and deltas[0].shape[2] == 4
 
@@ -123,14 +124,14 @@ def test_feature_networks_are_found_by_any_spelling(name: str) -> None:
 
 def test_scaled_specs_build() -> None:
     with torch.device("meta"):
-        network = build_model(compound_scaling(2.5), 1)
+        network = create_model(compound_scaling(2.5), 1)
         network(torch.zeros(2, 3, 128, 128))
     assert network.spec.name == "phi2.5"
 
 
 def test_drop_path_acts_in_training_only() -> None:
     torch.manual_seed(0)
-    network = build_model(small("lite0"), 1, drop_path=0.9)
+    network = create_model(small("lite0"), 1, drop_path=0.9)
     images = torch.randn(4, 3, 64, 64)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -153,7 +154,7 @@ def test_gradients_reach_the_input_in_bfloat16_autocast() -> None:
 @pytest.mark.parametrize("classes", [0, -3])
 def test_too_few_classes(classes: int) -> None:
     with pytest.raises(SettingError, match=f"num_classes is {classes}"):
-        build_model("d0", classes)
+        create_model("d0", classes)
 
 
 @pytest.mark.parametrize(
@@ -168,4 +169,4 @@ def test_too_few_classes(classes: int) -> None:
 )
 def test_unknown_names(arguments: dict[str, object], message: str) -> None:
     with torch.device("meta"), pytest.raises(UnknownNameError, match=message):
-        build_model(**arguments)  # type: ignore[arg-type]
+        create_model(**arguments)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@ import torch
 
 from efficientdet.errors import SettingError
 from efficientdet.family import ModelSpec
-from efficientdet.network.efficientdet import build_model
 from efficientdet.network.graph_file import read_graph
 from efficientdet.network.topology import bifpn
+from efficientdet.weights.create import create_model
 
 GOOD = """\
 name: mine
@@ -85,9 +85,9 @@ def test_bifpn_written_as_a_file_is_the_same_network(tmp_path: Path) -> None:
     rows = "".join(f"  - {{name: {n.name}, level: {n.level}, inputs: [{', '.join(n.inputs)}]}}\n" for n in bifpn(3, 7))
     path = write(tmp_path, f"name: own\nnodes:\n{rows}")
     torch.manual_seed(0)
-    named = build_model("lite0", 2).eval()
+    named = create_model("lite0", 2).eval()
     torch.manual_seed(0)
-    own = build_model("lite0", 2, feature_network=path).eval()
+    own = create_model("lite0", 2, feature_network=path).eval()
     assert own.spec.feature_network == "own"
     assert ModelSpec.from_dict(own.spec.to_dict()) == own.spec
     images = torch.randn(1, 3, 64, 96)
@@ -99,16 +99,16 @@ def test_bifpn_written_as_a_file_is_the_same_network(tmp_path: Path) -> None:
 def test_a_graph_for_other_levels_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     with pytest.raises(SettingError, match="no node gives level 6"):
-        build_model("d0", 2, feature_network=path)
+        create_model("d0", 2, feature_network=path)
     topology = read_graph(path, (3, 5))
     with pytest.raises(SettingError, match=r"for levels \(3, 5\), d0 has \(3, 7\)"):
-        build_model("d0", 2, feature_network=topology)
+        create_model("d0", 2, feature_network=topology)
 
 
 @pytest.mark.parametrize("separable", [True, False])
 @pytest.mark.parametrize("fusion", ["fast", "softmax", "unbounded"])
 def test_weights_of_each_channel_and_full_convolutions_run_and_learn(fusion: str, separable: bool) -> None:
-    model = build_model("lite0", 2, fusion=fusion, fusion_per_channel=True, separable=separable)
+    model = create_model("lite0", 2, fusion=fusion, fusion_per_channel=True, separable=separable)
     weights = [p for name, p in model.named_parameters() if name.endswith("fuse.weights")]
     assert {tuple(w.shape[1:]) for w in weights} == {(64, 1, 1)}
     class_logits, box_deltas = model(torch.randn(2, 3, 64, 64))

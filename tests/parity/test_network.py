@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from efficientdet.family import find_spec
-from efficientdet.network.efficientdet import EfficientDet, build_model
+from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.weights.create import create_model
 from efficientdet.weights.foreign import load_foreign, to_foreign
 
 FOLDER = Path(__file__).parent / "golden"
@@ -54,7 +55,7 @@ def build(filler: ModuleType, golden: Callable[[str], Any]) -> Callable[[str], E
         if model not in last:
             last.clear()
             gains = golden(f"{model}.json")["gains"]
-            network = build_model(OURS.get(model, model))
+            network = create_model(OURS.get(model, model))
             # Names and shapes come from the reference's list, not from the network under test.
             shapes = {name: shape for name, shape in KEYS[model]["keys"].items() if "anchors" not in name}
             load_foreign(network, {n: torch.from_numpy(filler.fill(n, s, gains)) for n, s in shapes.items()})
@@ -112,7 +113,7 @@ def test_outputs(
 @pytest.mark.parametrize("model", KEYS)
 def test_names_shapes_and_parameters(model: str) -> None:
     with torch.device("meta"):
-        network = build_model(OURS.get(model, model))
+        network = create_model(OURS.get(model, model))
     expected = {name: tuple(shape) for name, shape in KEYS[model]["keys"].items() if not name.startswith("anchors.")}
     assert {name: tuple(x.shape) for name, x in to_foreign(network).items()} == expected
     assert sum(x.numel() for x in network.parameters()) == KEYS[model]["params"]
@@ -122,7 +123,7 @@ def test_names_shapes_and_parameters(model: str) -> None:
 def test_multiply_adds_and_parameters_by_part(model: str, golden: Callable[[str], Any]) -> None:
     counts = golden(f"{model}.json")["counts"]
     with torch.device("meta"):
-        network = build_model(OURS.get(model, model)).eval()
+        network = create_model(OURS.get(model, model)).eval()
         images = torch.zeros(1, 3, *golden(f"{model}.json")["config"]["native_size"])
     with FlopCounterMode(display=False) as counter:
         network(images)

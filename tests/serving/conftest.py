@@ -118,8 +118,8 @@ def tiny(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a network that has learnt nothing, and finds something everywhere above a score of 0.009."""
     import torch
 
-    from efficientdet.network.efficientdet import build_model
     from efficientdet.weights.checkpoint import save_checkpoint
+    from efficientdet.weights.create import create_model
     from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
     torch.manual_seed(0)
@@ -127,7 +127,7 @@ def tiny(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     info = CheckpointInfo(
         shapes.TINY, ("disc", "square"), (3, 7), default_preprocessing(shapes.TINY), {"score_threshold": 0.009}
     )
-    save_checkpoint(path, build_model(shapes.TINY, 2).state_dict(), info)
+    save_checkpoint(path, create_model(shapes.TINY, 2).state_dict(), info)
     return path
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from efficientdet.errors import SettingError
 from efficientdet.evaluation.evaluate import evaluate
 from efficientdet.images.letterbox import IMAGENET, LITE
-from efficientdet.network.efficientdet import EfficientDet, build_model
+from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.training import device
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.distillation import Teacher, quality_focal
@@ -27,6 +27,7 @@ from efficientdet.training.module import DetectionModule
 from efficientdet.training.run import train
 from efficientdet.training.run_folder import TrainingRun
 from efficientdet.weights.checkpoint import load_checkpoint, read_info, save_checkpoint
+from efficientdet.weights.create import create_model
 from efficientdet.weights.names import find_weights
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -46,7 +47,7 @@ def larger(shapes: ModuleType, data: Path, tmp_path_factory: pytest.TempPathFact
 
 def _network(shapes: ModuleType, classes: int = 2, seed: int = 0, **changes: Any) -> EfficientDet:
     torch.manual_seed(seed)
-    network = build_model(dataclasses.replace(shapes.TINY, **changes), classes)
+    network = create_model(dataclasses.replace(shapes.TINY, **changes), classes)
     with torch.no_grad():  # scores of all sizes
         network.class_head.predict.pointwise.bias.zero_()
         network.class_head.predict.pointwise.weight.mul_(5)

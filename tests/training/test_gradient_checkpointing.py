@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from efficientdet.network.efficientdet import EfficientDet, build_model
+from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.training.gradient_checkpointing import checkpoint_gradients
+from efficientdet.weights.create import create_model
 
 
 def _step(model: EfficientDet, images: Tensor) -> tuple[list[Tensor], int]:
@@ -32,7 +33,7 @@ def _step(model: EfficientDet, images: Tensor) -> tuple[list[Tensor], int]:
 def test_the_same_gradients_and_statistics(backbone: str) -> None:
     torch.manual_seed(0)
     drop_path = 0.5 if backbone == "lite0" else 0.0
-    model = build_model("lite0", 2, backbone=backbone, drop_path=drop_path).train()
+    model = create_model("lite0", 2, backbone=backbone, drop_path=drop_path).train()
     model.backbone.stages()[0][1].eval()  # a frozen batch norm among the others
     other = copy.deepcopy(model)
     checkpoint_gradients(other)
@@ -50,7 +51,7 @@ def test_the_same_gradients_and_statistics(backbone: str) -> None:
 
 def test_a_copy_recomputes_with_its_own_weights() -> None:
     """The averaged weights are a deep copy of the module that trains."""
-    model = build_model("lite0", 2).train()
+    model = create_model("lite0", 2).train()
     checkpoint_gradients(model)
     averaged = copy.deepcopy(model)
     for parameter in averaged.parameters():

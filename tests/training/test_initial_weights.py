@@ -16,20 +16,21 @@ from torch import Tensor
 from efficientdet.data.read_split import read_split
 from efficientdet.errors import WeightsError
 from efficientdet.images.letterbox import IMAGENET
-from efficientdet.network.efficientdet import EfficientDet, build_model
+from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.resnet import ResNet
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.initial_weights import start_backbone_from
 from efficientdet.training.run import train
 from efficientdet.training.schedule import parameter_groups
 from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.create import create_model
 from efficientdet.weights.info import CheckpointInfo
 
 
 @pytest.fixture
 def network(shapes: ModuleType) -> EfficientDet:
     torch.manual_seed(0)
-    return build_model(shapes.TINY, 2, backbone="resnet18")
+    return create_model(shapes.TINY, 2, backbone="resnet18")
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_another_detectors_resnet(
     shapes: ModuleType, network: EfficientDet, start: Callable[[Path], list[str]], tmp_path: Path
 ) -> None:
     for name in ("resnet18", "resnet34"):
-        other = build_model(shapes.TINY, 2, backbone=name)
+        other = create_model(shapes.TINY, 2, backbone=name)
         info = CheckpointInfo(other.spec, ("disc", "square"), (3, 7), IMAGENET)
         save_checkpoint(tmp_path / f"{name}.safetensors", other.state_dict(), info)
         if name == "resnet18":
@@ -118,7 +119,7 @@ def test_frozen_stages_of_a_resnet_do_not_move(shapes: ModuleType, data: Path, t
     settings = shapes.SETTINGS | {"epochs": 1, "ema_decay": 0.0, "frozen_stages": 2}
     done = train(spec, data, out=tmp_path / "run", **settings)
     torch.manual_seed(0)
-    fresh, saved = build_model(spec, 2).state_dict(), load_file(done.last)
+    fresh, saved = create_model(spec, 2).state_dict(), load_file(done.last)
     moved = {name for name, tensor in saved.items() if not torch.equal(tensor, fresh[name])}
     frozen = ("backbone.conv1.", "backbone.bn1.", "backbone.layer1.", "backbone.layer2.")
     assert not [name for name in moved if name.startswith(frozen)]
@@ -138,7 +139,7 @@ def test_each_stage_of_a_resnet_has_its_rate(network: EfficientDet) -> None:
 
 def test_each_stage_of_an_efficientnet_has_its_rate(shapes: ModuleType) -> None:
     config = TrainConfig(learning_rate=1.0, backbone_rate=1.0, layer_decay=0.5)
-    model = build_model(shapes.TINY, 2)
+    model = create_model(shapes.TINY, 2)
     rates = {id(p): group["lr"] for group in parameter_groups(model, config) for p in group["params"]}
     named = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
     assert named["backbone.blocks.6.0.conv_pw.weight"] == 1.0

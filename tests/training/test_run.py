@@ -24,7 +24,6 @@ from efficientdet.data.dataset import DetectionDataset, Sample
 from efficientdet.errors import DataError, ImageError, SettingError, Terminated, WeightsError
 from efficientdet.images.letterbox import IMAGENET
 from efficientdet.inference.detector import load
-from efficientdet.network.efficientdet import build_model
 from efficientdet.training import module as training_module
 from efficientdet.training.callbacks import Ema, SaveCheckpoints
 from efficientdet.training.config import LossSettings
@@ -33,6 +32,7 @@ from efficientdet.training.module import DetectionModule
 from efficientdet.training.run import train
 from efficientdet.training.run_folder import TrainingRun
 from efficientdet.weights.checkpoint import load_checkpoint, save_checkpoint
+from efficientdet.weights.create import create_model
 from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 STATISTICS = ("running_mean", "running_var")
@@ -60,7 +60,7 @@ def _log(run: TrainingRun) -> list[dict[str, str]]:
 
 def _fresh_state(shapes: ModuleType, seed: int = 0) -> dict[str, Tensor]:
     torch.manual_seed(seed)
-    return build_model(shapes.TINY, 2).state_dict()
+    return create_model(shapes.TINY, 2).state_dict()
 
 
 # The same again
@@ -576,7 +576,7 @@ def test_weights_of_another_network_are_refused(
     shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path
 ) -> None:
     wider = dataclasses.replace(shapes.TINY, width=24)
-    model = build_model(wider, 2)
+    model = create_model(wider, 2)
     info = CheckpointInfo(wider, ("disc", "square"), (3, 7), default_preprocessing(wider))
     save_checkpoint(tmp_path / "wider.safetensors", model.state_dict(), info)
     with pytest.raises(WeightsError, match=r"(?s)wider\.safetensors: .*class_head\.predict\.pointwise\.weight"):
@@ -815,7 +815,7 @@ def test_a_run_trains_with_the_resizing_of_its_starting_weights(
 ) -> None:
     official = dataclasses.replace(default_preprocessing(shapes.TINY), resize="official")
     info = CheckpointInfo(shapes.TINY, ("disc", "square"), (3, 7), official)
-    save_checkpoint(tmp_path / "official.safetensors", build_model(shapes.TINY, 2).state_dict(), info)
+    save_checkpoint(tmp_path / "official.safetensors", create_model(shapes.TINY, 2).state_dict(), info)
     resized: list[str] = []
     original = augment_module.resize
 
@@ -867,7 +867,7 @@ def test_a_resumed_run_keeps_the_anchors_and_the_preprocessing_of_its_starting_w
     spec = dataclasses.replace(shapes.TINY, aspects=((1.0, 1.0), (1.5, 0.75), (0.75, 1.5)))
     info = CheckpointInfo(spec, ("disc", "square"), (3, 7), IMAGENET)
     assert default_preprocessing(spec) != IMAGENET
-    save_checkpoint(tmp_path / "other.safetensors", build_model(spec, 2).state_dict(), info)
+    save_checkpoint(tmp_path / "other.safetensors", create_model(spec, 2).state_dict(), info)
     settings = {"weights": tmp_path / "other.safetensors", "save_every": 1}
     whole = run(out=tmp_path / "whole", **settings)
     with monkeypatch.context() as patched, pytest.raises(_StoppedError):

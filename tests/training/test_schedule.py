@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from efficientdet.network.efficientdet import build_model
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.schedule import (
     EmaUpdate,
@@ -18,6 +17,7 @@ from efficientdet.training.schedule import (
     parameter_groups,
     rate_factor,
 )
+from efficientdet.weights.create import create_model
 
 
 def test_the_rate_warms_up_then_falls_as_a_cosine() -> None:
@@ -49,7 +49,7 @@ def test_statistics_follow_faster_in_short_runs(steps: int, momentum: float) -> 
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    return build_model("lite0", 2)
+    return create_model("lite0", 2)
 
 
 def test_only_kernels_decay_and_the_backbone_has_its_own_rate(model: nn.Module) -> None:
@@ -65,7 +65,7 @@ def test_only_kernels_decay_and_the_backbone_has_its_own_rate(model: nn.Module) 
 
 
 def test_what_is_frozen_gets_no_optimizer() -> None:
-    model = build_model("lite0", 2)
+    model = create_model("lite0", 2)
     model.backbone.requires_grad_(False)
     learning = {id(p) for group in parameter_groups(model, TrainConfig()) for p in group["params"]}
     assert learning == {id(p) for name, p in model.named_parameters() if not name.startswith("backbone.")}

@@ -12,8 +12,9 @@ import torch
 import efficientdet as ed
 from efficientdet.errors import SettingError, WeightsError
 from efficientdet.family import ASPECTS_EXACT, MODELS
-from efficientdet.network.efficientdet import CLASS_LAYER, EfficientDet, build_model
+from efficientdet.network.efficientdet import CLASS_LAYER, EfficientDet
 from efficientdet.weights.checkpoint import save_checkpoint
+from efficientdet.weights.create import create_model
 from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, image_size=64, aspects=ASPECTS_EXACT)
@@ -22,7 +23,7 @@ SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, ima
 @pytest.fixture(scope="module")
 def source() -> EfficientDet:
     torch.manual_seed(1)
-    return build_model(SPEC, 2)
+    return create_model(SPEC, 2)
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from efficientdet.errors import UnknownNameError, WeightsError
-from efficientdet.network.efficientdet import EfficientDet, build_model
+from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.weights.create import create_model
 from efficientdet.weights.foreign import load_foreign, to_foreign
 
 
 def _random(name: str, seed: int, num_classes: int = 3) -> EfficientDet:
     """A network whose every tensor is random, statistics and counters included."""
     torch.manual_seed(seed)
-    network = build_model(name, num_classes)
+    network = create_model(name, num_classes)
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(0.1, 1.0)

@@ -15,9 +15,10 @@ import torch
 
 from efficientdet.errors import UnknownNameError, WeightsError
 from efficientdet.inference.detector import load
-from efficientdet.network.efficientdet import EfficientDet, build_model
+from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights import registry
 from efficientdet.weights.checkpoint import read_info
+from efficientdet.weights.create import create_model
 from efficientdet.weights.foreign import to_foreign
 from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names, cached_path, find_known, find_weights
 
@@ -36,7 +37,7 @@ class Counting(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def model() -> EfficientDet:
     torch.manual_seed(0)
-    return build_model("lite0")
+    return create_model("lite0")
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ import pytest
 from efficientdet.family import MODELS, VARIANTS, find_spec
 from efficientdet.images.letterbox import IMAGENET, LITE
 from efficientdet.weights import registry
-from efficientdet.weights.coco_classes import COCO_CATEGORIES, COCO_CATEGORY_IDS, COCO_CLASS_NAMES
-from efficientdet.weights.registry import ADVPROP, RELEASED
+from efficientdet.weights.registry import ADVPROP, COCO_CATEGORIES, COCO_CATEGORY_IDS, COCO_CLASS_NAMES, RELEASED
 
 
 # ---- rows

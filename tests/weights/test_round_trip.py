@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from efficientdet.network.efficientdet import build_model
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES
 from efficientdet.weights.checkpoint import load_checkpoint, save_checkpoint
+from efficientdet.weights.create import create_model
 from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 
@@ -18,7 +18,7 @@ from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_round_trip(name: str, fusion: str, spec: str, tmp_path: Path) -> None:
-    model = build_model(spec, 2, feature_network=name, fusion=fusion)
+    model = create_model(spec, 2, feature_network=name, fusion=fusion)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key.endswith("fuse.weights"):

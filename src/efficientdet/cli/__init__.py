@@ -15,10 +15,10 @@ from efficientdet.cache import cache_dir, may_be_written
 from efficientdet.cli.options import app, complain, flush_output
 from efficientdet.errors import EfficientDetError, Terminated
 
-# A file for each command (`models` holds several small ones), in the order of the help.
+# The files of the commands, in the order of the help.
 COMMAND_FILES = (
-    "demo", "predict", "serve", "evaluate", "compare", "train", "data", "data_check", "models", "export", "quantize",
-    "benchmark", "explain", "show", "scale", "ablate", "tune", "report",
+    "predict", "serve", "evaluate", "compare", "train", "tune", "data", "data_check", "models", "export", "benchmark",
+    "research",
 )  # fmt: skip
 # What PyTorch's error says where there is too little memory.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")

@@ -140,9 +140,9 @@ def _option(field: dataclasses.Field[Any], kind: Kind, before: str) -> inspect.P
     elif float in kind.types and tuple in kind.types:
         annotation, extra = str, {"parser": _numbers_parser(field.name), "metavar": "FLOAT"}
     elif kind.items is not None and kind.length is not None:
-        annotation = tuple[(kind.items,) * kind.length]  # type: ignore[misc]
+        annotation = tuple[kind.items.types * kind.length]  # type: ignore[misc]
     elif kind.items is not None:
-        annotation, extra = str, {"parser": _list_parser(field.name, kind.items), "metavar": "A,B,..."}
+        annotation, extra = str, {"parser": _list_parser(field.name, kind.items.types[0]), "metavar": "A,B,..."}
     option = typer.Option(*names, help=text, show_default=False, **extra)
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, option]

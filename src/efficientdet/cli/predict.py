@@ -1,4 +1,4 @@
-"""predict: annotated copies of images, and their detections as JSON."""
+"""demo, predict: annotated copies of images, and their detections as JSON."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from efficientdet.cli.options import (
     app,
     complain,
     print_json,
+    print_table,
     progress_bar,
     say,
     takes_settings,
@@ -35,6 +36,38 @@ if TYPE_CHECKING:
 
 # Up to this many images are done before torch would be imported.
 FEW = 4
+
+
+@app.command()
+def demo(
+    image: Annotated[
+        Path | None, typer.Argument(help="An image; by default the portrait that matplotlib ships.")
+    ] = None,
+    weights: Weights = "people",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the annotated image.")] = Path("demo"),
+) -> None:
+    """Find people in an image with the bundled detector. Works offline.
+
+    Example: `efficientdet demo photo.jpg`
+    """
+    from efficientdet.images.find import output_names, sample_image
+    from efficientdet.inference.detector import load
+
+    source = image or sample_image()
+    target = out / output_names([source])[0]
+    spare_originals([source], [target])
+    detections = load(weights).predict(source)
+    save_annotated(detections, target)
+    rows = [
+        {
+            "class": entry["class_name"],
+            "score": f"{entry['score']:.2f}",
+            **{side: f"{x:.0f}" for side, x in zip(("left", "top", "right", "bottom"), entry["box_xyxy"], strict=True)},
+        }
+        for entry in detections.to_json()["detections"]
+    ]
+    print_table(f"{len(detections)} found in {source.name}", rows, ("class",))
+    say(f"annotated image: {target}")
 
 
 @app.command()

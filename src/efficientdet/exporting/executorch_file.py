@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from efficientdet.errors import WeightsError, require
+from efficientdet.errors import WeightsError, as_error, require
 from efficientdet.exporting.formats import OpenedFile
 from efficientdet.exporting.torch_export_file import make_program
 from efficientdet.inference.detector import Detector
@@ -47,13 +47,11 @@ def open_file(path: Path) -> OpenedFile:
     """
     with quiet("executorch"):
         runtime = require("executorch.runtime", "executorch")
-    try:
+    with as_error(WeightsError, f"{path}: not an ExecuTorch program, or a damaged one"):
         program = runtime.Runtime.get().load_program(path)
         has_metadata = METADATA_KEY in program.method_names
         text = program.load_method(METADATA_KEY).execute([])[0] if has_metadata else None
         method = program.load_method("forward")
-    except RuntimeError as error:
-        raise WeightsError(f"{path}: not an ExecuTorch program, or a damaged one ({error})") from error
 
     def run(*arrays: NDArray[Any]) -> list[Tensor]:
         return [output.clone() for output in method.execute(list(map(torch.from_numpy, arrays)))]

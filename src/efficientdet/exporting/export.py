@@ -1,26 +1,41 @@
-"""export: a detector -> a file for another runtime, proven equal."""
+"""export and quantize: a detector -> a file for another runtime, proven before it takes its place."""
 
 from __future__ import annotations
 
+import functools
+import gc
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from efficientdet.atomic_write import replacing
 from efficientdet.data.read_split import read_split
-from efficientdet.data.records import Records
-from efficientdet.errors import require
-from efficientdet.exporting.comparison_images import comparison_images
+from efficientdet.data.records import ImageRecord, Records
+from efficientdet.errors import SettingError, require
+from efficientdet.exporting import openvino_file
+from efficientdet.exporting.comparison_images import MOST_IMAGES, comparison_images, spread
 from efficientdet.exporting.formats import module_of
 from efficientdet.exporting.parity import ParityError, ParityReport, check_file
-from efficientdet.exporting.settings import ExportSettings, check_abilities, find_format
+from efficientdet.exporting.settings import (
+    ExportOptions,
+    ExportSettings,
+    QuantizeOptions,
+    QuantizeSettings,
+    check_abilities,
+    find_format,
+)
+from efficientdet.images.convert import RgbImage
+from efficientdet.images.letterbox import letterbox
+from efficientdet.images.read import read
 from efficientdet.inference.detector import Detector, load
 from efficientdet.inference.engines.metadata import FileMetadata
+from efficientdet.inference.engines.onnx_graph import quiet, write_onnx_network
 from efficientdet.settings import changed
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from efficientdet.exporting.settings import ExportOptions
 
 
 def export(
@@ -60,12 +75,60 @@ def export(
     found = comparison_images(images)
     if data is not None:
         require("faster_coco_eval", "train")
-        data = data if isinstance(data, Records) else read_split(data, split)
+    records = read_split(data, split) if isinstance(data, (str, Path)) else data
+    metadata = make_metadata(detector, chosen)
+    return write_proven(detector, path, to, lambda file: module_of(to).write(detector, file, metadata), found, records)
+
+
+def quantize(
+    detector: Detector | str | Path, data: str | Path | Records, out: str | Path, **settings: Unpack[QuantizeOptions]
+) -> ParityReport:
+    """Quantize a trained detector to int8, and evaluate the file before it takes its place.
+
+    Args:
+        detector: a detector, or what `load` takes.
+        data: the dataset that the calibration images, and those of the check, are from; records are used for both.
+        out: the `.xml` to write, its `.bin` beside it. `load` opens it.
+        **settings: fields of `QuantizeSettings`, such as `calibration_images=100`.
+
+    Returns:
+        The comparison with the float32 network, AP and each level's outputs; AP is within a point.
+
+    Raises:
+        ParityError: AP changed by over a point; nothing is written.
+        SettingError: a setting is unknown or out of range, or the file's name does not end in `.xml`.
+        DataError, ImageError: the dataset is at fault.
+        MissingExtraError: a library is not installed; says how to install it.
+    """
+    path, chosen = Path(out), changed(QuantizeSettings(), settings)
+    if path.suffix != ".xml":
+        raise SettingError(f"{path}: int8 files are for OpenVINO, so it must be called *.xml")
+    detector = detector if isinstance(detector, Detector) else load(detector)
+    records = data if isinstance(data, Records) else read_split(data, chosen.split)
+    calibration = spread(records.images, chosen.calibration_images)
+    facts = {"data": records.source.name, "split": chosen.split, "images": len(calibration), "preset": chosen.preset}
+    compared = data if isinstance(data, Records) else read_split(data, chosen.check_split)
+    images = [read(record.path) for record in spread(compared.images, MOST_IMAGES)]
+    return write_proven(
+        detector, path, "openvino", lambda file: write_int8(detector, calibration, file, chosen.preset, facts),
+        images, compared, ". Try more --calibration-images, or --preset mixed",
+    )  # fmt: skip
+
+
+def write_proven(
+    detector: Detector, path: Path, to: str, write: Callable[[Path], None], images: list[RgbImage],
+    data: Records | None, advice: str = "",
+) -> ParityReport:  # fmt: skip
+    """Write a file by `write`, and compare it as `check_file` does before it takes its place.
+
+    Raises:
+        ParityError: the file is too far from the network; nothing is written. The message ends with `advice`.
+    """
     with replacing(path) as file:
-        module_of(to).write(detector, file, make_metadata(detector, chosen))
-        report = check_file(detector, file, to, images=found, data=data)
+        write(file)
+        report = check_file(detector, file, to, images=images, data=data)
         if report.failures:
-            raise ParityError(report)
+            raise ParityError(report, advice)
     return report
 
 
@@ -76,7 +139,48 @@ def make_metadata(detector: Detector, settings: ExportSettings) -> FileMetadata:
         detector.image_size,
         detector.postprocess,
         settings.end_to_end,
-        settings.dynamic_batch,
+        settings.dynamic_batch or settings.dynamic_size,
         settings.dynamic_size,
         "fp16" if settings.half else "fp32",
     )
+
+
+def network_input(detector: Detector, record: ImageRecord) -> NDArray[np.float32]:
+    """(1, 3, H, W) float32: an image as the network takes it, normalized and padded."""
+    return letterbox(read(record.path), detector.image_size, detector.info.preprocessing)[0][None]
+
+
+def write_int8(
+    detector: Detector, calibration: list[ImageRecord], path: Path, preset: str, facts: dict[str, Any]
+) -> None:
+    """Quantize by NNCF, and write the `.xml` with its `.bin`: any batch, and any size where the detector's allows it.
+
+    Args:
+        detector: the network.
+        calibration: images that give the ranges.
+        path: the file.
+        preset: of NNCF: `performance` or `mixed`.
+        facts: on the calibration, for the metadata.
+
+    Raises:
+        MissingExtraError: nncf, openvino, onnx or onnxscript is not installed.
+    """
+    with quiet("nncf"):
+        nncf = require("nncf", "export")
+    openvino = require("openvino", "export")
+    is_regular = not any(side % detector.info.spec.strides[-1] for side in detector.image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "network.onnx"
+        write_onnx_network(detector.model, source, detector.image_size, dynamic_batch=True, dynamic_size=is_regular)
+        # Converted, not just read: this makes one operation of x * sigmoid(x). Two would be quantized one by one, and
+        # run in float32 in between.
+        model = openvino.convert_model(str(source))
+    dataset = nncf.Dataset(calibration, functools.partial(network_input, detector))
+    with quiet("nncf"):
+        quantized = nncf.quantize(model, dataset, preset=nncf.QuantizationPreset(preset), subset_size=len(calibration))
+    gc.collect()  # NNCF's cores must end in the thread that they began in: see `openvino_core`
+    metadata = FileMetadata(
+        detector.info, detector.image_size, detector.postprocess, dynamic_batch=True, dynamic_size=is_regular,
+        precision="int8", calibration=facts,
+    )  # fmt: skip
+    openvino_file.save(quantized, path, metadata)

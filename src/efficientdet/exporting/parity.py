@@ -19,8 +19,7 @@ from efficientdet.data.records import Records
 from efficientdet.errors import EfficientDetError, SettingError, WeightsError
 from efficientdet.evaluation.evaluate import evaluate
 from efficientdet.exporting.comparison_images import Batch, comparison_images, make_batch, to_canvases
-from efficientdet.exporting.first_difference import first_difference
-from efficientdet.exporting.formats import OpenedFile, open_file
+from efficientdet.exporting.formats import OpenedFile, first_difference, open_file
 from efficientdet.images.convert import RgbImage
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.engine import Engine, Outputs

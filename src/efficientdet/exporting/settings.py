@@ -70,16 +70,6 @@ class ExportSettings(Settings):
     )
     half: bool = setting(False, "Store the convolutions' weights as float16, which halves the file.")
 
-    def __post_init__(self) -> None:
-        """Check types.
-
-        Raises:
-            SettingError: a value is of the wrong type; names it.
-        """
-        super().__post_init__()
-        if self.dynamic_size:
-            object.__setattr__(self, "dynamic_batch", True)
-
 
 @dataclass(frozen=True)
 class QuantizeSettings(Settings):
@@ -94,7 +84,6 @@ class QuantizeSettings(Settings):
         "Ranges of the activations: performance, symmetric around 0; or mixed, asymmetric, which is more exact and "
         "slower.",
     )
-    check: bool = setting(True, "Compare AP before and after; over a point of difference nothing is written.")
     check_split: str = setting("val", "Split that AP is compared on.")
 
 
@@ -115,7 +104,6 @@ class QuantizeOptions(TypedDict, total=False):
     calibration_images: int
     split: str
     preset: Literal["performance", "mixed"]
-    check: bool
     check_split: str
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from efficientdet.errors import WeightsError, require
+from efficientdet.errors import WeightsError, as_error, require
 from efficientdet.exporting.formats import OpenedFile
 from efficientdet.exporting.torch_export_file import METADATA_FILE
 from efficientdet.inference.detector import Detector
@@ -50,11 +50,9 @@ def open_file(path: Path) -> OpenedFile:
     except (zipfile.BadZipFile, KeyError):
         text = None
     metadata = FileMetadata.from_json(text, path)
-    try:
+    with as_error(WeightsError, f"{path}: not a LiteRT model, or a damaged one"):
         interpreter = runtime.Interpreter(model_path=str(path))
-    except (ValueError, RuntimeError) as error:
-        raise WeightsError(f"{path}: not a LiteRT model, or a damaged one ({error})") from error
-    interpreter.allocate_tensors()
+        interpreter.allocate_tensors()
     (image,) = interpreter.get_input_details()
     outputs = interpreter.get_signature_runner().get_output_details()
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from efficientdet.errors import WeightsError
+from efficientdet.errors import WeightsError, as_error
 from efficientdet.exporting.end_to_end import EndToEnd
 from efficientdet.exporting.formats import OpenedFile, layer_name
 from efficientdet.inference.detector import Detector
@@ -83,11 +83,8 @@ def open_file(path: Path) -> OpenedFile:
     if not zipfile.is_zipfile(path):
         raise WeightsError(f"{path}: not a torch.export file, or a damaged one")
     extra = {METADATA_FILE: ""}
-    try:
-        with quiet("torch.export"):
-            program = torch.export.load(path, extra_files=extra)
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise WeightsError(f"{path}: a damaged torch.export file ({error})") from error
+    with as_error(WeightsError, f"{path}: a damaged torch.export file"), quiet("torch.export"):
+        program = torch.export.load(path, extra_files=extra)
     module = program.module()
 
     def run(*arrays: NDArray[Any]) -> list[Tensor]:

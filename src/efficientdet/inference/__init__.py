@@ -1,1 +1,1 @@
-"""Pictures -> Detections: post-processing, engines, the detector, drawing and video."""
+"""Images -> Detections: post-processing, engines, the detector."""

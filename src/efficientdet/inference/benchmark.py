@@ -12,10 +12,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from typing_extensions import Unpack
 
 from efficientdet.errors import EfficientDetError, MissingExtraError
 from efficientdet.family import MODELS
@@ -24,14 +25,9 @@ from efficientdet.images.read import image_size as size_of_image
 from efficientdet.inference.detector import Detector, load
 from efficientdet.inference.hardware import Hardware
 from efficientdet.inference.random_weights import random_model
-from efficientdet.inference.roofline import TYPES, MachineSpeed, network_floor, stopwatch
-from efficientdet.inference.settings import OFFERED, BenchmarkSettings
+from efficientdet.inference.settings import OFFERED, BenchmarkSettings, DetectorOptions
+from efficientdet.inference.timing import TYPES, MachineSpeed, network_floor, stopwatch
 from efficientdet.weights.names import find_weights
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from efficientdet.inference.settings import DetectorOptions
 
 # The parts of a prediction, in order, as `Detector.timer` names them.
 PARTS = ("decode", "preprocess", "network", "postprocess")

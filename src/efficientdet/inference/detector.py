@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from efficientdet.detections import Detections
 from efficientdet.errors import ImageError, SettingError
@@ -24,7 +25,13 @@ from efficientdet.inference.engines.exported import is_exported, open_exported
 from efficientdet.inference.engines.session import EndToEndEngine, Found
 from efficientdet.inference.hardware import thread_count
 from efficientdet.inference.prefetch import next_batch, prefetch
-from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
+from efficientdet.inference.settings import (
+    DetectorOptions,
+    DetectorSettings,
+    PostprocessOptions,
+    PostprocessSettings,
+    StreamOptions,
+)
 from efficientdet.settings import changed, divided
 from efficientdet.weights.hub import HUB_PREFIX
 from efficientdet.weights.info import CheckpointInfo
@@ -32,10 +39,8 @@ from efficientdet.weights.names import find_weights
 
 if TYPE_CHECKING:
     import torch
-    from typing_extensions import Unpack
 
     from efficientdet.inference.engines.engine import Engine
-    from efficientdet.inference.settings import DetectorOptions, PostprocessOptions, StreamOptions
     from efficientdet.network.efficientdet import EfficientDet
     from efficientdet.video.frames import Video, VideoFile
 

@@ -5,18 +5,20 @@ On a CPU numpy finds the candidates: on one core it compares several times as fa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, decode_deltas
 from efficientdet.inference.nms import best_detections, fuse_boxes, pick_boxes
 from efficientdet.inference.settings import PostprocessSettings
-from efficientdet.inference.single_core import on_one_core
 
 NEVER, ALWAYS = float("-inf"), float("inf")
 # Logits that are compared at a time.
@@ -41,6 +43,27 @@ class BatchDetections(NamedTuple):
     labels: Tensor
     counts: Tensor
     anchor_indices: Tensor
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Run the torch operations of this thread, and of no other, on one core while the block lasts.
+
+    After each parallel operation OpenMP's threads spin for some milliseconds in case another one follows. Between two
+    runs of a network in OpenVINO or ONNX Runtime that takes more time than a few small operations gain.
+    `torch.set_num_threads` would change other threads too. Where torch has no OpenMP, nothing changes.
+    """
+    if torch.get_num_threads() == 1:
+        yield
+        return
+    with _libraries().limit(limits=1, user_api="openmp"):
+        yield
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The libraries with threads that this process has loaded, torch's among them."""
+    return ThreadpoolController()
 
 
 @on_one_core()  # its operations are small

@@ -17,9 +17,9 @@ from torch.optim.swa_utils import update_bn
 from efficientdet.family import find_spec
 from efficientdet.images.letterbox import letterbox
 from efficientdet.images.read import ImageSource, read
-from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet, build_model
-from efficientdet.weights.coco_classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
 from efficientdet.weights.info import CheckpointInfo, default_preprocessing
+from efficientdet.weights.registry import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 
 # Score, and how many (anchor, class) pairs exceed it.
 PAIRS_ABOVE = {0.05: 200, 0.001: 20_000}
@@ -49,7 +49,7 @@ def random_model(name: str, image_size: int | None, image: ImageSource) -> tuple
     spec = dataclasses.replace(spec, image_size=image_size or spec.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build_model(spec, COCO_SLOTS)
+        model = EfficientDet(spec, COCO_SLOTS)
     preprocessing = default_preprocessing(spec)
     side = min(spec.image_size, LARGEST_SIDE)
     pixels = torch.from_numpy(letterbox(read(image), (side, side), preprocessing)[0])[None]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, TypeAlias, TypedDict
 
-from efficientdet.errors import SettingError, unknown_name
-from efficientdet.settings import Settings, kinds, setting
+from efficientdet.errors import SettingError
+from efficientdet.settings import Settings, setting
 from efficientdet.video.settings import TrackOptions, VideoOptions
+
+Backend: TypeAlias = Literal["auto", "eager", "compile", "onnxruntime", "openvino", "tensorrt"]
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Nms: TypeAlias = Literal["hard", "soft", "matrix", "wbf"]
 
 # Where the environment names a backend, `auto` means that one.
 BACKEND_VARIABLE = "EFFICIENTDET_BACKEND"
@@ -41,7 +45,7 @@ class PostprocessSettings(Settings):
         maximum=1,
     )
     max_detections: int = setting(100, "Largest number of detections of an image.", minimum=1)
-    nms: Literal["hard", "soft", "matrix", "wbf"] = setting(
+    nms: Nms = setting(
         "hard",
         "Kind of NMS: hard; soft, Gaussian (Bodla et al. 2017); matrix (Wang et al. 2020); or wbf, hard NMS whose "
         "boxes move to the mean of those that they suppress (Solovyev et al. 2021).",
@@ -88,14 +92,12 @@ class DetectorSettings(Settings):
     """Where and how a detector runs its network, and what it feeds it."""
 
     device: str = setting("auto", "Device: cpu, cuda, cuda:1, mps; auto takes a GPU where there is one.")
-    backend: Literal["auto", "eager", "compile", "onnxruntime", "openvino", "tensorrt"] = setting(
+    backend: Backend = setting(
         "auto",
         "What runs the network: eager or compile (PyTorch), onnxruntime, openvino, tensorrt; auto takes the best "
         "installed.",
     )
-    precision: Literal["fp32", "bf16", "fp16"] = setting(
-        "fp32", "Precision of the arithmetic: fp32, bf16, or fp16 on a GPU."
-    )
+    precision: Precision = setting("fp32", "Precision of the arithmetic: fp32, bf16, or fp16 on a GPU.")
     image_size: int | tuple[int, int] | None = setting(
         None,
         "Input size in pixels, the side of a square or height x width; by default the checkpoint's.",
@@ -130,45 +132,18 @@ class EnsembleSettings(Settings):
         maximum=8,
     )
 
-    def __post_init__(self) -> None:
-        """Check the ranges, and that there is a scale.
-
-        Raises:
-            SettingError: a scale is out of range, or there is none.
-        """
-        super().__post_init__()
-        if not self.scales:
-            raise SettingError("scales is empty; 1 is the detector's own input size")
-
 
 @dataclass(frozen=True)
 class BenchmarkSettings(Settings):
     """What `benchmark` measures: every backend in every precision at every batch size."""
 
-    backends: tuple[str, ...] = setting(("auto",), "Backends, such as eager,openvino.")
-    precisions: tuple[str, ...] = setting(("fp32",), "Precisions of the arithmetic, such as fp32,bf16.")
+    backends: tuple[Backend, ...] = setting(("auto",), "Backends, such as eager,openvino.")
+    precisions: tuple[Precision, ...] = setting(("fp32",), "Precisions of the arithmetic, such as fp32,bf16.")
     batch_sizes: tuple[int, ...] = setting((1,), "Numbers of images predicted together, such as 1,8.", minimum=1)
     images: str | None = setting(None, "An image, a folder or a glob; by default a sample of 640x480 pixels.")
     rounds: int = setting(7, "Rounds in which the models, backends and so on take turns.", minimum=1)
     iterations: int = setting(3, "Predictions measured at each turn, after one that is not.", minimum=1)
     threads: int | None = setting(None, "Threads; by default PyTorch's choice.", minimum=1)
-
-    def __post_init__(self) -> None:
-        """Check types, names and ranges.
-
-        Raises:
-            UnknownNameError: a backend or a precision is not known.
-            SettingError: a value is out of range, or a list is empty; names it.
-        """
-        super().__post_init__()
-        for name, single in (("backends", "backend"), ("precisions", "precision"), ("batch_sizes", None)):
-            values = getattr(self, name)
-            if not values:
-                raise SettingError(f"{name} is empty; there is nothing to measure")
-            known = kinds(DetectorSettings)[single].choices if single else values
-            for value in values:
-                if value not in known:
-                    raise unknown_name(str(single), value, known)
 
 
 class PostprocessOptions(TypedDict, total=False):
@@ -178,7 +153,7 @@ class PostprocessOptions(TypedDict, total=False):
     threshold: float | tuple[float, ...]
     iou_threshold: float
     max_detections: int
-    nms: Literal["hard", "soft", "matrix", "wbf"]
+    nms: Nms
     sigma: float
     max_candidates: int
     candidates: Literal["pairs", "argmax"]
@@ -190,8 +165,8 @@ class DetectorOptions(PostprocessOptions, total=False):
     """The fields of `DetectorSettings` and `PostprocessSettings` as keywords, for type checkers."""
 
     device: str
-    backend: Literal["auto", "eager", "compile", "onnxruntime", "openvino", "tensorrt"]
-    precision: Literal["fp32", "bf16", "fp16"]
+    backend: Backend
+    precision: Precision
     image_size: int | tuple[int, int] | None
     rectangular: bool
     reduced_decoding: bool

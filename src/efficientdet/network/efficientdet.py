@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from efficientdet.errors import SettingError, find_name
 from efficientdet.family import ModelSpec, find_spec
@@ -16,9 +17,6 @@ from efficientdet.network.graph_file import GRAPH_SUFFIXES, read_graph
 from efficientdet.network.heads import PRIOR_PROBABILITY, Head
 from efficientdet.network.pyramid import FeatureNetwork
 from efficientdet.network.topology import TOPOLOGIES, Topology, spec_topology
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 # COCO's category ids run to 90, with gaps; the released weights have a class for each id.
 COCO_SLOTS = 90
@@ -127,33 +125,6 @@ def make_spec(name_or_spec: str | ModelSpec, **changes: Unpack[SpecOptions]) -> 
     graph = given.pop("feature_network", None)
     spec = dataclasses.replace(spec, **given)
     return spec if graph is None else _with_feature_network(spec, graph)
-
-
-def build_model(
-    name_or_spec: str | ModelSpec = "d0",
-    num_classes: int = COCO_SLOTS,
-    *,
-    drop_path: float = 0.0,
-    **changes: Unpack[SpecOptions],
-) -> EfficientDet:
-    """Build a network with random weights.
-
-    Args:
-        name_or_spec: see `make_spec`.
-        num_classes: K, at least 1. Classes are 0-based, without a background class.
-        drop_path: probability of stochastic depth in the last block of an EfficientNet backbone, in training.
-        **changes: see `make_spec`.
-
-    Returns:
-        The network, in training mode, on the CPU.
-
-    Raises:
-        UnknownNameError: the model, feature network, fusion or backbone is not known.
-        SettingError: a number is out of range; the graph file is at fault (names line and node); drop_path is set for
-            another backbone than an EfficientNet; or timm's model does not suit.
-        MissingExtraError: the backbone is one of timm's, and timm is not installed.
-    """
-    return EfficientDet(make_spec(name_or_spec, **changes), num_classes, drop_path)
 
 
 def _with_feature_network(spec: ModelSpec, choice: str | Path | Topology) -> ModelSpec:

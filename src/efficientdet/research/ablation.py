@@ -14,29 +14,25 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from typing_extensions import Unpack
 
 from efficientdet.atomic_write import write_json, write_text
 from efficientdet.errors import EfficientDetError, SettingError, find_name, require
 from efficientdet.family import ModelSpec, find_spec
+from efficientdet.inference.timing import forward_pass, time_in_turns
 from efficientdet.network.count import count
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES
-from efficientdet.research.settings import AblationSettings
-from efficientdet.research.timing import forward_pass, time_in_turns
+from efficientdet.research.settings import AblationOptions, AblationSettings
 from efficientdet.settings import changed, divided
 from efficientdet.text import in_markdown, markdown_table
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.run_folder import CONFIG_FILE, decisive_settings, refuse_other_settings
 from efficientdet.weights.checkpoint import read_info
 from efficientdet.weights.info import CheckpointInfo
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from efficientdet.research.settings import AblationOptions
 
 # The paper's choice: feature networks are compared with this fusion, fusions in this network.
 BASE_NETWORK, BASE_FUSION = "bifpn", "fast"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from efficientdet.boxes import pairwise_iou
 from efficientdet.errors import EfficientDetError, SettingError
@@ -18,14 +19,9 @@ from efficientdet.images.letterbox import letterbox
 from efficientdet.images.read import ImageSource, read
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.postprocess import BatchDetections, postprocess
-from efficientdet.inference.settings import PostprocessSettings
+from efficientdet.inference.settings import PostprocessOptions, PostprocessSettings
 from efficientdet.research.edges import Edge, attribute, level_contributions, strongest_path
 from efficientdet.settings import changed
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from efficientdet.inference.settings import PostprocessOptions
 
 SHOWN_CLASSES = 5
 

@@ -19,7 +19,7 @@ from efficientdet.data.records import BOXES_TOO_SMALL, Records
 from efficientdet.data.tiling import tile_side
 from efficientdet.errors import DataError, MissingSplitError, SettingError
 from efficientdet.family import ModelSpec
-from efficientdet.network.efficientdet import EfficientDet, build_model
+from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.settings import to_dict
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.device import choose_device, choose_workers
@@ -29,6 +29,7 @@ from efficientdet.training.initial_weights import start_backbone_from, start_fro
 from efficientdet.training.keep_classes import with_old_classes
 from efficientdet.training.run_folder import RunSettings, fingerprint
 from efficientdet.weights.checkpoint import read_info
+from efficientdet.weights.create import create_model
 from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 from efficientdet.weights.names import find_weights
 
@@ -196,7 +197,7 @@ def build_network(job: Job, records: Records, console: Console) -> tuple[Efficie
     """
     config = job.config
     torch.manual_seed(config.seed)
-    network = build_model(
+    network = create_model(
         job.model, len(records.class_names), feature_network=config.feature_network, fusion=config.fusion,
         backbone=config.backbone, drop_path=config.drop_path, **config.anchors(),
     ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip

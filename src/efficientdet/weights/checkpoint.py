@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from efficientdet.atomic_write import replacing
-from efficientdet.errors import EfficientDetError, WeightsError
+from efficientdet.errors import EfficientDetError, WeightsError, as_error
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights.info import METADATA_KEY, CheckpointInfo
 
@@ -140,9 +140,13 @@ def fit_state(model: nn.Module, state: dict[str, Tensor], source: str, name: str
         for name, tensor in own.items()
         if name in state and state[name].is_floating_point() != tensor.is_floating_point()
     ]
+    refuse_mismatches(problems, f"{source}: {len(problems)} tensors do not fit {name}")
+
+
+def refuse_mismatches(problems: list[str], message: str) -> None:
+    """Raise a WeightsError that lists the problems, if there are any."""
     if problems:
-        lines = "\n  ".join(problems)
-        raise WeightsError(f"{source}: {len(problems)} tensors do not fit {name}:\n  {lines}")
+        raise WeightsError("\n  ".join([f"{message}:", *problems]))
 
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -176,28 +180,24 @@ def _read(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     """Metadata and tensors of a checkpoint that matches its checksum: the one place that reads a file of ours."""
     if not os.path.isfile(path):
         raise WeightsError(f"{path}: no such weights file")
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-            if text is None:
-                raise WeightsError(
-                    f"{path}: a safetensors file, but not a checkpoint of this package (it does not name its network "
-                    f"and classes); convert it first: efficientdet convert {path.name} --to OUT.safetensors"
-                )
-            info = CheckpointInfo.from_json(text, path)
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            fields = json.loads(text)
-            if fields.pop("sha256", None) != _checksum(fields, state):
-                raise WeightsError(
-                    f"{path}: damaged: its contents do not match its checksum; copy or download the file again"
-                )
-    except WeightsError:
-        raise
-    except Exception as error:  # safetensors raises nearly anything for a damaged file
-        raise WeightsError(
-            f"{path}: not a safetensors file, or a damaged one ({error}). Convert weights of another kind (.pth, .h5) "
-            "first: efficientdet convert FILE --to OUT.safetensors"
-        ) from error
+    damaged = (
+        f"{path}: not a safetensors file, or a damaged one; convert weights of another kind (.pth, .h5) first: "
+        "efficientdet convert FILE --to OUT.safetensors"
+    )
+    with as_error(WeightsError, damaged), safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(METADATA_KEY)
+        if text is None:
+            raise WeightsError(
+                f"{path}: a safetensors file, but not a checkpoint of this package (it does not name its network "
+                f"and classes); convert it first: efficientdet convert {path.name} --to OUT.safetensors"
+            )
+        info = CheckpointInfo.from_json(text, path)
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        fields = json.loads(text)
+        if fields.pop("sha256", None) != _checksum(fields, state):
+            raise WeightsError(
+                f"{path}: damaged: its contents do not match its checksum; copy or download the file again"
+            )
     return info, state
 
 

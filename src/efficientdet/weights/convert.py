@@ -12,10 +12,10 @@ from efficientdet.errors import WeightsError
 from efficientdet.family import MODELS, VARIANTS, ModelSpec, find_spec
 from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
 from efficientdet.weights.checkpoint import check_finite
-from efficientdet.weights.coco_classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from efficientdet.weights.foreign import DIALECTS, detect_source, load_foreign, to_foreign, unwrap
 from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 from efficientdet.weights.read_file import read_state
+from efficientdet.weights.registry import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 
 
 def convert_file(

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from typing_extensions import Unpack
 
 from efficientdet.errors import WeightsError
 from efficientdet.family import ModelSpec
-from efficientdet.network.efficientdet import CLASS_LAYER, COCO_SLOTS, EfficientDet, build_model
+from efficientdet.network.efficientdet import CLASS_LAYER, COCO_SLOTS, EfficientDet, SpecOptions, make_spec
 from efficientdet.weights.checkpoint import fit_state, load_checkpoint
 from efficientdet.weights.names import find_weights
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from efficientdet.network.efficientdet import SpecOptions
 
 
 def create_model(
@@ -58,12 +55,11 @@ def create_model(
         WeightsError: the weights cannot be had, or do not fit the network; lists every tensor that differs.
         MissingExtraError: the backbone is one of timm's, and timm is not installed.
     """
+    spec = make_spec(name_or_spec, **changes)
     if weights is None:
-        num_classes = COCO_SLOTS if num_classes is None else num_classes
-        return build_model(name_or_spec, num_classes, drop_path=drop_path, **changes)
+        return EfficientDet(spec, COCO_SLOTS if num_classes is None else num_classes, drop_path)
     source, _ = load_checkpoint(find_weights(weights))
-    classes = source.num_classes if num_classes is None else num_classes
-    model = build_model(name_or_spec, classes, drop_path=drop_path, **changes)
+    model = EfficientDet(spec, source.num_classes if num_classes is None else num_classes, drop_path)
     has_other_classes = model.num_classes != source.num_classes
     if has_other_classes and not replace_head:
         raise WeightsError(

@@ -56,7 +56,7 @@ def load_foreign(model: EfficientDet, state: Mapping[str, Any], source: str = "e
     source = detect_source(flat) if source == "auto" else source
     dialect = DIALECTS[find_name("source of weights", source, DIALECTS)]
     theirs = dialect.clean(flat, model)
-    dropped = [_describe(theirs.pop(extra)) for extra in dialect.unused(model) if extra in theirs]
+    dropped = [theirs.pop(extra) for extra in dialect.unused(model) if extra in theirs]
     own = in_dialect(model, dialect)
     for name in own:
         if name.endswith("num_batches_tracked"):
@@ -76,7 +76,7 @@ def load_foreign(model: EfficientDet, state: Mapping[str, Any], source: str = "e
         for mean in () if bias in ours else means:  # (x + b) - m = x - (m - b)
             ours[mean] = ours[mean] - theirs[name].tensor.to(ours[mean])
     model.load_state_dict(ours, strict=False)
-    return dropped
+    return [f"{found.name} {found.shape}" for found in dropped]
 
 
 def to_foreign(model: EfficientDet, target: str = "effdet") -> dict[str, Tensor]:
@@ -172,7 +172,3 @@ def _swap_box_order(name: str, tensor: Tensor) -> Tensor:
         return tensor
     per_anchor = tensor.reshape(-1, 4, *tensor.shape[1:])
     return per_anchor[:, list(_SWAP_XY)].reshape(tensor.shape)
-
-
-def _describe(found: Found) -> str:
-    return f"{found.name} {found.shape}"

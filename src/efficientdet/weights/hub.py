@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from efficientdet.errors import WeightsError
+from efficientdet.errors import WeightsError, as_error
 
 HUB_PREFIX = "hf://"
 FILE_NAME = "model.safetensors"
@@ -43,19 +43,13 @@ def hub_file(name: str) -> Path:
         size = get_hf_file_metadata(hf_hub_url(repository, FILE_NAME, revision=revision)).size
     if size is not None and size > LARGEST:
         raise WeightsError(f"{name}: {FILE_NAME} has {size:,} bytes; the largest allowed are {LARGEST:,}")
-    try:
-        return Path(hf_hub_download(repository, FILE_NAME, revision=revision))
-    except LocalEntryNotFoundError as error:
-        raise WeightsError(
-            f"{name}: the hub cannot be reached, and {FILE_NAME} is not in its cache. Download the file elsewhere and "
-            "give its path instead"
-        ) from error
-    except EntryNotFoundError as error:
-        raise WeightsError(f"{name}: the repository has no {FILE_NAME} (at this revision)") from error
-    except Exception as error:  # what the hub, its HTTP client and its file system raise have no other base
-        raise WeightsError(f"{name}: cannot be downloaded ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or else its type."""
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+    with as_error(WeightsError, f"{name}: cannot be downloaded"):
+        try:
+            return Path(hf_hub_download(repository, FILE_NAME, revision=revision))
+        except LocalEntryNotFoundError as error:
+            raise WeightsError(
+                f"{name}: the hub cannot be reached, and {FILE_NAME} is not in its cache. Download the file elsewhere "
+                "and give its path instead"
+            ) from error
+        except EntryNotFoundError as error:
+            raise WeightsError(f"{name}: the repository has no {FILE_NAME} (at this revision)") from error

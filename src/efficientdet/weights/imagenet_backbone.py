@@ -16,10 +16,10 @@ import torch
 from numpy.lib.npyio import NpzFile
 from torch import Tensor, nn
 
-from efficientdet.errors import WeightsError
+from efficientdet.errors import WeightsError, as_error
 from efficientdet.network.efficientnet import EfficientNet
 from efficientdet.network.layers import conv_norm_pairs
-from efficientdet.weights.checkpoint import check_finite, mismatches, shapes_of
+from efficientdet.weights.checkpoint import check_finite, mismatches, refuse_mismatches, shapes_of
 
 # Layers of the classifier in such files, which a detector does not have.
 UNUSED = ("conv_head.weight", "conv_head.bias")
@@ -46,8 +46,7 @@ def load_folded_backbone(backbone: EfficientNet, path: str | Path, batches: Iter
     expected = {f"{name}.weight": tuple(conv.weight.shape) for name, (conv, _) in pairs.items()}
     expected |= {f"{name}.bias": (norm.num_features,) for name, (_, norm) in pairs.items()}
     problems = mismatches(expected, shapes_of({name: x for name, x in arrays.items() if name not in UNUSED}))
-    if problems:
-        raise WeightsError(f"{path}: does not fit the backbone:\n  " + "\n  ".join(problems))
+    refuse_mismatches(problems, f"{path}: does not fit the backbone")
     check_finite({name: torch.from_numpy(array) for name, array in arrays.items()}, str(path))
     with torch.no_grad():
         for name, (conv, norm) in pairs.items():
@@ -62,19 +61,15 @@ def load_folded_backbone(backbone: EfficientNet, path: str | Path, batches: Iter
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not os.path.isfile(path):
         raise WeightsError(f"{path}: no such weights file")
-    try:
-        with path.open("rb") as file:
-            size = sum(entry.file_size for entry in ZipFile(file).infolist())
-            if size > _LARGEST:
-                raise ValueError(f"it unpacks to {size:,} bytes, more than {_LARGEST:,}")
-            file.seek(0)
-            arrays = np.load(file, allow_pickle=False)
-            if not isinstance(arrays, NpzFile):
-                raise ValueError("one array, without names")
-            return {name: np.asarray(arrays[name], dtype=np.float32) for name in arrays.files}
-    # A damaged file makes numpy and zipfile raise nearly anything (BadZipFile, zlib.error, EOFError, MemoryError ...).
-    except Exception as error:
-        raise WeightsError(f"{path}: not a .npz file, or a damaged one ({error})") from error
+    with as_error(WeightsError, f"{path}: not a .npz file, or a damaged one"), path.open("rb") as file:
+        size = sum(entry.file_size for entry in ZipFile(file).infolist())
+        if size > _LARGEST:
+            raise ValueError(f"it unpacks to {size:,} bytes, more than {_LARGEST:,}")
+        file.seek(0)
+        arrays = np.load(file, allow_pickle=False)
+        if not isinstance(arrays, NpzFile):
+            raise ValueError("one array, without names")
+        return {name: np.asarray(arrays[name], dtype=np.float32) for name in arrays.files}
 
 
 def _take_statistics(

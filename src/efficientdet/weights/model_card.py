@@ -12,10 +12,9 @@ from efficientdet.network.count import count
 from efficientdet.network.efficientdet import COCO_SLOTS
 from efficientdet.text import in_markdown, printable
 from efficientdet.weights.checkpoint import read_info
-from efficientdet.weights.coco_classes import COCO_CATEGORIES
 from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names, cached_path
-from efficientdet.weights.registry import LICENSE, RELEASED
+from efficientdet.weights.registry import COCO_CATEGORIES, LICENSE, RELEASED
 
 # Settings of a training run that say nothing about its result.
 UNINTERESTING = ("workers", "cache", "device", "devices", "save_every", "evaluate_every", "allow_no_boxes")

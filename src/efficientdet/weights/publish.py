@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from efficientdet.errors import WeightsError
+from efficientdet.errors import WeightsError, as_error
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights.checkpoint import read_info, save_checkpoint
-from efficientdet.weights.hub import CARD_NAME, FILE_NAME, HUB_PREFIX, first_line, parse_hub_name
+from efficientdet.weights.hub import CARD_NAME, FILE_NAME, HUB_PREFIX, parse_hub_name
 from efficientdet.weights.info import CheckpointInfo
 from efficientdet.weights.model_card import model_card
 
@@ -32,13 +32,11 @@ def push_to_hub(checkpoint: str | Path, repository: str, *, private: bool = Fals
 
     parse_hub_name(HUB_PREFIX + repository)
     card = model_card(HUB_PREFIX + repository, read_info(checkpoint))
-    try:
+    with as_error(WeightsError, f"{repository}: cannot be uploaded"):
         files = [CommitOperationAdd(FILE_NAME, str(checkpoint)), CommitOperationAdd(CARD_NAME, card.encode())]
         api = HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.create_commit(repository, files, commit_message="Upload a checkpoint of efficientdet")
-    except Exception as error:  # see hub_file
-        raise WeightsError(f"{repository}: cannot be uploaded ({first_line(error)})") from error
     return str(commit.commit_url)
 
 

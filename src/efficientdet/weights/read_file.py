@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from efficientdet.errors import WeightsError, require
+from efficientdet.errors import WeightsError, as_error, require
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _H5 = (".h5", ".hdf5")
@@ -47,10 +47,8 @@ def read_state(path: str | Path) -> Mapping[str, Any]:
     if suffix in _H5:
         return _read_h5(path)
     if suffix == ".safetensors":
-        try:
+        with as_error(WeightsError, f"{path}: not a safetensors file, or a damaged one"):
             return load_file(path)
-        except Exception as error:  # SafetensorError, OSError, KeyError for an unknown type ...
-            raise WeightsError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
     if suffix not in _PICKLES:
         known = ", ".join((".safetensors", *_PICKLES, *_H5, ".index"))
         raise WeightsError(f"{path}: weights of an unknown kind; known are {known}")
@@ -114,20 +112,13 @@ def _read_tensorflow(path: Path) -> dict[str, NDArray[Any]]:
         raise WeightsError(f"{prefix}.index: no such file; a TensorFlow checkpoint is PREFIX.index and PREFIX.data-*")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it reports on the processor otherwise
     tensorflow = require("tensorflow", "convert")
-    try:
+    with as_error(WeightsError, f"{prefix}.index: a damaged TensorFlow checkpoint"):
         reader = tensorflow.train.load_checkpoint(prefix)
         types = reader.get_variable_to_dtype_map()
         numeric = [name for name, dtype in types.items() if dtype.is_floating or dtype.is_integer or dtype.is_bool]
         values = {name: np.asarray(reader.get_tensor(name)) for name in sorted(numeric)}
-    # Beside its own OpError, TensorFlow raises RuntimeError, ValueError and more for a damaged file.
-    except Exception as error:
-        raise WeightsError(f"{prefix}.index: a damaged TensorFlow checkpoint ({str(error).splitlines()[0]})") from error
-    return {name: _as_numpy(value) for name, value in values.items()}
-
-
-def _as_numpy(value: NDArray[Any]) -> NDArray[Any]:
-    """bfloat16, which numpy does not have, as float32."""
-    return value.astype(np.float32) if value.dtype.name == "bfloat16" else value
+    # numpy has no bfloat16.
+    return {name: x.astype(np.float32) if x.dtype.name == "bfloat16" else x for name, x in values.items()}
 
 
 def _read_h5(path: Path) -> dict[str, NDArray[Any]]:
@@ -150,12 +141,6 @@ def _read_h5(path: Path) -> dict[str, NDArray[Any]]:
                     raise WeightsError(f"{path}: refused, because its variables have more than {_LARGEST:,} bytes")
                 values[name] = np.asarray(item)
 
-    try:
-        with h5py.File(path, "r") as file:
-            visit(file, "")
-    except WeightsError:
-        raise
-    # h5py raises OSError, RuntimeError, KeyError, ValueError and more for a damaged file.
-    except Exception as error:
-        raise WeightsError(f"{path}: not an h5 file, or a damaged one ({error})") from error
+    with as_error(WeightsError, f"{path}: not an h5 file, or a damaged one"), h5py.File(path, "r") as file:
+        visit(file, "")
     return values

@@ -8,9 +8,10 @@ from torch import nn
 
 from efficientdet.family import find_spec
 from efficientdet.inference.engines.fold import fold
-from efficientdet.network.efficientdet import EfficientDet, build_model
+from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.fusion import FUSIONS, Fusion
 from efficientdet.network.topology import TOPOLOGIES
+from efficientdet.weights.create import create_model
 
 
 def trained_like(model: EfficientDet) -> EfficientDet:
@@ -40,7 +41,7 @@ def trained_like(model: EfficientDet) -> EfficientDet:
 )
 def test_same_function_without_batch_norms(name: str, choices: dict[str, object]) -> None:
     spec = dataclasses.replace(find_spec(name), depth=2, width=24)
-    model = trained_like(build_model(spec, 5, **choices)).double()  # type: ignore[arg-type]
+    model = trained_like(create_model(spec, 5, **choices)).double()  # type: ignore[arg-type]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     folded = fold(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
@@ -55,7 +56,7 @@ def test_same_function_without_batch_norms(name: str, choices: dict[str, object]
 
 
 def test_keeps_channels_last() -> None:
-    model = build_model("lite0", 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = create_model("lite0", 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     folded = fold(model)
     for name, module in folded.named_modules():
         if isinstance(module, nn.Conv2d):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from efficientdet.family import find_spec
 from efficientdet.inference.engines.onnx_graph import onnx_network
-from efficientdet.network.efficientdet import EfficientDet, build_model
+from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.topology import TOPOLOGIES
+from efficientdet.weights.create import create_model
 
 SMALL = dataclasses.replace(find_spec("lite0"), width=16, depth=1, head_depth=1)
 # Each network once and each fusion once: the whole matrix takes minutes.
@@ -72,7 +73,7 @@ def check(model: EfficientDet, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(("name", "fusion"), FEW)
 def test_each_network_and_each_fusion(name: str, fusion: str) -> None:
-    model = build_model(SMALL, 2, feature_network=name, fusion=fusion)
+    model = create_model(SMALL, 2, feature_network=name, fusion=fusion)
     model.backbone = ShortBackbone(model.backbone.channels)  # type: ignore[assignment]
     check(shuffle(model), (96, 160))
 
@@ -82,4 +83,4 @@ def test_each_network_and_each_fusion(name: str, fusion: str) -> None:
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_the_whole_matrix(name: str, fusion: str, spec: str) -> None:
-    check(shuffle(build_model(spec, 2, feature_network=name, fusion=fusion)), (128, 128))
+    check(shuffle(create_model(spec, 2, feature_network=name, fusion=fusion)), (128, 128))

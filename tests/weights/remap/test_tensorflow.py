@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from efficientdet.errors import WeightsError
-from efficientdet.network.efficientdet import EfficientDet, build_model
+from efficientdet.network.efficientdet import EfficientDet
+from efficientdet.weights.create import create_model
 from efficientdet.weights.foreign import load_foreign, to_foreign
 
 MODELS = {"d0": "efficientdet-d0", "lite0": "efficientdet-lite0"}
@@ -50,14 +51,14 @@ def variables(record: dict[str, Any]) -> Variables:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_name_and_shape_is_googles(google: dict[str, Any], name: str) -> None:
     with torch.device("meta"):
-        model = EfficientDet(build_model(name).spec, 90)
+        model = EfficientDet(create_model(name).spec, 90)
     ours = {key: list(tensor.shape) for key, tensor in to_foreign(model, "tensorflow").items()}
     assert ours == google[MODELS[name]]["names"]
 
 
 def test_d7x_numbers_its_maps_from_six() -> None:
     with torch.device("meta"):
-        model = build_model("d7x")
+        model = create_model("d7x")
     names = to_foreign(model, "tensorflow")
     for expected in (
         "resample_p6/conv2d/kernel",
@@ -73,7 +74,7 @@ def test_d7x_numbers_its_maps_from_six() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_googles_weights_give_googles_outputs(google: dict[str, Any], name: str) -> None:
     record = google[MODELS[name]]
-    model = build_model(name).eval()
+    model = create_model(name).eval()
     assert load_foreign(model, variables(record), source="tensorflow") == []
     height, width = record["size"]
     images = np.random.RandomState(0).standard_normal((1, height, width, 3)).astype(np.float32)
@@ -103,7 +104,7 @@ def google_d0(google: dict[str, Any]) -> Variables:
 
 
 def loaded(state: Variables, name: str = "d0") -> dict[str, Tensor]:
-    model = build_model(name)
+    model = create_model(name)
     assert load_foreign(model, state, source="tensorflow") == []
     return model.state_dict()
 
@@ -179,7 +180,7 @@ def test_names_of_tensorflow_2_checkpoints(google_d0: Variables, prefix: str) ->
     # The network's own names would hide a mistake, so those above are mixed in by hand.
     from efficientdet.weights.remap.tensorflow import _scopes_by_attribute
 
-    by_attribute = _scopes_by_attribute(build_model("d0"))
+    by_attribute = _scopes_by_attribute(create_model("d0"))
     assert {name: by_attribute[name] for name in BY_ATTRIBUTE} == BY_ATTRIBUTE
     assert sorted(by_attribute.values()) == sorted(google_d0)
     state = {f"{prefix}{name}{VALUE}": google_d0[scope] for name, scope in by_attribute.items()}
@@ -201,7 +202,7 @@ def test_mismatches_are_listed_by_the_files_names(google_d0: Variables) -> None:
     state["class_net/class-predict/depthwise_kernel"] = np.zeros((3, 3, 1, 64), np.float32)
     state["seg_head/conv/kernel"] = np.zeros((1, 1, 2, 2), np.float32)
     with pytest.raises(WeightsError) as caught:
-        load_foreign(build_model("d0"), state, source="tensorflow")
+        load_foreign(create_model("d0"), state, source="tensorflow")
     message = str(caught.value)
     assert message.startswith("3 tensors do not fit d0 with 90 classes:")
     assert "missing: fpn_cells/cell_1/fnode4/WSM_2 ()" in message

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from efficientdet.cache import cached, is_sealed, seal
-from efficientdet.errors import SettingError, require, unknown_name
+from efficientdet.errors import SettingError, as_error, require, unknown_name
 from efficientdet.inference.engines.engine import Engine, SessionByShape
 from efficientdet.inference.engines.onnx_graph import write_onnx_network
 from efficientdet.inference.engines.onnxruntime_engine import onnxruntime_session
@@ -100,13 +100,10 @@ def find_device(device: str) -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    with as_error(SettingError, f"device '{device}' cannot be used here"):
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise SettingError(f"device '{device}' cannot be used here ({reason})") from error
-    return chosen
+        return chosen
 
 
 def _fastest(precision: str, device: torch.device) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from efficientdet.errors import EfficientDetError, SettingError, WeightsError, unknown_name
+from efficientdet.errors import SettingError, WeightsError, as_error, unknown_name
 from efficientdet.family import level_sizes
 from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, FileMetadata, verify_checksum
 from efficientdet.inference.engines.onnxruntime_engine import as_session, onnxruntime_options, open_onnx
@@ -117,13 +117,8 @@ def _choose_size(path: Path, metadata: FileMetadata, settings: DetectorSettings)
 
 def _attempt(path: Path, step: Callable[..., Any], *arguments: Any) -> Any:
     """Call into a runtime; whatever goes wrong is an error that names the file."""
-    try:
+    with as_error(WeightsError, f"{path}: cannot be run, so it may be damaged"):
         return step(*arguments)
-    except EfficientDetError:
-        raise
-    except Exception as error:  # the runtimes' errors share no other base
-        reason = str(error).strip().partition("\n")[0]
-        raise WeightsError(f"{path}: cannot be run, so it may be damaged ({reason})") from error
 
 
 def _guarded(open_session: Callable[[], Session], metadata: FileMetadata, path: Path) -> Session:

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from efficientdet.cache import cache_folder
-from efficientdet.errors import SettingError, WeightsError, require
+from efficientdet.errors import SettingError, WeightsError, as_error, require
 from efficientdet.inference.engines.session import ANY_BATCH, Session
 from efficientdet.inference.hardware import thread_count
 
@@ -41,15 +41,11 @@ def open_onnx(source: Path | bytes, options: Any = None, providers: list[Any] | 
         WeightsError: it is no ONNX file, or a damaged one; names it.
     """
     runtime = require("onnxruntime", "export")
-    content = source if isinstance(source, bytes) else str(source)
-    try:
+    content, name = (source, "the graph") if isinstance(source, bytes) else (str(source), source)
+    with as_error(WeightsError, f"{name}: not an ONNX file, or a damaged one"):
         return runtime.InferenceSession(
             content, options or onnxruntime_options(), providers=providers or ["CPUExecutionProvider"]
         )
-    except Exception as error:  # its errors share no other base
-        name = "the graph" if isinstance(source, bytes) else source
-        reason = str(error).strip().partition("\n")[0]
-        raise WeightsError(f"{name}: not an ONNX file, or a damaged one ({reason})") from error
 
 
 def as_session(session: Any, outputs: Sequence[str] = ()) -> Session:

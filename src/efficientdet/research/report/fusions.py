@@ -13,12 +13,12 @@ from torch import Tensor
 
 from efficientdet.family import MODELS, ModelSpec, level_sizes
 from efficientdet.inference.benchmark import Spread
+from efficientdet.inference.timing import time_in_turns
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.network.fusion import EPSILON, FUSIONS, Fusion
 from efficientdet.network.pyramid import FeatureNetwork
 from efficientdet.research.edges import learned_weights
 from efficientdet.research.peers import FAST_OVER_SOFTMAX
-from efficientdet.research.timing import time_in_turns
 from efficientdet.text import markdown_table
 
 # The model whose feature network is timed and compared.

@@ -1,20 +1,25 @@
-"""The roofline: the shortest time in which this machine could run a network (Williams et al. 2009)."""
+"""Times of networks, and the shortest possible ones: the roofline of this machine (Williams et al. 2009)."""
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 
 from efficientdet.family import ModelSpec, level_sizes
 from efficientdet.network.count import count
+from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
 
 # Side of the multiplied matrices: so large that only the arithmetic counts.
 MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
 COPIED_BYTES = 2**28
+WARMUP_ROUNDS = 2
+LATENCY_ROUNDS = 5
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,6 +39,46 @@ def stopwatch(spent: list[tuple[str, float]], device: torch.device) -> Callable[
         spent.append((part, (time.perf_counter() - start) * 1000))
 
     return timed
+
+
+def time_in_turns(works: Mapping[str, Callable[[], object]], device: str, rounds: int) -> dict[str, list[float]]:
+    """Time pieces of work, one run of each in every round, after two rounds that are not timed.
+
+    The order changes from round to round, so that none always follows the same other.
+
+    Args:
+        works: what to run, by name; inference mode is on.
+        device: where it runs, such as `cpu`; a run ends when the device is done.
+        rounds: number of timed rounds.
+
+    Returns:
+        Milliseconds of each round, by name.
+    """
+    names, spent = list(works), list[tuple[str, float]]()
+    timed = stopwatch(spent, torch.device(device))
+    with torch.inference_mode():
+        for number in range(WARMUP_ROUNDS + rounds):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                with timed(name):
+                    works[name]()
+    return {name: [ms for one, ms in spent if one == name][WARMUP_ROUNDS:] for name in names}
+
+
+def forward_pass(spec: ModelSpec, device: str = "cpu", num_classes: int = COCO_SLOTS) -> Callable[[], object]:
+    """A forward pass to be timed: a network with fresh weights in PyTorch, float32, channels_last, batch 1.
+
+    The input has the spec's size; boxes are not decoded.
+    """
+    model = EfficientDet(spec, num_classes).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    images = torch.zeros(1, 3, spec.image_size, spec.image_size, device=device)
+    return partial(model, images.contiguous(memory_format=torch.channels_last))
+
+
+def latency_ms(spec: ModelSpec, device: str = "cpu") -> float:
+    """Median milliseconds of `forward_pass`."""
+    times = time_in_turns({spec.name: forward_pass(spec, device)}, device, LATENCY_ROUNDS)
+    return statistics.median(times[spec.name])
 
 
 class MachineSpeed:
