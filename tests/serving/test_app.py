@@ -175,6 +175,18 @@ def test_an_image_with_too_many_pixels_is_refused_by_its_header(
     assert answer.content["error"]["message"] == "100x51 is over the limit of 5,000 pixels; shrink the image"
 
 
+def test_tiles_are_those_of_predict_and_not_too_many(server: Any, detector: Detector) -> None:
+    tiled = detector.predict(PHOTO, tiles=256)
+    assert server.detect(PHOTO, tiles=256).content["images"] == [tiled.to_json()]
+    answer = server.detect(PHOTO, tiles=32, overlap=0.9)
+    assert answer.status == 422
+    message = "tiles of 32; at most 400 are allowed; take larger tiles"
+    assert message in answer.content["error"]["message"]
+    answer = server.detect(encoded(1, 200_000), tiles=32, overlap=0.9)  # counted without making them
+    assert answer.status == 422
+    assert message in answer.content["error"]["message"]
+
+
 def test_the_odd_images_are_read_and_refused_as_by_predict(shared_data: Path, server: Any, detector: Detector) -> None:
     names = json.loads((shared_data / "odd_images" / "manifest.json").read_text())
     assert len(names) > 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from fastapi import Request
 
 from efficientdet.errors import ImageError, SettingError, unknown_name
 from efficientdet.images.read import image_size
+from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.serving.body import REQUEST_SETTINGS, Options, RequestError, Upload, read_request
 from efficientdet.serving.observe import Metrics
 from efficientdet.serving.settings import ServeSettings
@@ -98,13 +100,14 @@ class Service:
             self._in_progress -= 1
 
     async def _find(self, worker: Worker, images: Sequence[bytes], settings: dict[str, Any]) -> list[Found]:
-        refused = await run_sync(lambda: [self._refusal(image) for image in images])
+        chosen = changed(worker.detector.postprocess, settings)
+        refused = await run_sync(lambda: [self._refusal(image, chosen) for image in images])
         accepted = [image for image, refusal in zip(images, refused, strict=True) if refusal is None]
         futures = worker.submit(accepted, settings)
         found = iter(await asyncio.gather(*map(asyncio.wrap_future, futures)))
         return [next(found) if refusal is None else refusal for refusal in refused]
 
-    def _refusal(self, image: bytes) -> ImageError | None:
+    def _refusal(self, image: bytes, settings: PostprocessSettings) -> ImageError | None:
         """Why an image is refused by its header, before a pixel is decoded."""
         try:
             height, width = image_size(image)
@@ -113,6 +116,13 @@ class Service:
         most = self.settings.max_pixels
         if height * width > most:
             return ImageError(f"{width}x{height} is over the limit of {most:,} pixels; shrink the image")
+        if (side := settings.tiles) is not None:
+            step, most = max(1, int(side * (1 - settings.overlap))), self.settings.max_tiles
+            count = math.prod(-(-max(length - side, 0) // step) + 1 for length in (height, width))
+            if count > most:
+                return ImageError(
+                    f"{width}x{height} has {count:,} tiles of {side}; at most {most} are allowed; take larger tiles"
+                )
         return None
 
 

@@ -28,6 +28,7 @@ class ServeSettings(Settings):
     max_pixels: int = setting(
         MOST_PIXELS, "Largest number of pixels of an image, width times height.", minimum=1, maximum=MOST_PIXELS
     )
+    max_tiles: int = setting(400, "Largest number of tiles that an image is cut into.", minimum=1)
     time_limit: float = setting(
         30.0, "Seconds that a request may take to arrive (then 408), and to be answered (then 504).", above=0
     )
