@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,15 @@ from PIL import Image
 
 from efficientdet.boxes import pairwise_iou
 from efficientdet.data.coco import read_coco
+from efficientdet.data.tiling import tile
 from efficientdet.detections import Detections
 from efficientdet.errors import ImageError
+from efficientdet.evaluation.evaluate import evaluate
 from efficientdet.images.tiles import cut
 from efficientdet.inference.detector import Detector, load
 from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.inference.tiles import merge_tiles, predict_in_tiles
+from efficientdet.training.run import train
 
 NAMES = ("person", "dog")
 Boxes = np.ndarray[Any, np.dtype[np.float32]]
@@ -206,3 +210,16 @@ def test_tiles_are_stored_as_other_settings_are(people: Detector) -> None:
     info = dataclasses.replace(people.info, postprocess={"tiles": 640, "overlap": 0.3})
     detector = Detector(people.model, info)
     assert (detector.postprocess.tiles, detector.postprocess.overlap) == (640, 0.3)
+
+
+@pytest.mark.slow
+def test_what_is_trained_on_tiles_is_evaluated_on_whole_images_with_one_ap(shapes: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("lightning", reason="lightning is missing (efficientdet[train])")
+    data = shapes.write_shapes(tmp_path / "whole", {"train": 4, "val": 2})
+    tile(data, tmp_path / "tiles", size=64)
+    run = train(shapes.TINY, tmp_path / "tiles", out=tmp_path / "run", **{**shapes.SETTINGS, "epochs": 1})
+    detector = load(run.best)
+    assert detector.postprocess.tiles == 64
+    metrics = evaluate(detector, data)
+    assert metrics.images == 2
+    assert 0 <= metrics.ap <= 1
