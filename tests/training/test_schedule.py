@@ -11,9 +11,9 @@ from torch.optim import SGD, AdamW
 
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.schedule import (
-    EmaUpdate,
     batch_norm_momentum,
     build_optimizer,
+    move_average,
     parameter_groups,
     rate_factor,
 )
@@ -83,14 +83,14 @@ def test_the_optimizer_is_the_one_asked_for(model: nn.Module) -> None:
 
 def test_averaged_weights_follow_with_the_decay_ramped_up() -> None:
     averaged, current = [torch.zeros(3), torch.ones(2)], [torch.ones(3), torch.ones(2)]
-    EmaUpdate(0.9998)(averaged, current, torch.tensor(8))
+    move_average(0.9998, averaged, current, torch.tensor(8))
     assert averaged[0].tolist() == pytest.approx([0.5] * 3)
     assert averaged[1].tolist() == [1.0, 1.0]
-    EmaUpdate(0.25)(averaged, current, 8)
+    move_average(0.25, averaged, current, 8)
     assert averaged[0].tolist() == pytest.approx([0.875] * 3)
 
 
 def test_counters_are_copied() -> None:
     averaged = [torch.tensor(3)]
-    EmaUpdate(0.9)(averaged, [torch.tensor(7)], 100)
+    move_average(0.9, averaged, [torch.tensor(7)], 100)
     assert averaged[0].item() == 7

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from efficientdet.training.config import TrainConfig
 from efficientdet.training.module import DetectionModule
 from efficientdet.training.run_folder import RESUME_FILE, SPARE_FILE, TrainingRun
 from efficientdet.training.run_page import RUN_PAGE, write_run_page
-from efficientdet.training.schedule import EmaUpdate
+from efficientdet.training.schedule import move_average
 from efficientdet.weights.checkpoint import save_checkpoint
 from efficientdet.weights.info import CheckpointInfo
 
@@ -32,7 +33,7 @@ class Ema(WeightAveraging):
     """Averaged weights: those that are evaluated and saved."""
 
     def __init__(self, decay: float) -> None:
-        super().__init__(multi_avg_fn=EmaUpdate(decay))
+        super().__init__(multi_avg_fn=partial(move_average, decay))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Copy the network, but neither the images that a dataset may keep in memory nor the teacher."""

@@ -68,7 +68,7 @@ class Deadline(Callback):
         self.recent.append(now - self.last)
         self.last = now
         is_last = batch_idx + 1 >= trainer.num_training_batches
-        if not (is_last or (batch_idx + 1) % self.accumulate(trainer) == 0):
+        if not (is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0):
             return
         step = module.steps_done()
         if is_last or step % LOOK_EVERY == 0:
@@ -81,17 +81,12 @@ class Deadline(Callback):
             trainer.should_stop = True
             trainer.check_val_every_n_epoch = 1
 
-    @staticmethod
-    def accumulate(trainer: Trainer) -> int:
-        """Batches of a step."""
-        return trainer.accumulate_grad_batches
-
     def _steps_left(self, trainer: Trainer, module: DetectionModule) -> int | None:
         """Another number of steps to go; None to keep it."""
         step, total, epoch = module.steps_done(), module.total_steps(), module.steps_per_epoch()
         planned = module.pace.end(total) - step
         recent = list(self.recent)[1:] or list(self.recent)  # the first step of a run is slow
-        per_step = max(1e-6, sum(recent) / len(recent) * self.accumulate(trainer))
+        per_step = max(1e-6, sum(recent) / len(recent) * trainer.accumulate_grad_batches)
         seconds = self.budget.left() - self.used_before
         evaluations = math.ceil(planned / epoch / module.config.evaluate_every)
         beside = math.ceil(planned / epoch) * self.epoch_seconds

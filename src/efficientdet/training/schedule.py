@@ -66,18 +66,14 @@ def build_optimizer(model: EfficientDet, config: TrainConfig) -> Optimizer:
     return AdamW(groups, lr=config.peak_learning_rate(), foreach=True)
 
 
-class EmaUpdate:
-    """Moves averaged weights towards the current ones; the decay is min(decay, (1 + n) / (10 + n)) after n updates."""
+@torch.no_grad()
+def move_average(decay: float, averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+    """Move averaged weights towards the current ones, in place, as torch's `AveragedModel` requires.
 
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
-
-    @torch.no_grad()
-    def __call__(self, averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
-        """Update in place, as torch's `AveragedModel` requires; integer counters are copied."""
-        n = float(updates)
-        decay = min(self.decay, (1 + n) / (10 + n))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - decay)
-        else:
-            torch._foreach_copy_(averaged, current)
+    The decay is min(decay, (1 + n) / (10 + n)) after n updates; integer counters are copied.
+    """
+    n = float(updates)
+    if averaged[0].is_floating_point():
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+    else:
+        torch._foreach_copy_(averaged, current)
