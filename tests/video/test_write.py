@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -179,15 +180,17 @@ def check_with_ffprobe(source: Path, target: Path) -> list[Any]:
     """The streams of the source, which those of the target equal."""
     if shutil.which("ffprobe") is None:
         pytest.skip("ffprobe is missing; install the system's package ffmpeg")
-    found, lengths = [], []
+    found, lengths, rates = [], [], []
     for path in (source, target):
         command = ["ffprobe", "-v", "error", "-count_packets", "-show_streams", "-of", "json", str(path)]
         streams = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["streams"]
-        keys = ("codec_name", "width", "height", "pix_fmt", "nb_read_packets", "avg_frame_rate", "sample_rate")
+        keys = ("codec_name", "width", "height", "pix_fmt", "nb_read_packets", "sample_rate")
         found.append([{key: stream.get(key) for key in keys} for stream in streams])
         lengths.append([float(stream["duration"]) for stream in streams])
+        rates.append(float(Fraction(streams[0]["avg_frame_rate"])))
     assert found[0] == found[1]
     assert lengths[0] == pytest.approx(lengths[1], abs=0.02)
+    assert rates[0] == pytest.approx(rates[1], rel=1e-4)  # time stamps are whole ticks
     return found[0]
 
 
