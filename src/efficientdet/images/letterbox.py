@@ -50,6 +50,11 @@ class Prepared(NamedTuple):
     source: str | None
 
     @property
+    def original(self) -> RgbImage | None:
+        """The image; None where it was reduced while it was read."""
+        return self.image if self.image.shape[:2] == self.image_size else None
+
+    @property
     def nbytes(self) -> int:
         """Memory that the decoded image takes."""
         return self.image.nbytes

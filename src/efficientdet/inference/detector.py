@@ -226,17 +226,9 @@ class Detector:
                 found = [self.engine.detect(each.pixels, each.image_size, settings, on_one_core) for each in images]
         else:
             found = self._run_network(self.engine, images, settings, on_one_core)
+        names, ids = self.info.class_names, self.info.category_ids
         return [
-            Detections(
-                boxes,
-                scores,
-                labels,
-                self.info.class_names,
-                image.image_size,
-                self.info.category_ids,
-                image.image if image.image.shape[:2] == image.image_size else None,
-                image.source,
-            )
+            Detections(boxes, scores, labels, names, image.image_size, ids, image.original, image.source)
             for (boxes, scores, labels), image in zip(found, images, strict=True)
         ]
 
