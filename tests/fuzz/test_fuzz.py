@@ -49,6 +49,7 @@ from efficientdet.weights.convert import convert_file
 from efficientdet.weights.create import create_model
 from efficientdet.weights.download import download
 from efficientdet.weights.imagenet_backbone import load_folded_backbone
+from efficientdet.weights.info import METADATA_KEY, CheckpointInfo, default_preprocessing
 from efficientdet.weights.names import find_weights
 
 SECONDS = float(os.environ.get("EFFICIENTDET_FUZZ_SECONDS", "600"))
@@ -379,9 +380,7 @@ def graph_target(folder: Path) -> Target:
 
 def tiny_checkpoint(folder: Path, shapes: ModuleType) -> Path:
     torch.manual_seed(0)
-    info = checkpoint.CheckpointInfo(
-        shapes.TINY, ("disc", "square"), (3, 7), checkpoint.default_preprocessing(shapes.TINY)
-    )
+    info = CheckpointInfo(shapes.TINY, ("disc", "square"), (3, 7), default_preprocessing(shapes.TINY))
     path = folder / "tiny.safetensors"
     checkpoint.save_checkpoint(path, create_model(shapes.TINY, 2).state_dict(), info)
     return path
@@ -392,7 +391,7 @@ def checkpoint_target(folder: Path, shapes: ModuleType) -> Target:
     data, tensors = path.read_bytes(), load_file(path)
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
-    facts = json.loads(header.pop("__metadata__")[checkpoint.METADATA_KEY])
+    facts = json.loads(header.pop("__metadata__")[METADATA_KEY])
 
     def signed(fields: Any) -> Any:
         """Facts with their checksum, as a stranger would write them too."""
@@ -410,7 +409,7 @@ def checkpoint_target(folder: Path, shapes: ModuleType) -> Target:
             fields = edited(facts, damage) if part == "facts" else facts
             places = edited(header, damage) if part == "header" else header
             if isinstance(places, dict):
-                places = {**places, "__metadata__": {checkpoint.METADATA_KEY: json.dumps(signed(fields))}}
+                places = {**places, "__metadata__": {METADATA_KEY: json.dumps(signed(fields))}}
             text = json.dumps(places).encode()
             changed = struct.pack("<Q", len(text)) + text + data[8 + length :]
         (folder / "damaged.safetensors").write_bytes(changed)

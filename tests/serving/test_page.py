@@ -217,6 +217,7 @@ def test_a_slow_server_and_one_that_is_gone(
 
 def test_by_keyboard_alone(open_page: Callable[..., Any], server: Any) -> None:
     page = open_page(server)
+    page.on("filechooser", lambda chooser: None)  # intercepted from now on, not only once the key is down already
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the results")).to_be_focused()
     page.keyboard.press("Tab")

@@ -55,8 +55,10 @@ def run_server(
         OSError: the port is taken, or the address is not of this machine.
     """
     _log_as_json()
-    # uvicorn gives signals back to whoever had them, and raises them again, once it has stopped.
+    # uvicorn gives signals back to whoever had them, and raises them again, once it has stopped. A shell's background
+    # processes are started without a handler of SIGINT.
     signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     app = create_app(detectors, settings, api_key)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.create_server((settings.host, settings.port), family=family) as listener:
