@@ -97,6 +97,23 @@ def test_where_there_can_be_none_it_is_load(settings: dict[str, Any], quick: Det
     assert not isinstance(detector.engine, EndToEndEngine)
 
 
+def test_a_file_that_is_not_equal_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from efficientdet.exporting import export as module
+    from efficientdet.exporting.parity import ParityError
+
+    tried = []
+
+    def fail(*arguments: Any, **settings: Any) -> None:
+        tried.append(arguments)
+        raise ParityError.__new__(ParityError, "boxes differ")
+
+    monkeypatch.setenv("EFFICIENTDET_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "export", fail)
+    for _ in range(2):
+        assert not isinstance(load_quickly("people", **SETTINGS).engine, EndToEndEngine)
+    assert len(tried) == 1
+
+
 @pytest.mark.parametrize("suffix", RUNNERS)
 def test_an_end_to_end_file_is_a_detector(suffix: str, people: Detector, portrait: RgbImage, tmp_path: Path) -> None:
     pytest.importorskip("openvino")

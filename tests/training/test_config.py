@@ -145,9 +145,10 @@ def test_the_keywords_of_type_checkers_are_the_fields() -> None:
     assert set(names_of(TrainConfig)) == set(get_type_hints(TrainOptions))
 
 
-def test_the_settings_import_nothing_heavy() -> None:
+@pytest.mark.parametrize("module", ["config", "plan"])
+def test_settings_and_planning_import_nothing_heavy(module: str) -> None:
     program = (
-        "import sys, efficientdet.training.config\n"
+        f"import sys, efficientdet.training.{module}\n"
         "print({name.partition('.')[0] for name in sys.modules} & {'torch', 'numpy', 'PIL', 'rich', 'lightning'})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

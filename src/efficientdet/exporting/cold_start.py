@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from efficientdet.atomic_write import write_text
 from efficientdet.cache import cached, is_sealed, seal, sha256_of
-from efficientdet.errors import EfficientDetError
+from efficientdet.errors import EfficientDetError, WeightsError
 from efficientdet.inference.detector import Detector, load
 from efficientdet.inference.engines.exported import is_exported, open_end_to_end
 from efficientdet.inference.engines.session import OUTSIDE
-from efficientdet.inference.settings import BACKEND_VARIABLE, DetectorSettings, PostprocessSettings
+from efficientdet.inference.settings import DetectorSettings, PostprocessSettings, wanted_backend
 from efficientdet.settings import changed, divided
 from efficientdet.weights.names import find_weights
 
@@ -45,18 +45,15 @@ def load_quickly(name_or_path: str | Path, **settings: Any) -> Detector:
         )
         metadata, engine = open_end_to_end(file)
         return Detector(None, metadata.checkpoint, engine=engine, **{**settings, "image_size": metadata.image_size})
-    except (
-        EfficientDetError
-    ):  # no such file of this network, or not with these settings; `load` says what else is wrong
+    except EfficientDetError:  # there is no such file of this network; `load` says whatever else is wrong
         return load(path, **settings)
 
 
 def _is_possible(settings: DetectorSettings) -> bool:
     """Whether an end-to-end file in ONNX Runtime is what these settings ask for."""
-    backend = os.environ.get(BACKEND_VARIABLE, "auto") if settings.backend == "auto" else settings.backend
     has_gpu = any(Path("/dev").glob("nvidia[0-9]*")) or shutil.which("nvidia-smi") is not None
     return (
-        backend in ("auto", "onnxruntime")
+        wanted_backend(settings.backend) in ("auto", "onnxruntime")
         and (settings.device == "cpu" or (settings.device == "auto" and not has_gpu))
         and all(getattr(settings, name) == getattr(DetectorSettings(), name) for name in PLAIN)
         and all(importlib.util.find_spec(name) for name in LIBRARIES)
@@ -79,7 +76,17 @@ def _key(path: Path, settings: DetectorSettings, post: dict[str, Any]) -> str:
 
 
 def _make(path: Path, own: dict[str, Any], post: dict[str, Any], to: Path) -> None:
-    from efficientdet.exporting.export import export
+    """Write the file; where it is not equal to the network, a note keeps the next call from trying again."""
+    refusal = to.with_suffix(".refused")
+    if refusal.is_file():
+        raise WeightsError(refusal.read_text(encoding="utf-8"))
 
-    export(load(path, **own, **post), to, end_to_end=True)
+    from efficientdet.exporting.export import export
+    from efficientdet.exporting.parity import ParityError
+
+    try:
+        export(load(path, **own, **post), to, end_to_end=True)
+    except ParityError as error:
+        write_text(refusal, str(error))
+        raise
     seal(to)

@@ -168,7 +168,7 @@ class Detector:
             raise SettingError(f"batch_size is {batch_size}; it must be at least 1")
         chosen = self._with(self.postprocess, settings)
         find = functools.partial(self._in_batches, batch_size=batch_size, settings=chosen)
-        if self.engine.run_on_one_core is not None and thread_count() > 1:
+        if thread_count() > 1 and self.engine.run_on_one_core is not None:  # which an end-to-end file opens
             find = functools.partial(self._one_image_a_core, settings=chosen)
         if chosen.tiles is None:
             return find(sources)

@@ -105,6 +105,7 @@ class Ensemble(Detector):
                     f"the detectors of an ensemble know other classes: {list(first.class_names)} and "
                     f"{list(one.class_names)}"
                 )
+            one._with(one.postprocess, {"score_threshold": EVALUATION_SCORE_THRESHOLD})  # refused by what cannot
             if one.settings.reduced_decoding:
                 raise SettingError("reduced_decoding cannot be used in an ensemble, which reads an image once for all")
             if one._model is None and set(settings.scales) != {1.0}:

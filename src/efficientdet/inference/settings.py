@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict
 
@@ -13,8 +14,6 @@ Backend: TypeAlias = Literal["auto", "eager", "compile", "onnxruntime", "openvin
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Nms: TypeAlias = Literal["hard", "soft", "matrix", "wbf"]
 
-# Where the environment names a backend, `auto` means that one.
-BACKEND_VARIABLE = "EFFICIENTDET_BACKEND"
 # Which precisions each backend can be asked for; fp16 needs a GPU.
 OFFERED = {
     "eager": ("fp32", "bf16", "fp16"),
@@ -25,6 +24,11 @@ OFFERED = {
 }
 # Evaluation looks at the whole precision-recall curve; predictions are for looking at.
 EVALUATION_SCORE_THRESHOLD = 0.001
+
+
+def wanted_backend(backend: str) -> str:
+    """The backend that was asked for, where `auto` means the one that the environment names, if it does."""
+    return os.environ.get("EFFICIENTDET_BACKEND", "auto") if backend == "auto" else backend
 
 
 @dataclass(frozen=True)

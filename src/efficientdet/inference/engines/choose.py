@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from efficientdet.inference.engines.onnxruntime_engine import onnxruntime_sessio
 from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
 from efficientdet.inference.engines.session import Session
 from efficientdet.inference.engines.torch_engine import torch_run
-from efficientdet.inference.settings import BACKEND_VARIABLE, OFFERED
+from efficientdet.inference.settings import OFFERED, wanted_backend
 from efficientdet.network.efficientdet import EfficientDet
 
 LIBRARIES = {
@@ -70,8 +69,7 @@ def open_engine(
 
 def choose_backend(backend: str, precision: str, device: torch.device) -> str:
     """The backend that a choice means on a device; see `open_engine`, whose errors it raises."""
-    if backend == "auto":
-        backend = os.environ.get(BACKEND_VARIABLE, "auto")
+    backend = wanted_backend(backend)
     if backend == "auto":
         backend = _fastest(precision, device)
     if backend not in OFFERED:

@@ -65,7 +65,7 @@ class EndToEndEngine:
         """
         run = self.run_on_one_core if on_one_core else self.open_session(1)
         boxes, scores, labels, counts = run(canvas[None], np.array([image_size]))
-        thresholds = np.array(settings.score_threshold)
+        thresholds = np.array(settings.score_threshold, np.float32)  # the scores' type, as for the network
         over = scores[0] >= (thresholds[labels[0]] if thresholds.ndim else thresholds)
         kept = np.flatnonzero(over[: counts[0]])[: settings.max_detections]
         return tuple(np.array(part[0, kept]) for part in (boxes, scores, labels))
