@@ -74,7 +74,7 @@ def rewritten(text: str, source: str) -> str:
             found = MOVED[target]
         elif target.startswith("docs/"):
             found = target.removeprefix("docs/")
-        elif (ROOT / target).suffix in (".jpg", ".png", ".svg"):
+        elif (ROOT / target).suffix in (".jpg", ".png", ".svg", ".ipynb"):
             found = f"assets/{target}"
             (SITE / found).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / target, SITE / found)
