@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,6 +41,11 @@ CASES: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "without evaluation, at the end of an epoch": ({"split": "train.json"}, [*STEP, 10]),
     "with rare evaluations, at the end of an epoch": ({"evaluate_every": 2}, [*STEP, 5]),
 }
+# The others are slow.
+BY_DEFAULT = (
+    "before anything was saved", "in the middle of an epoch", "before a step drawn by chance",
+    "between the network and the state", "accumulating, at the end of an epoch", "with a loader process",
+)  # fmt: skip
 COMMON = {"save_every": 1, "drop_path": 0.3, "ema_decay": 0.9, "seed": 5}
 
 
@@ -54,14 +60,15 @@ def pictures(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def killed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folder of the killed run by case."""
+def killed(pictures: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Path]:
+    """Folder of the killed run by case, of those that are tested."""
     folder = tmp_path_factory.mktemp("killed")
-    folders = {name: folder / str(number) for number, name in enumerate(CASES)}
+    tested = {item.callspec.params["name"] for item in request.session.items if item.path == request.path}  # type: ignore[attr-defined]
+    folders = {name: folder / str(number) for number, name in enumerate(CASES) if name in tested}
     cases = [
         {"data": str(pictures / settings.get("split", "")), "out": str(folders[name]), "kill": kill,
          "settings": _settings(settings)}
-        for name, (settings, kill) in CASES.items()
+        for name, (settings, kill) in CASES.items() if name in tested
     ]  # fmt: skip
     (folder / "cases.json").write_text(json.dumps(cases))
     script = Path(__file__).parent / "train_and_die.py"
@@ -73,25 +80,38 @@ def killed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture(scope="module")
-def in_peace(shapes: ModuleType, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingRun]:
-    """A run that is not disturbed, by its settings; loader processes change nothing, so they share one."""
-    folder, runs = tmp_path_factory.mktemp("peace"), {}
-    for number, settings in enumerate(({}, {"accumulate": 2}, {"split": "train.json"}, {"evaluate_every": 2})):
-        data = pictures / str(settings.get("split", ""))
-        chosen = {**shapes.SETTINGS, **_settings(settings)}
-        runs[str(settings)] = train(shapes.TINY, data, out=folder / str(number), **chosen)
-    return runs
+def in_peace(
+    shapes: ModuleType, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[dict[str, Any]], TrainingRun]:
+    """A run of these settings that is not disturbed; loader processes change nothing, so both kinds share one."""
+    runs: dict[str, TrainingRun] = {}
+
+    def run(settings: dict[str, Any]) -> TrainingRun:
+        others = {name: value for name, value in settings.items() if name != "workers"}
+        if str(others) not in runs:
+            chosen = {**shapes.SETTINGS, **_settings(others)}
+            data = pictures / others.get("split", "")
+            runs[str(others)] = train(shapes.TINY, data, out=tmp_path_factory.mktemp("peace") / "run", **chosen)
+        return runs[str(others)]
+
+    return run
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_a_killed_run_ends_with_the_same_weights(
-    name: str, shapes: ModuleType, pictures: Path, killed: dict[str, Path], in_peace: dict[str, TrainingRun]
+    name: str,
+    shapes: ModuleType,
+    pictures: Path,
+    killed: dict[str, Path],
+    in_peace: Callable[[dict[str, Any]], TrainingRun],
 ) -> None:
     settings, place = CASES[name]
     data = pictures / settings.get("split", "")
     chosen = {**shapes.SETTINGS, **_settings(settings)}
     resumed = train(shapes.TINY, data, out=killed[name], resume=True, **chosen)
-    expected = in_peace["{}" if "workers" in settings else str(settings)]
+    expected = in_peace(settings)
     assert _tensors(resumed.last) == _tensors(expected.last), f"killed in {place}"
     assert _tensors(resumed.best) == _tensors(expected.best)
     assert resumed.report == expected.report

@@ -926,7 +926,7 @@ def test_a_resumed_run_can_have_more_epochs(
         run(out=tmp_path / "copy", resume=True, **{**own, "epochs": 2})
 
 
-@pytest.mark.parametrize("stopped_at", [2, 5])
+@pytest.mark.parametrize("stopped_at", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_a_resumed_run_can_take_its_steps_in_smaller_batches(
     stopped_at: int, shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

@@ -6,10 +6,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from efficientdet.family import MODELS, PUBLISHED, PUBLISHED_AP, ModelSpec
 from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
+from efficientdet.network.layers import Relu6, Swish
 
 PARTS = ("backbone", "feature_network", "class_head", "box_head")
 
@@ -33,14 +35,21 @@ def count_parts(
     """
     with torch.device("meta"), torch.no_grad():
         model = EfficientDet(spec, num_classes).eval()
+        parameters = {part: sum(p.numel() for p in model.get_submodule(part).parameters()) for part in PARTS}
+        _simplify(model)
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, *(size or (spec.image_size, spec.image_size))))
     flops = counter.get_flop_counts()
-    counts = {}
-    for part in PARTS:
-        parameters = sum(parameter.numel() for parameter in model.get_submodule(part).parameters())
-        counts[part] = parameters, sum(flops[f"{type(model).__name__}.{part}"].values()) // 2
-    return counts
+    prefix = type(model).__name__
+    return {part: (parameters[part], sum(flops[f"{prefix}.{part}"].values()) // 2) for part in PARTS}
+
+
+def _simplify(model: nn.Module) -> None:
+    """Leave out norms and activations, which are not counted but take most of the time on the meta device."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d | Swish | Relu6):
+                setattr(module, name, nn.Identity())
 
 
 def count(spec: ModelSpec, num_classes: int = COCO_SLOTS, size: tuple[int, int] | None = None) -> tuple[int, int]:

@@ -239,9 +239,9 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_takes_the_variable_then_the_best_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(engines.BACKEND_VARIABLE, "compile")
+    monkeypatch.setenv("EFFICIENTDET_BACKEND", "compile")
     assert choose_backend("auto", "fp32", CPU) == "compile"
-    monkeypatch.delenv(engines.BACKEND_VARIABLE)
+    monkeypatch.delenv("EFFICIENTDET_BACKEND")
     assert choose_backend("auto", "bf16", torch.device("cuda")) == "eager"
     for backend in ("openvino", "onnxruntime"):
         libraries_of(backend)

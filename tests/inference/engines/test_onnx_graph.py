@@ -19,6 +19,8 @@ from efficientdet.weights.create import create_model
 SMALL = dataclasses.replace(find_spec("lite0"), width=16, depth=1, head_depth=1)
 # Each network once and each fusion once: the whole matrix takes minutes.
 FEW = [(name, "fast") for name in TOPOLOGIES] + [("bifpn", fusion) for fusion in FUSIONS if fusion != "fast"]
+# Each kind of node and of fusion is in one of these.
+BY_DEFAULT = [("nas-fpn", "fast"), *(("bifpn", fusion) for fusion in FUSIONS)]
 
 
 class ShortBackbone(nn.Module):
@@ -71,7 +73,9 @@ def check(model: EfficientDet, size: tuple[int, int]) -> None:
         assert (torch.from_numpy(values) - wanted).abs().max() <= 1e-4 * max(1.0, float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize(("name", "fusion"), FEW)
+@pytest.mark.parametrize(
+    ("name", "fusion"), [case if case in BY_DEFAULT else pytest.param(*case, marks=pytest.mark.slow) for case in FEW]
+)
 def test_each_network_and_each_fusion(name: str, fusion: str) -> None:
     model = create_model(SMALL, 2, feature_network=name, fusion=fusion)
     model.backbone = ShortBackbone(model.backbone.channels)  # type: ignore[assignment]
