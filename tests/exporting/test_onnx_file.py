@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from efficientdet.errors import WeightsError
 from efficientdet.exporting.comparison_images import make_batch
+from efficientdet.exporting.end_to_end import EndToEnd
 from efficientdet.exporting.export import export, make_metadata
 from efficientdet.exporting.formats import OpenedFile
 from efficientdet.exporting.onnx_file import halve_weights, make_onnx, open_file
@@ -19,6 +21,7 @@ from efficientdet.family import aspect_factors
 from efficientdet.images.convert import RgbImage
 from efficientdet.inference.detector import Detector, load
 from efficientdet.inference.engines.metadata import FileMetadata
+from efficientdet.inference.postprocess import postprocess
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,35 @@ def test_end_to_end_is_the_detector(
         assert torch.allclose(scores[i, :n], torch.from_numpy(wanted.scores), rtol=0, atol=1e-5)
         assert torch.equal(labels[i, :n], torch.from_numpy(wanted.labels))
         assert not boxes[i, n:].any() and not scores[i, n:].any() and not labels[i, n:].any()
+
+
+class Certain(nn.Module):
+    """A network whose scores are all 1.0 when rounded, though its logits differ."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas = (torch.cat(levels, 1) for levels in self.network(images))
+        return logits + 40, deltas
+
+
+def test_scores_that_round_to_one_keep_the_order_of_their_logits(people: Detector, portrait: RgbImage) -> None:
+    metadata = make_metadata(people, ExportSettings(end_to_end=True))
+    batch = make_batch([portrait], people.image_size, people.info.preprocessing)
+    network = Certain(people.model)
+    with torch.no_grad():
+        boxes, scores, _, _ = EndToEnd(network, metadata)(batch.canvases, batch.image_sizes)
+        logits, deltas = network(batch.images)
+    wanted = postprocess(
+        [logits], [deltas], people.model.anchors(people.image_size), metadata.postprocess,
+        scales=batch.scales, image_sizes=batch.image_sizes,
+    )  # fmt: skip
+    assert (scores == 1).all() and scores.shape[1] == metadata.postprocess.max_detections
+    assert torch.allclose(boxes, wanted.boxes_xyxy, rtol=0, atol=0.01)
+    ranks = logits[0, wanted.anchor_indices[0], 0]
+    assert (ranks[1:] <= ranks[:-1]).all()
 
 
 def test_the_padding_does_not_matter(people: Detector, whole_file: OpenedFile, wide: RgbImage) -> None:

@@ -81,7 +81,10 @@ class EndToEnd(nn.Module):
         scores = logits.sigmoid()
         scores = scores.masked_fill(scores < self.thresholds[labels], 0.0)  # type: ignore[index]
         kept = self.suppress(boxes, scores, labels, self.settings)
-        best, order = kept.topk(torch.sym_min(self.settings.max_detections, kept.shape[1]), 1)  # type: ignore[no-untyped-call]
+        # The candidates are in the order of their logits, which scores that are 1.0 when rounded no longer tell.
+        ranks = torch.arange(kept.shape[1], 0, -1, dtype=torch.float32).where(kept > 0, 0.0)
+        _, order = ranks.topk(torch.sym_min(self.settings.max_detections, kept.shape[1]), 1)  # type: ignore[no-untyped-call]
+        best = kept.gather(1, order)
         is_real = best > 0
         boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4)) / scales[:, None, None]
         boxes = clip_boxes(boxes, sizes) * is_real[..., None]

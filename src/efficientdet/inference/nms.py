@@ -97,7 +97,8 @@ def _suppress_best(
     size = min(max(BLOCK, 3 * wanted // 2), total)
     final = torch.zeros_like(scores)
     while True:
-        top, indices = scores.topk(min(size + 1, total), 1)
+        # Not topk, which takes any of several equal scores, such as those that are 1.0 when rounded.
+        top, indices = (x[:, : size + 1] for x in scores.sort(dim=1, descending=True, stable=True))
         beyond = top[:, size:].sum(1, keepdim=True)  # (B, 1): the best score outside the block, or 0
         top, indices = top[:, :size], indices[:, :size]
         block, block_labels = pick_boxes(boxes, indices), labels.gather(1, indices)
@@ -122,7 +123,8 @@ def best_detections(
         return _suppress_best(boxes, scores, labels, settings)
     size = min(scores.shape[1], max(MATRIX_CANDIDATES, settings.max_detections))
     final = matrix_scores(boxes[:, :size], scores[:, :size], labels[:, :size], settings.sigma)
-    return final.topk(min(settings.max_detections, size), 1)
+    best, order = final.sort(dim=1, descending=True, stable=True)
+    return best[:, : settings.max_detections], order[:, : settings.max_detections]
 
 
 def pick_boxes(boxes: Tensor, indices: Tensor) -> Tensor:
