@@ -15,12 +15,11 @@ from PIL import Image
 from efficientdet.atomic_write import replacing
 from efficientdet.data.read_split import read_split
 from efficientdet.data.records import ImageRecord, Records
-from efficientdet.exporting.comparison_images import spread
 from efficientdet.exporting.export import write_int8
+from efficientdet.exporting.formats import spread
 from efficientdet.family import MODELS
 from efficientdet.images.read import image_size
-from efficientdet.inference.benchmark import sample_jpeg
-from efficientdet.inference.random_weights import random_model
+from efficientdet.inference.benchmark import random_model, sample_jpeg
 from efficientdet.weights.checkpoint import load_checkpoint, save_checkpoint
 from efficientdet.weights.foreign import to_foreign
 from efficientdet.weights.names import find_weights

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from efficientdet.data import builder
-from efficientdet.data.builder import RawBox, RawColumns, RawImage, build, clean_boxes, cleaned
+from efficientdet.data.builder import RawBox, RawImage, build, clean_boxes, cleaned, columns_of
 from efficientdet.data.records import (
     BOXES_CLIPPED,
     BOXES_DEGENERATE,
@@ -107,11 +107,11 @@ def test_smallest_side_is_judged_before_clipping() -> None:
 
 def records_of(tmp_path: Path, *images: RawImage, names: Sequence[str] = ("x",), ids: Sequence[int] = (1,)) -> Records:
     """Records of images of the size that they state, which need not be there."""
-    return cleaned(tmp_path / "set.json", tmp_path / "images", RawColumns.of(images), names, ids)
+    return cleaned(tmp_path / "set.json", tmp_path / "images", columns_of(images), names, ids)
 
 
 def image(number: int | str, name: str, *boxes: RawBox) -> RawImage:
-    return RawImage(name, number, "place", boxes, SIZE)
+    return RawImage(name, "place", boxes, SIZE, number)
 
 
 def test_what_is_changed_is_counted(tmp_path: Path) -> None:
@@ -176,20 +176,20 @@ def test_missing_images_are_refused_or_skipped_and_counted(tmp_path: Path) -> No
     Image.new("RGB", SIZE[::-1]).save(tmp_path / "images" / "a.png")
     source, folder = tmp_path / "set.json", tmp_path / "images"
     with pytest.raises(DataError, match="place: the image 'gone.jpg' is not in .*images"):
-        build(source, folder, [there, gone], ["x"])
-    records = build(source, folder, [there, gone], ["x"], skip_missing=True)
+        build(source, [folder], [there, gone], ["x"])
+    records = build(source, [folder], [there, gone], ["x"], skip_missing=True)
     assert len(records) == 1
     assert records.counts[IMAGES_SKIPPED] == 1
     assert records.counts[BOXES_OF_SKIPPED] == 3
     with pytest.raises(DataError, match=r"set.json: none of its images .*\(1 missing\)"):
-        build(source, folder, [gone], ["x"], skip_missing=True)
+        build(source, [folder], [gone], ["x"], skip_missing=True)
 
 
 def test_boxes_in_fractions_are_scaled_to_their_image(tmp_path: Path) -> None:
     (tmp_path / "a.png").parent.mkdir(exist_ok=True)
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
-    found = RawImage("a.png", 1, "place", [RawBox((0.25, 0.5, 0.5, 1.5), 0, 1)])
-    records = build(tmp_path, tmp_path, [found], ["x"], in_fractions=True)
+    found = RawImage("a.png", "place", [RawBox((0.25, 0.5, 0.5, 1.5), 0, 1)])
+    records = build(tmp_path, [tmp_path], [found], ["x"], in_fractions=True)
     assert records.images[0].boxes_xyxy.tolist() == [[10, 15, 20, 30]]
     assert records.counts[BOXES_CLIPPED] == 1 and records.category_ids == (0,)
 
@@ -202,12 +202,12 @@ def test_of_very_many_images_a_sample_is_measured(tmp_path: Path, monkeypatch: p
     images[5] = images[5]._replace(stated_size=None)
     for number in range(12):
         Image.new("RGB", SIZE[::-1]).save(tmp_path / f"{number}.png")
-    records = build(tmp_path, tmp_path, images, ["x"])
+    records = build(tmp_path, [tmp_path], images, ["x"])
     assert {one.image_size for one in records.images} == {SIZE}
     assert records.counts[builder.SIZES_NOT_CHECKED] == 7
     (tmp_path / "3.png").unlink()
     with pytest.raises(DataError, match="the image '3.png' is not in"):
-        build(tmp_path, tmp_path, images, ["x"])
+        build(tmp_path, [tmp_path], images, ["x"])
 
 
 def test_to_coco_gives_own_ids_and_crowds(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def make(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
-        found.append(RawImage(name, number, "place", boxes, size))
-    return build(folder / "made", folder, found, CLASSES, category_ids)
+        found.append(RawImage(name, "place", boxes, size, number))
+    return build(folder / "made", [folder], found, CLASSES, category_ids)
 
 
 def look(image: ImageRecord, digits: int | None = None) -> tuple[Any, ...]:

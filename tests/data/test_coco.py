@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from PIL import Image
 
-from efficientdet.data.coco import read_coco
+from efficientdet.data import coco as reader
+from efficientdet.data.coco import read_coco, read_columns
 from efficientdet.data.records import (
     BOXES_CLIPPED,
     BOXES_DEGENERATE,
@@ -22,6 +23,7 @@ from efficientdet.data.records import (
     IMAGES_OF_IGNORED,
     IMAGES_SKIPPED,
     IMAGES_WITHOUT_BOXES,
+    Columns,
 )
 from efficientdet.errors import DataError
 
@@ -298,3 +300,81 @@ def test_a_mask_leaves_an_image_a_negative(tmp_path: Path) -> None:
     records = read_coco(write(tmp_path, coco(annotations=[mask])))
     assert records.images[0].is_negative
     assert records.counts[IMAGES_WITHOUT_BOXES] == 1 and records.counts[IMAGES_OF_IGNORED] == 0
+
+
+pytest.importorskip("msgspec")
+
+numbers = st.integers(-5, 700) | st.floats(-10, 700) | st.floats(allow_nan=True, allow_infinity=True) | st.integers()
+odd = st.none() | st.booleans() | st.text(max_size=2) | st.just([]) | numbers
+few = st.integers(0, 4)
+
+
+def mostly(usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """What is usual, nine times of ten."""
+    return st.integers(0, 9).flatmap(lambda chance: usual if chance else odd)
+
+
+annotations = st.fixed_dictionaries(
+    {"id": mostly(st.integers(0, 10**6)), "image_id": mostly(few), "category_id": mostly(few),
+     "bbox": st.lists(numbers, min_size=4, max_size=4) | mostly(st.lists(numbers, max_size=5))},
+    optional={"area": mostly(numbers), "iscrowd": mostly(st.integers(0, 1)), "ignore": st.integers(0, 1),
+              "segmentation": st.just([[1, 2]])},
+)  # fmt: skip
+# As tools write them: the same fields in the same order.
+alike = st.fixed_dictionaries(
+    {"id": st.integers(0, 10**6), "image_id": few, "category_id": few,
+     "bbox": st.lists(st.integers(0, 600) | st.floats(0, 600), min_size=4, max_size=4), "area": st.floats(0, 1e6),
+     "iscrowd": st.integers(0, 2)},
+)  # fmt: skip
+images = st.fixed_dictionaries(
+    {"id": few, "file_name": mostly(st.just("a.png"))},
+    optional={"width": mostly(st.just(40)), "height": mostly(st.just(30))},
+)
+categories = st.just([{"id": n, "name": str(n)} for n in range(5)])
+files = st.fixed_dictionaries(
+    {
+        "images": st.lists(images, min_size=1, max_size=4, unique_by=lambda one: one["id"]),
+        "annotations": st.lists(annotations, max_size=5) | st.lists(alike, max_size=5),
+        "categories": categories | st.just([{"id": n, "name": "x"} for n in (2, 1)]),
+    }
+)
+SOUND = {
+    "images": [{"id": 3, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}],
+    "categories": [{"id": 5, "name": "x"}],
+    "annotations": [
+        {"id": n, "image_id": 3 - 2 * (n % 2), "category_id": 5, "bbox": [n, 1, 2.5, 1e-3]} for n in range(9)
+    ],
+}
+
+
+def look(found: tuple[list[Any], Columns]) -> list[Any]:
+    columns = found[1]
+    return [
+        list(columns.file_names), list(columns.image_ids), columns.sizes.tolist(), columns.box_counts.tolist(),
+        columns.boxes_xyxy.tolist(), columns.labels.tolist(), list(columns.annotation_ids), columns.is_ignored.tolist(),
+        columns.areas.tolist(), [columns.place(index) for index in range(len(columns.sizes))],
+    ]  # fmt: skip
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(files)
+@example(SOUND)
+def test_what_is_read_fast_is_what_is_read_carefully(tmp_path: Path, content: dict[str, Any]) -> None:
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(content))
+    fast = read_columns(path)
+    try:
+        careful = reader._read_carefully(path)
+    except DataError:
+        if fast is not None:  # categories are checked after either
+            with pytest.raises(DataError):
+                reader._categories(fast[0], path)
+        return
+    if fast is not None:
+        assert look(fast) == look(careful)
+
+
+def test_a_sound_file_is_read_fast(tmp_path: Path) -> None:
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(SOUND))
+    assert read_columns(path) is not None

@@ -14,7 +14,7 @@ import torch  # noqa: F401  # as in every process that starts loaders; it teache
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efficientdet.data.builder import RawBox, RawColumns, RawImage, cleaned
+from efficientdet.data.builder import RawBox, RawImage, cleaned, columns_of
 from efficientdet.data.records import EVERY_CLASS, Column, ImageTable, Records
 
 texts = st.lists(st.text(max_size=8) | st.text(alphabet="\ud800aé", max_size=3), max_size=6)
@@ -39,11 +39,11 @@ def test_ids_come_back_with_their_types(given_ids: list[int | str], start: int, 
 def make(folder: Path) -> Records:
     box = RawBox((10, 10, 50, 40), 1, "a", area=7.0)
     images = [
-        RawImage("day/a.jpg", "first", "", [box, box._replace(label=0, annotation_id=5)], (100, 90)),
-        RawImage("b.jpg", 2, "", [], (50, 60)),
-        RawImage(str(folder / "elsewhere" / "c.jpg"), 3, "", [RawBox((1, 2, 3, 4), EVERY_CLASS, 6, True)], (50, 60)),
+        RawImage("day/a.jpg", "", [box, box._replace(label=0, annotation_id=5)], (100, 90), "first"),
+        RawImage("b.jpg", "", [], (50, 60), 2),
+        RawImage(str(folder / "elsewhere" / "c.jpg"), "", [RawBox((1, 2, 3, 4), EVERY_CLASS, 6, True)], (50, 60), 3),
     ]
-    return cleaned(folder / "set.json", folder / "images", RawColumns.of(images), ["x", "y"], [3, 90])
+    return cleaned(folder / "set.json", folder / "images", columns_of(images), ["x", "y"], [3, 90])
 
 
 def look(records: Records) -> list[Any]:

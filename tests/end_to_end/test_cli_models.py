@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import efficientdet
-from efficientdet.weights import publish
+from efficientdet.weights import model_card
 from efficientdet.weights.checkpoint import load_checkpoint, read_info
 from efficientdet.weights.create import create_model
 from efficientdet.weights.foreign import to_foreign
@@ -110,7 +110,9 @@ def test_a_pickle_with_a_program_in_it_is_refused(command: Command, tmp_path: Pa
 
 def test_push_sends_the_checkpoint(command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
-    monkeypatch.setattr(publish, "push_to_hub", lambda *given, **options: sent.append((*given, options)) or "address")
+    monkeypatch.setattr(
+        model_card, "push_to_hub", lambda *given, **options: sent.append((*given, options)) or "address"
+    )
     done = command("push", checkpoint, "me/mine", "--private")
     assert done.out.strip() == "address"
     assert sent == [(checkpoint, "me/mine", {"private": True})]

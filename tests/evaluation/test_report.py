@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 
 from efficientdet.errors import DataError, SettingError
-from efficientdet.evaluation.gallery import explain_command
 from efficientdet.evaluation.mistakes import KINDS
-from efficientdet.evaluation.numbers import NUMBERS
+from efficientdet.evaluation.numbers import NUMBERS, tables, to_markdown
 from efficientdet.evaluation.report import summarize, write_report
+from efficientdet.evaluation.report_page import explain_command
 from efficientdet.evaluation.settings import ThresholdSettings
-from efficientdet.evaluation.tables import tables, to_markdown
 
 HEADLINE = ("ap", "ap50", "ap75", "voc_ap50", "precision", "recall", "f1", "mean_iou", "calibration_error")
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from efficientdet.errors import WeightsError
-from efficientdet.exporting.comparison_images import make_batch
 from efficientdet.exporting.end_to_end import EndToEnd
 from efficientdet.exporting.export import export, make_metadata
-from efficientdet.exporting.formats import OpenedFile
+from efficientdet.exporting.formats import OpenedFile, make_batch
 from efficientdet.exporting.onnx_file import halve_weights, make_onnx, open_file
 from efficientdet.exporting.settings import ExportSettings
 from efficientdet.family import aspect_factors

@@ -16,8 +16,8 @@ from efficientdet.data.read_split import read_split
 from efficientdet.errors import SettingError, WeightsError
 from efficientdet.evaluation.evaluate import evaluate
 from efficientdet.exporting import parity
-from efficientdet.exporting.comparison_images import comparison_images
 from efficientdet.exporting.export import export
+from efficientdet.exporting.formats import comparison_images
 from efficientdet.exporting.parity import Difference, ParityError, ParityReport, check_file
 from efficientdet.inference.detector import Detector, load
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from efficientdet.errors import ImageError
-from efficientdet.images import jpeg as jpegs
 from efficientdet.images import read as images
 
 simplejpeg = pytest.importorskip("simplejpeg")
@@ -29,7 +28,7 @@ def encoded(width: int, height: int, mode: str = "RGB", **options: object) -> by
 def test_the_same_pixels_as_pillow(width: int, height: int, quality: int, subsampling: int, progressive: bool) -> None:
     data = encoded(width, height, quality=quality, subsampling=subsampling, progressive=progressive)
     with Image.open(io.BytesIO(data)) as image:
-        pixels = jpegs.decode_jpeg(image)
+        pixels = images.decode_jpeg(image)
         assert pixels is not None
         np.testing.assert_array_equal(pixels, np.asarray(image))
     np.testing.assert_array_equal(images.read(data), pixels)
@@ -38,18 +37,18 @@ def test_the_same_pixels_as_pillow(width: int, height: int, quality: int, subsam
 def test_pillow_has_the_rest() -> None:
     for data in (encoded(8, 8, "L"), encoded(8, 8, "CMYK")):
         with Image.open(io.BytesIO(data)) as image:
-            assert jpegs.decode_jpeg(image) is None
+            assert images.decode_jpeg(image) is None
     file = io.BytesIO()
     Image.new("RGB", (4, 4)).save(file, "PNG")
     with Image.open(file) as image:
-        assert jpegs.decode_jpeg(image) is None
+        assert images.decode_jpeg(image) is None
 
 
 def test_a_damaged_file_is_refused_as_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(64, 64)[:-900]
     with pytest.raises(ImageError) as ours:
         images.read(data)
-    monkeypatch.setattr(jpegs, "_simplejpeg", lambda: None)
+    monkeypatch.setattr(images, "_simplejpeg", lambda: None)
     with pytest.raises(ImageError) as pillows:
         images.read(data)
     assert str(ours.value) == str(pillows.value)
@@ -68,5 +67,5 @@ def test_orientation_still_counts(tmp_path: Path) -> None:
 )
 def test_reduced_no_further_than_needed(needed: tuple[int, int], expected: tuple[int, int]) -> None:
     with Image.open(io.BytesIO(encoded(800, 400))) as image:
-        jpegs.reduce_while_decoding(image, needed)
+        images.reduce_while_decoding(image, needed)
         assert (image.height, image.width) == expected

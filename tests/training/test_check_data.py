@@ -8,7 +8,7 @@ from typing import get_type_hints
 import pytest
 
 import efficientdet as ed
-from efficientdet.data.quality.settings import CheckOptions, CheckSettings
+from efficientdet.data.settings import CheckOptions, CheckSettings
 from efficientdet.errors import SettingError
 from efficientdet.settings import names_of
 

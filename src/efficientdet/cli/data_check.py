@@ -9,7 +9,7 @@ import typer
 
 from efficientdet.cli.data import data_app
 from efficientdet.cli.options import Json, print_json, print_table, progress_bar, say, takes_settings
-from efficientdet.data.quality.settings import CheckSettings
+from efficientdet.data.settings import CheckSettings
 from efficientdet.errors import find_name
 from efficientdet.text import printable
 
@@ -59,7 +59,7 @@ def check(
         )  # fmt: skip
     written = {}
     if html is not None:
-        from efficientdet.data.quality.page import write_page
+        from efficientdet.data.quality.report import write_page
 
         write_text(html, write_page(report))
         written["html"] = str(html)

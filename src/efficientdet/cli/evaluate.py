@@ -63,10 +63,10 @@ def evaluate(
     """
     from efficientdet.data.read_split import read_split
     from efficientdet.evaluation.evaluate import evaluate as run_evaluation
-    from efficientdet.evaluation.gallery import explain_command
+    from efficientdet.evaluation.numbers import tables
     from efficientdet.evaluation.operating_points import save_thresholds as store
     from efficientdet.evaluation.report import check_report_name, summarize, write_report
-    from efficientdet.evaluation.tables import tables
+    from efficientdet.evaluation.report_page import explain_command
     from efficientdet.inference.engines.exported import is_exported
     from efficientdet.inference.ensemble import Ensemble, ensemble
 

@@ -126,6 +126,6 @@ def push(
 
     Example: `efficientdet push runs/1/best.safetensors me/my-detector`
     """
-    from efficientdet.weights.publish import push_to_hub
+    from efficientdet.weights.model_card import push_to_hub
 
     say(push_to_hub(checkpoint, repository, private=private))

@@ -1,6 +1,6 @@
 """Makes records of what a reader found: finds and measures the images, cleans the boxes, and counts what is changed.
 
-Each reader gives `RawImage`s, or the same in columns (`RawColumns`), to `build`; what holds for every format is here.
+Each reader gives `RawImage`s, or the same in columns (`Columns`), to `build`; what holds for every format is here.
 """
 
 from __future__ import annotations
@@ -8,31 +8,33 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientdet.data.fields import Entry, check_file_name, check_size, is_file, measure
+from efficientdet.data.fields import Entry, check_file_name, check_size, find_image_folder, is_file, measure
 from efficientdet.data.records import (
     BOXES_CLIPPED,
     BOXES_DEGENERATE,
     BOXES_OF_SKIPPED,
     BOXES_OUTSIDE,
     COUNTED,
+    EVERY_CLASS,
     IGNORED_REGIONS,
     IMAGES_OF_IGNORED,
     IMAGES_SKIPPED,
     IMAGES_WITHOUT_BOXES,
     AnyIds,
     ChangedBox,
+    Columns,
     ImageTable,
     Records,
 )
-from efficientdet.errors import DataError
+from efficientdet.errors import DataError, unknown_name
 from efficientdet.text import printable
 
 # Annotation files round to two decimals; only boxes that stick out further count as clipped.
@@ -55,17 +57,19 @@ class RawBox(NamedTuple):
 
     Attributes:
         xyxy: corners in pixels, or in fractions of the image for all boxes of a dataset; finite, not clipped.
-        label: 0-based; EVERY_CLASS for an ignored region of no class.
-        annotation_id: the dataset's id.
+        label: 0-based, or the name of the class; None or EVERY_CLASS for an ignored region of no class.
+        annotation_id: the dataset's id; None for that of the image and its number in it.
         is_ignored: whether it is an ignored region.
         area: square pixels; None for the box's.
+        place: where the file names its class, for messages.
     """
 
     xyxy: tuple[float, float, float, float]
-    label: int
-    annotation_id: int | str
+    label: int | str | None
+    annotation_id: int | str | None = None
     is_ignored: bool = False
     area: float | None = None
+    place: str = ""
 
 
 class CleanBoxes(NamedTuple):
@@ -126,76 +130,72 @@ class RawImage(NamedTuple):
 
     Attributes:
         file_name: in the image folder.
-        image_id: the dataset's id.
         place: where the annotations name it, for messages.
         boxes: of the annotations.
         stated_size: (height, width) according to the annotations; None where they do not say.
+        image_id: the dataset's id; None for its number, from 1.
     """
 
     file_name: str
-    image_id: int | str
     place: str
     boxes: Sequence[RawBox]
     stated_size: tuple[int, int] | None = None
+    image_id: int | str | None = None
 
 
-class RawColumns(NamedTuple):
-    """N images and their M boxes as the file has them, in columns.
+def columns_of(images: Iterable[RawImage], class_names: Sequence[str] = (), folder: Path = Path()) -> Columns:
+    """The columns of some images: classes become labels, and what has no id gets one.
 
-    Attributes:
-        file_names: N names.
-        image_ids: N ids.
-        place: where the annotations name an image, by its index.
-        sizes: (N, 2) int64, stated (height, width), 0 where there are none.
-        box_counts: (N,) int64, boxes of each image.
-        xyxy: (M, 4) float64, image after image.
-        labels: (M,) int64.
-        annotation_ids: M ids.
-        is_ignored: (M,) bool.
-        areas: (M,) float64; 0 or less stands for the box's.
+    Args:
+        images: without those whose faults are collected.
+        class_names: by label.
+        folder: of the images, for faults.
+
+    Raises:
+        DataError: a box is of another class; names its place and the nearest class.
     """
+    labels = {name: label for label, name in enumerate(class_names)}
+    found, boxes, annotation_ids = list[RawImage](), list[RawBox](), list[int | str]()
+    for number, image in enumerate(images, start=1):
+        image_id = number if image.image_id is None else image.image_id
+        with Entry(image_id, file=folder / image.file_name):
+            own = [box._replace(label=_label(box, labels)) for box in image.boxes]
+            boxes += own
+            annotation_ids += [
+                f"{image_id}/{place}" if box.annotation_id is None else box.annotation_id
+                for place, box in enumerate(own, start=1)
+            ]
+            found.append(image._replace(image_id=image_id, boxes=own))
+    ids: list[Any] = [image.image_id for image in found]
+    return Columns(
+        [image.file_name for image in found], ids,
+        np.array([image.stated_size or (0, 0) for image in found], dtype=np.int64).reshape(-1, 2),
+        np.array([len(image.boxes) for image in found], dtype=np.int64),
+        np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4),
+        np.array([box.label for box in boxes], dtype=np.int64),
+        np.array([box.is_ignored for box in boxes], dtype=np.bool_),
+        np.array([box.area or 0.0 for box in boxes], dtype=np.float64), annotation_ids,
+        lambda index: found[index].place,
+    )  # fmt: skip
 
-    file_names: Sequence[str]
-    image_ids: AnyIds
-    place: Callable[[int], str]
-    sizes: NDArray[np.int64]
-    box_counts: NDArray[np.int64]
-    xyxy: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    annotation_ids: AnyIds
-    is_ignored: NDArray[np.bool_]
-    areas: NDArray[np.float64]
 
-    @classmethod
-    def of(cls, images: Sequence[RawImage]) -> RawColumns:
-        """The columns of some images."""
-        boxes = [box for image in images for box in image.boxes]
-        return cls(
-            [image.file_name for image in images], [image.image_id for image in images],
-            lambda index: images[index].place,
-            np.array([image.stated_size or (0, 0) for image in images], dtype=np.int64).reshape(-1, 2),
-            np.array([len(image.boxes) for image in images], dtype=np.int64),
-            np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4),
-            np.array([box.label for box in boxes], dtype=np.int64), [box.annotation_id for box in boxes],
-            np.array([box.is_ignored for box in boxes], dtype=np.bool_),
-            np.array([box.area or 0.0 for box in boxes], dtype=np.float64),
-        )  # fmt: skip
+def _label(box: RawBox, labels: Mapping[str, int]) -> int:
+    if isinstance(box.label, str) and box.label not in labels:
+        raise DataError(f"{box.place}: {unknown_name('class', box.label, labels)} Correct it or add the class.")
+    return EVERY_CLASS if box.label is None else labels.get(box.label, box.label)  # type: ignore[arg-type, return-value]
 
-    @property
-    def image_of_box(self) -> NDArray[np.int64]:
-        """(M,) int64, index of the image of each box."""
-        return np.repeat(np.arange(len(self.sizes)), self.box_counts)
 
-    def only(self, kept: NDArray[np.bool_]) -> RawColumns:
-        """Some of the images, (N,) bool, with their boxes."""
-        if kept.all():
-            return self
-        places, of_kept = np.flatnonzero(kept), kept[self.image_of_box]
-        return RawColumns(
-            list(itertools.compress(self.file_names, kept)), _take(self.image_ids, kept),
-            lambda index: self.place(int(places[index])), self.sizes[kept], self.box_counts[kept], self.xyxy[of_kept],
-            self.labels[of_kept], _take(self.annotation_ids, of_kept), self.is_ignored[of_kept], self.areas[of_kept],
-        )  # fmt: skip
+def _only(columns: Columns, kept: NDArray[np.bool_]) -> Columns:
+    """Some of the images, (N,) bool, with their boxes."""
+    if kept.all():
+        return columns
+    places, of_kept = np.flatnonzero(kept), kept[columns.image_of_box]
+    return Columns(
+        list(itertools.compress(columns.file_names, kept)), _take(columns.image_ids, kept), columns.sizes[kept],
+        columns.box_counts[kept], columns.boxes_xyxy[of_kept], columns.labels[of_kept], columns.is_ignored[of_kept],
+        columns.areas[of_kept], _take(columns.annotation_ids, of_kept),
+        lambda index: columns.place(int(places[index])),
+    )  # fmt: skip
 
 
 def _take(ids: AnyIds, kept: NDArray[np.bool_]) -> AnyIds:
@@ -210,8 +210,8 @@ def _plain(ids: AnyIds, index: int) -> int | str:
 
 def build(
     source: Path,
-    folder: Path,
-    found: Sequence[RawImage] | RawColumns,
+    folders: Sequence[Path],
+    found: Sequence[RawImage] | Columns,
     class_names: Sequence[str],
     category_ids: Sequence[int] | None = None,
     *,
@@ -224,7 +224,7 @@ def build(
 
     Args:
         source: the file or folder that was read, for messages.
-        folder: of the images.
+        folders: that may hold the images, see `find_image_folder`.
         found: in the dataset.
         class_names: by label.
         category_ids: by label; by default the labels.
@@ -234,28 +234,30 @@ def build(
         field: name of the field that names an image, for messages; None for names of files that were found there.
 
     Raises:
-        DataError: an image is missing, unreadable or of another size; or there is none.
+        DataError: an image is missing, unreadable or of another size; or there is none; or a class is unknown.
     """
     counts = dict.fromkeys(COUNTED, 0)
-    raw = found if isinstance(found, RawColumns) else RawColumns.of(found)
+    names = found.file_names if isinstance(found, Columns) else [image.file_name for image in found]
+    folder = find_image_folder(folders, names)
+    raw = found if isinstance(found, Columns) else columns_of(found, class_names, folder)
     is_sound = _are_inside(raw, field)
     is_sound &= _have_files(folder, raw, is_sound, skip_missing, counts)
     is_sound[_measure(folder, raw, np.flatnonzero(is_sound), counts)] = False
-    raw = raw.only(is_sound)
+    raw = _only(raw, is_sound)
     if not len(raw.sizes):
         raise DataError(
             f"{source}: none of its images is in {folder} ({counts[IMAGES_SKIPPED]} missing); give the folder that "
             "holds the images"
         )
     if in_fractions:
-        raw = raw._replace(xyxy=raw.xyxy * raw.sizes[raw.image_of_box][:, [1, 0, 1, 0]])
+        raw = raw._replace(boxes_xyxy=raw.boxes_xyxy * raw.sizes[raw.image_of_box][:, [1, 0, 1, 0]])
     return cleaned(source, folder, raw, class_names, category_ids, smallest_side, counts)
 
 
 def cleaned(
     source: Path,
     folder: Path,
-    raw: RawColumns,
+    raw: Columns,
     class_names: Sequence[str],
     category_ids: Sequence[int] | None = None,
     smallest_side: float = 0.0,
@@ -264,21 +266,20 @@ def cleaned(
     """Records of images that are known to be there, of the sizes given; see `build`."""
     counts = dict.fromkeys(COUNTED, 0) if counts is None else counts
     image_of_box = raw.image_of_box
-    parts = [
-        clean_boxes(raw.xyxy[start : start + CHUNK], raw.sizes[image_of_box[start : start + CHUNK]], smallest_side)
-        for start in range(0, len(image_of_box) or 1, CHUNK)
-    ]
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(image_of_box) or 1, CHUNK)]
+    parts = [clean_boxes(raw.boxes_xyxy[chunk], raw.sizes[image_of_box[chunk]], smallest_side) for chunk in chunks]
     clean = CleanBoxes(*map(np.concatenate, zip(*parts, strict=True)))
     kept = clean.kept
     boxes_xyxy, labels, is_ignored = clean.boxes_xyxy, raw.labels, raw.is_ignored
     if not kept.all():
         image_of_box, boxes_xyxy = image_of_box[kept], boxes_xyxy[kept]
         labels, is_ignored = labels[kept], is_ignored[kept]
-    table = ImageTable(
-        folder, raw.file_names, raw.image_ids, raw.sizes, np.bincount(image_of_box, minlength=len(raw.sizes)),
-        boxes_xyxy, labels, is_ignored, _areas(boxes_xyxy, raw.areas[kept], clean.clipped[kept]),
-        _take(raw.annotation_ids, kept),
+    columns = raw._replace(
+        box_counts=np.bincount(image_of_box, minlength=len(raw.sizes)), boxes_xyxy=boxes_xyxy, labels=labels,
+        is_ignored=is_ignored, areas=_areas(boxes_xyxy, raw.areas[kept], clean.clipped[kept]),
+        annotation_ids=_take(raw.annotation_ids, kept),
     )  # fmt: skip
+    table = ImageTable(folder, columns)
     with_training_boxes = np.count_nonzero(np.bincount(image_of_box[~is_ignored]))
     negatives = table.negatives
     for name, count in (
@@ -295,7 +296,7 @@ def cleaned(
     return Records(table, tuple(class_names), tuple(ids), source, counts, changed)
 
 
-def _changed(clean: CleanBoxes, folder: Path, raw: RawColumns) -> Iterator[ChangedBox]:
+def _changed(clean: CleanBoxes, folder: Path, raw: Columns) -> Iterator[ChangedBox]:
     """The boxes that are not as they were, in their order."""
     image_of_box = raw.image_of_box
     for index in np.flatnonzero(clean.clipped | ~clean.kept).tolist():
@@ -305,11 +306,11 @@ def _changed(clean: CleanBoxes, folder: Path, raw: RawColumns) -> Iterator[Chang
         yield ChangedBox(
             BOXES_DEGENERATE if clean.degenerate[index] else what, _plain(raw.image_ids, image),
             folder / raw.file_names[image], (height, width), _plain(raw.annotation_ids, index),
-            tuple(raw.xyxy[index].tolist()), int(raw.labels[index]), bool(raw.is_ignored[index]),
+            tuple(raw.boxes_xyxy[index].tolist()), int(raw.labels[index]), bool(raw.is_ignored[index]),
         )  # fmt: skip
 
 
-def _are_inside(raw: RawColumns, field: str | None) -> NDArray[np.bool_]:
+def _are_inside(raw: Columns, field: str | None) -> NDArray[np.bool_]:
     """Whether each file name stays in the image folder; others are an error."""
     result = np.ones(len(raw.sizes), dtype=np.bool_)
     joined = "\n".join(raw.file_names)
@@ -322,7 +323,7 @@ def _are_inside(raw: RawColumns, field: str | None) -> NDArray[np.bool_]:
 
 
 def _have_files(
-    folder: Path, raw: RawColumns, is_inside: NDArray[np.bool_], skip_missing: bool, counts: dict[str, int]
+    folder: Path, raw: Columns, is_inside: NDArray[np.bool_], skip_missing: bool, counts: dict[str, int]
 ) -> NDArray[np.bool_]:
     """Whether each image has a file; those without are an error, or counted together with their boxes."""
     result, listed = is_inside.copy(), set[str]()
@@ -358,7 +359,7 @@ def _listed(folder: Path, names: Sequence[str]) -> set[str]:
     return found
 
 
-def _measure(folder: Path, raw: RawColumns, indices: NDArray[np.int64], counts: dict[str, int]) -> list[int]:
+def _measure(folder: Path, raw: Columns, indices: NDArray[np.int64], counts: dict[str, int]) -> list[int]:
     """Compare the sizes stated with those of the files, and add those not stated; of many images of a sample.
 
     Returns:

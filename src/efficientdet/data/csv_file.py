@@ -6,16 +6,14 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from efficientdet.data.builder import RawBox, RawImage, build
 from efficientdet.data.fields import (
     Entry,
     check_class_names,
     coordinate,
-    find_image_folder,
     flag,
-    label_of,
     listed_class_names,
     read_text,
 )
@@ -30,11 +28,13 @@ OTHER_NAMES = {"filename": "image"}
 
 class _Row(NamedTuple):
     image: str
-    xyxy: tuple[float, float, float, float] | None
-    class_name: str | None
     split: str | None
-    is_ignored: bool
+    box: RawBox | None
     place: str
+
+    @property
+    def class_name(self) -> Any:
+        return self.box and self.box.label
 
 
 def read_csv(
@@ -67,27 +67,20 @@ def read_csv(
     path = Path(path)
     rows = list(_rows(path))
     names = class_names or listed_class_names(path.parent) or sorted({row.class_name for row in rows if row.class_name})
-    names = check_class_names(names, f"{path}: class names")
-    labels = {name: label for label, name in enumerate(names)}
     by_image: dict[str, list[_Row]] = {}
     for row in rows:
         if split is None or row.split in (split, None):
             by_image.setdefault(row.image, []).append(row)
     if not by_image and split is not None and rows:
         raise MissingSplitError(f"{path}: no row is of the split '{split}'")
+    images = [
+        RawImage(name, of_image[0].place, [row.box for row in of_image if row.box is not None])
+        for name, of_image in by_image.items()
+    ]
     folders = [path.parent / "images", path.parent, path.parent / path.stem]
-    folder = find_image_folder(folders, list(by_image)) if image_folder is None else Path(image_folder)
-    images = []
-    for image_id, (name, of_image) in enumerate(by_image.items(), start=1):
-        with Entry(image_id, file=folder / name):
-            boxes = [
-                RawBox(row.xyxy, label_of(row.class_name, labels, row.place, "class"), f"{image_id}/{number}",
-                       row.is_ignored)
-                for number, row in enumerate(of_image, start=1)
-                if row.xyxy is not None
-            ]  # fmt: skip
-            images.append(RawImage(name, image_id, of_image[0].place, boxes))
-    return build(path, folder, images, names, skip_missing=skip_missing, field="image")
+    folders = folders if image_folder is None else [Path(image_folder)]
+    names = check_class_names(names, f"{path}: class names")
+    return build(path, folders, images, names, skip_missing=skip_missing, field="image")
 
 
 def class_names_of(files: Sequence[Path], folder: Path) -> list[str]:
@@ -137,8 +130,9 @@ def _row(header: list[str], texts: list[str], place: str) -> _Row:
     is_ignored = flag(fields.get("ignored") or "", place, "ignored")
     name, split = fields["class"] or None, fields.get("split")
     if name is None and not any(fields[corner] for corner in CORNERS):
-        return _Row(fields["image"], None, None, split, False, place)
+        return _Row(fields["image"], split, None, place)
     x1, y1, x2, y2 = (coordinate(fields[corner], place, corner) for corner in CORNERS)
     if name is None and not is_ignored:
         raise DataError(f"{place}, field 'class': empty; write the class, or 1 into a column 'ignored'")
-    return _Row(fields["image"], (x1, y1, x2, y2), name, split, is_ignored, place)
+    box = RawBox((x1, y1, x2, y2), name, is_ignored=is_ignored, place=f"{place}, field 'class'")
+    return _Row(fields["image"], split, box, place)

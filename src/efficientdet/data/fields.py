@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from efficientdet.data.records import EVERY_CLASS
-from efficientdet.errors import DataError, ImageError, unknown_name
+from efficientdet.errors import DataError, ImageError
 from efficientdet.images import read as images
 from efficientdet.text import LONGEST_CLASS_NAME, printable
 
@@ -269,18 +268,6 @@ def flag(text: str, place: str, field_name: str) -> bool:
     if text not in ("", "0", "1"):
         raise DataError(f"{place}, field '{field_name}': {shown(text)} is neither 0 nor 1; write one of them")
     return text == "1"
-
-
-def label_of(name: str | None, labels: Mapping[str, int], place: str, field_name: str) -> int:
-    """The label of a class name; without one, that of an ignored region of every class.
-
-    Raises:
-        DataError: there is no such class; names place and field, and the nearest class.
-    """
-    if name is not None and name not in labels:
-        fault = unknown_name("class", name, labels)
-        raise DataError(f"{place}, field '{field_name}': {fault} Correct it or add the class.")
-    return EVERY_CLASS if name is None else labels[name]
 
 
 def listed_class_names(folder: Path) -> list[str] | None:

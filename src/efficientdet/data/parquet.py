@@ -68,8 +68,6 @@ def read_parquet(
     tables = [_Table(file) for file in data_files(source)]
     place = tables[0].file.parent
     names = check_class_names(class_names or _class_names(tables, place), f"{place}: class names")
-    labels: dict[Any, int] = {name: label for label, name in enumerate(names)}
-    labels |= {label: label for label in range(len(names))}
     folder, unpacked = _unpack(tables) if tables[0].has_bytes else (place, [])
     rows, images = [row for table in tables for row in table.rows()], []
     for image_id, row, own in itertools.zip_longest(_image_ids(rows), rows, unpacked):
@@ -78,9 +76,9 @@ def read_parquet(
             if not isinstance(file_name, str) or not file_name:
                 fault = f"{shown(row.image)} is neither an image nor a path; add the image"
                 raise DataError(f"{row.place}, field 'image': {fault}")
-            images.append(RawImage(file_name, image_id, row.place, _boxes(row, image_id, box_format, labels)))
+            images.append(RawImage(file_name, row.place, _boxes(row, box_format, len(names)), image_id=image_id))
     records = build(
-        tables[0].file if len(tables) == 1 else place, folder, images, names, skip_missing=skip_missing,
+        tables[0].file if len(tables) == 1 else place, [folder], images, names, skip_missing=skip_missing,
         in_fractions=box_format == "cxcywh", field="image",
     )  # fmt: skip
     _doubt(records, box_format, sum(len(row.boxes) for row in rows))
@@ -276,23 +274,18 @@ def _image_ids(rows: list[_Row]) -> list[int | str]:
     return ids if are_ids and len(set(ids)) == len(ids) else list(range(1, len(rows) + 1))
 
 
-def _boxes(row: _Row, image_id: int | str, box_format: BoxFormat, labels: dict[Any, int]) -> list[RawBox]:
+def _boxes(row: _Row, box_format: BoxFormat, classes: int) -> list[RawBox]:
     boxes = []
     for k, (box, one, flag) in enumerate(zip(row.boxes, row.classes, row.ignored, strict=True)):
+        place = f"{row.place}, field 'objects.{{}}' of box {k}"
         if flag not in (None, 0, 1):
-            raise DataError(f"{row.place}, field 'objects.ignored' of box {k}: {shown(flag)} is neither 0 nor 1")
-        is_ignored = bool(flag)
-        if is_ignored and one in (None, EVERY_CLASS):
-            label = EVERY_CLASS
-        elif one in labels and not isinstance(one, bool):
-            label = labels[one]
-        else:
-            raise DataError(
-                f"{row.place}, field 'objects.category' of box {k}: {shown(one)} is not among the {len(labels) // 2} "
-                "classes; correct it, or add the class"
-            )
-        xyxy = _xyxy(box, box_format, f"{row.place}, field 'objects.bbox' of box {k}")
-        boxes.append(RawBox(xyxy, label, f"{image_id}/{k + 1}", is_ignored))
+            raise DataError(f"{place.format('ignored')}: {shown(flag)} is neither 0 nor 1")
+        is_of_none = bool(flag) and one in (None, EVERY_CLASS)
+        if not is_of_none and not isinstance(one, str) and (isinstance(one, bool) or one not in range(classes)):
+            fault = f"{shown(one)} is not among the {classes} classes; correct it, or add the class"
+            raise DataError(f"{place.format('category')}: {fault}")
+        xyxy = _xyxy(box, box_format, place.format("bbox"))
+        boxes.append(RawBox(xyxy, None if is_of_none else one, is_ignored=bool(flag), place=place.format("category")))
     return boxes
 
 

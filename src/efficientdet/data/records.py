@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import context
 from pathlib import Path
@@ -157,6 +157,39 @@ class Column(SharedArrays, Sequence[int | str]):
         return int(text) if self.is_number[index] else text
 
 
+class Columns(NamedTuple):
+    """N images and their M boxes in columns.
+
+    Attributes:
+        file_names: of the images.
+        image_ids: the dataset's.
+        sizes: (N, 2) int64, (height, width) in pixels; 0 where the annotations state none.
+        box_counts: (N,) int64, boxes of each image.
+        boxes_xyxy: (M, 4), pixels, image after image; float64 as the file has them, float32 once they are clipped.
+        labels: (M,) int64.
+        is_ignored: (M,) bool.
+        areas: (M,), square pixels; in a file's, 0 or less stands for the box's.
+        annotation_ids: the dataset's.
+        place: where the annotations name an image, by its index, for messages.
+    """
+
+    file_names: Sequence[str]
+    image_ids: AnyIds
+    sizes: NDArray[np.int64]
+    box_counts: NDArray[np.int64]
+    boxes_xyxy: NDArray[Any]
+    labels: NDArray[np.int64]
+    is_ignored: NDArray[np.bool_]
+    areas: NDArray[Any]
+    annotation_ids: AnyIds
+    place: Callable[[int], str] = str
+
+    @property
+    def image_of_box(self) -> NDArray[np.int64]:
+        """(M,) int64, index of the image of each box."""
+        return np.repeat(np.arange(len(self.sizes)), self.box_counts)
+
+
 class ImageTable(SharedArrays, Sequence[ImageRecord]):
     """Images as columns of numbers, made into an `ImageRecord` when one is asked for.
 
@@ -165,47 +198,36 @@ class ImageTable(SharedArrays, Sequence[ImageRecord]):
 
     Args:
         folder: of the images; absolute file names may lie elsewhere.
-        file_names: of the N images.
-        image_ids: N ids.
-        sizes: (N, 2) int, (height, width) in pixels.
-        box_counts: (N,) int, boxes of each image.
-        boxes_xyxy: (M, 4) float32, of all images in order.
-        labels: (M,) int64.
-        is_ignored: (M,) bool.
-        areas: (M,) float32.
-        annotation_ids: M ids.
+        columns: of N images and M boxes, which are clipped.
         paths: of the images, where they are not in one folder.
 
     Attributes:
         starts: (N + 1,) int64: the boxes of image n are those from starts[n] to starts[n + 1].
     """
 
-    def __init__(
-        self, folder: Path, file_names: Sequence[str], image_ids: AnyIds, sizes: NDArray[np.int64],
-        box_counts: NDArray[np.int64], boxes_xyxy: NDArray[np.float32], labels: NDArray[np.int64],
-        is_ignored: NDArray[np.bool_], areas: NDArray[np.float32], annotation_ids: AnyIds,
-        paths: Sequence[str] | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, folder: Path, columns: Columns, paths: Sequence[str] | None = None) -> None:
         self.folder = folder
-        self.file_names, self.image_ids, self.annotation_ids = map(Column, (file_names, image_ids, annotation_ids))
+        names, image_ids, self.sizes, counts, boxes, self.labels, self.is_ignored, areas, annotation_ids, _ = columns
+        self.file_names, self.image_ids, self.annotation_ids = map(Column, (names, image_ids, annotation_ids))
         self.paths = None if paths is None else Column(paths)
-        self.sizes = sizes
-        self.starts = np.concatenate([[0], np.cumsum(box_counts, dtype=np.int64)])
-        self.boxes_xyxy, self.labels, self.is_ignored, self.areas = boxes_xyxy, labels, is_ignored, areas
+        self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self.boxes_xyxy: NDArray[np.float32] = boxes
+        self.areas: NDArray[np.float32] = areas
 
     @classmethod
     def of(cls, images: Sequence[ImageRecord]) -> ImageTable:
         """The columns of some images."""
-        return cls(
-            Path(), [image.file_name for image in images], [image.image_id for image in images],
+        columns = Columns(
+            [image.file_name for image in images], [image.image_id for image in images],
             np.array([image.image_size for image in images], dtype=np.int64).reshape(-1, 2),
             np.array([len(image.labels) for image in images], dtype=np.int64),
             np.concatenate([np.zeros((0, 4), np.float32), *(image.boxes_xyxy for image in images)]),
             np.concatenate([np.zeros(0, np.int64), *(image.labels for image in images)]),
             np.concatenate([np.zeros(0, np.bool_), *(image.is_ignored for image in images)]),
             np.concatenate([np.zeros(0, np.float32), *(image.areas for image in images)]),
-            [one for image in images for one in image.annotation_ids], [str(image.path) for image in images],
+            [one for image in images for one in image.annotation_ids],
         )  # fmt: skip
+        return cls(Path(), columns, [str(image.path) for image in images])
 
     @property
     def image_of_box(self) -> NDArray[np.int64]:

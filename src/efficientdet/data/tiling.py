@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from efficientdet.data.builder import RawBox, RawColumns, RawImage, cleaned
+from efficientdet.data.builder import RawBox, RawImage, cleaned, columns_of
 from efficientdet.data.change import read
 from efficientdet.data.dataset import decode
 from efficientdet.data.records import ImageRecord, Records
@@ -103,8 +103,8 @@ def _cut_split(
                 "image": image.file_name, "image_id": image.image_id, "x": left, "y": top,
                 "width": size[1], "height": size[0],
             }  # fmt: skip
-            tiles.append(RawImage(name, len(places), name, _parts(image, top, left, size, cut, lost), size))
-    return cleaned(records.source, folder, RawColumns.of(tiles), records.class_names, records.category_ids)
+            tiles.append(RawImage(name, name, _parts(image, top, left, size, cut, lost), size, len(places)))
+    return cleaned(records.source, folder, columns_of(tiles), records.class_names, records.category_ids)
 
 
 def _name(image: ImageRecord, top: int, left: int, size: tuple[int, int]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 
 from defusedxml.common import DefusedXmlException
@@ -16,11 +15,9 @@ from efficientdet.data.fields import (
     check_class_names,
     check_file_name,
     coordinate,
-    find_image_folder,
     flag,
     is_file,
     is_folder,
-    label_of,
     listed_class_names,
     number_from_text,
     read_text,
@@ -33,20 +30,6 @@ from efficientdet.text import printable
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # The format takes equal corners for a box of one pixel; in practice they are a slip of the mouse.
 SMALLEST_SIDE = 1.0
-
-
-class _Object(NamedTuple):
-    name: str | None
-    xyxy: tuple[float, float, float, float]
-    is_ignored: bool
-    place: str
-
-
-class _Annotation(NamedTuple):
-    file_name: str
-    stated_size: tuple[int, int] | None
-    objects: list[_Object]
-    place: str
 
 
 def read_voc(
@@ -80,26 +63,16 @@ def read_voc(
     root, files = _files(source)
     chosen = files if split is None else list(_listed(root, files[0].parent, split))
     names = listed_class_names(root) if class_names is None else class_names
-    read: dict[Path, _Annotation] = {}
+    read: dict[Path, RawImage] = {}
     for file in chosen if names else files:
         with Entry(file=file):
             read[file] = _read(file)
-    found = sorted({thing.name for annotation in read.values() for thing in annotation.objects if thing.name})
+    found = sorted({str(box.label) for image in read.values() for box in image.boxes if box.label})
     names = check_class_names(names or found, f"{root}: class names")
-    annotations = [read[file] for file in chosen if file in read]
-    _refuse_shared_images(annotations)
-    candidates = [Path(image_folder)] if image_folder is not None else _folders(files[0].parent)
-    folder = find_image_folder(candidates, [annotation.file_name for annotation in annotations])
-    labels, images = {name: label for label, name in enumerate(names)}, []
-    for image_id, annotation in enumerate(annotations, start=1):
-        with Entry(image_id, file=folder / annotation.file_name):
-            boxes = [
-                RawBox(thing.xyxy, label_of(thing.name, labels, thing.place, "name"), f"{image_id}/{index}",
-                       thing.is_ignored)
-                for index, thing in enumerate(annotation.objects, start=1)
-            ]  # fmt: skip
-            images.append(RawImage(annotation.file_name, image_id, annotation.place, boxes, annotation.stated_size))
-    return build(root, folder, images, names, skip_missing=skip_missing, smallest_side=SMALLEST_SIDE, field="filename")
+    images = [read[file] for file in chosen if file in read]
+    _refuse_shared_images(images)
+    folders = [Path(image_folder)] if image_folder is not None else _folders(files[0].parent)
+    return build(root, folders, images, names, skip_missing=skip_missing, smallest_side=SMALLEST_SIDE, field="filename")
 
 
 def _files(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[Path]]:
@@ -138,18 +111,18 @@ def _folders(folder: Path) -> list[Path]:
     return [place / name for place in near for name in ("JPEGImages", "images")] + [folder]
 
 
-def _refuse_shared_images(annotations: Sequence[_Annotation]) -> None:
+def _refuse_shared_images(images: Sequence[RawImage]) -> None:
     seen: dict[str, str] = {}
-    for annotation in annotations:
-        if annotation.file_name in seen:
+    for image in images:
+        if image.file_name in seen:
             raise DataError(
-                f"{annotation.place}, field 'filename': {printable(annotation.file_name)} is annotated in "
-                f"{seen[annotation.file_name]} too; keep one of the two"
+                f"{image.place}, field 'filename': {printable(image.file_name)} is annotated in "
+                f"{seen[image.file_name]} too; keep one of the two"
             )
-        seen[annotation.file_name] = annotation.place
+        seen[image.file_name] = image.place
 
 
-def _read(path: Path) -> _Annotation:
+def _read(path: Path) -> RawImage:
     root = _parse(path)
     place = str(path)
     if root.tag != "annotation":
@@ -161,7 +134,7 @@ def _read(path: Path) -> _Annotation:
     for number, element in enumerate(root.findall("object"), start=1):
         with Entry(file=path):
             objects.append(_object(element, f"{place}: object {number}"))
-    return _Annotation(file_name, _stated_size(root, place), objects, place)
+    return RawImage(file_name, place, objects, _stated_size(root, place))
 
 
 def _parse(path: Path) -> Element:
@@ -196,7 +169,7 @@ def _stated_size(root: Element, place: str) -> tuple[int, int] | None:
     return (sides[0], sides[1]) if all(sides) else None
 
 
-def _object(element: Element, place: str) -> _Object:
+def _object(element: Element, place: str) -> RawBox:
     def text(field: str) -> str:
         return (element.findtext(field) or "").strip()
 
@@ -205,4 +178,5 @@ def _object(element: Element, place: str) -> _Object:
         raise DataError(f"{place}, field 'name': missing or empty; write the class")
     x1, y1, x2, y2 = (coordinate(text(f"bndbox/{corner}"), place, f"bndbox/{corner}") for corner in CORNERS)
     is_difficult = flag(text("difficult"), place, "difficult")
-    return _Object(text("name") or None, (x1 - 1, y1 - 1, x2, y2), is_difficult or is_ignored, place)
+    xyxy, name = (x1 - 1, y1 - 1, x2, y2), text("name") or None
+    return RawBox(xyxy, name, is_ignored=is_difficult or is_ignored, place=f"{place}, field 'name'")

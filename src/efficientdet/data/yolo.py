@@ -78,8 +78,8 @@ def read_yolo(
             without_labels += not is_file(file)
             if ignored and is_file(ignored):
                 boxes += read_labels(ignored, len(names), f"{image_id}/ignored/", is_ignored=True)
-            images.append(RawImage(path.as_posix(), image_id, str(file), boxes))
-    records = build(folder, image_folder, images, names, skip_missing=skip_missing, in_fractions=True, field=None)
+            images.append(RawImage(path.as_posix(), str(file), boxes, image_id=image_id))
+    records = build(folder, [image_folder], images, names, skip_missing=skip_missing, in_fractions=True, field=None)
     records.counts[IMAGES_WITHOUT_LABEL_FILE] = without_labels
     return records
 

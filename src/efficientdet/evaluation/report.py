@@ -14,10 +14,9 @@ from efficientdet.data.records import Records
 from efficientdet.errors import DataError, SettingError
 from efficientdet.evaluation.coco_ap import Metrics
 from efficientdet.evaluation.curves import CALIBRATION_BINS, calibration, class_ap, precision_recall
-from efficientdet.evaluation.gallery import Explain, Gallery
 from efficientdet.evaluation.matching import Matches
 from efficientdet.evaluation.mistakes import KINDS, confusion_matrix, cost_of_mistakes, find_mistakes
-from efficientdet.evaluation.numbers import RESAMPLES, measure
+from efficientdet.evaluation.numbers import RESAMPLES, measure, to_markdown
 from efficientdet.evaluation.operating_points import (
     OperatingPoint,
     choose_by_class,
@@ -25,9 +24,8 @@ from efficientdet.evaluation.operating_points import (
     halves,
     thresholds_of,
 )
-from efficientdet.evaluation.report_page import write_page
+from efficientdet.evaluation.report_page import Explain, Gallery, write_page
 from efficientdet.evaluation.settings import ThresholdSettings
-from efficientdet.evaluation.tables import to_markdown
 from efficientdet.text import printable
 
 # Points of a curve that are kept: enough to draw it.

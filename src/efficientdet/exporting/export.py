@@ -18,8 +18,7 @@ from efficientdet.data.read_split import read_split
 from efficientdet.data.records import ImageRecord, Records
 from efficientdet.errors import SettingError, require
 from efficientdet.exporting import openvino_file
-from efficientdet.exporting.comparison_images import MOST_IMAGES, comparison_images, spread
-from efficientdet.exporting.formats import module_of
+from efficientdet.exporting.formats import MOST_IMAGES, comparison_images, module_of, spread
 from efficientdet.exporting.parity import ParityError, ParityReport, check_file
 from efficientdet.exporting.settings import (
     ExportOptions,

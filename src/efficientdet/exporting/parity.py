@@ -18,8 +18,15 @@ from efficientdet.data.read_split import read_split
 from efficientdet.data.records import Records
 from efficientdet.errors import EfficientDetError, SettingError, WeightsError
 from efficientdet.evaluation.evaluate import evaluate
-from efficientdet.exporting.comparison_images import Batch, comparison_images, make_batch, to_canvases
-from efficientdet.exporting.formats import OpenedFile, first_difference, open_file
+from efficientdet.exporting.formats import (
+    Batch,
+    OpenedFile,
+    comparison_images,
+    first_difference,
+    make_batch,
+    open_file,
+    to_canvases,
+)
 from efficientdet.images.convert import RgbImage
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.engine import Engine, Outputs

@@ -33,9 +33,8 @@ from efficientdet.inference.settings import (
     StreamOptions,
 )
 from efficientdet.settings import changed, divided
-from efficientdet.weights.hub import HUB_PREFIX
 from efficientdet.weights.info import CheckpointInfo
-from efficientdet.weights.names import find_weights
+from efficientdet.weights.names import HUB_PREFIX, find_weights
 
 if TYPE_CHECKING:
     import torch
@@ -353,8 +352,8 @@ class Detector:
         return load(HUB_PREFIX + repository + (f"@{revision}" if revision else ""), **settings)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
-        """Upload the network with a model card to the Hugging Face Hub; see `weights.publish.push_to_hub`."""
-        from efficientdet.weights.publish import push_network
+        """Upload the network with a model card to the Hugging Face Hub; see `weights.model_card.push_to_hub`."""
+        from efficientdet.weights.model_card import push_network
 
         return push_network(self.model, self.info, repository, private=private)
 

@@ -15,7 +15,7 @@ from efficientdet.errors import SettingError
 from efficientdet.images.convert import RgbImage
 from efficientdet.images.read import ImageSource, read
 from efficientdet.inference.detector import Detector, load
-from efficientdet.inference.fusion import weighted_box_fusion
+from efficientdet.inference.nms import weighted_box_fusion
 from efficientdet.inference.settings import (
     EVALUATION_SCORE_THRESHOLD,
     DetectorSettings,

@@ -19,8 +19,7 @@ from efficientdet.detections import Detections
 from efficientdet.errors import ImageError
 from efficientdet.images import tiles
 from efficientdet.images.read import ImageSource, read
-from efficientdet.inference.fusion import weighted_box_fusion
-from efficientdet.inference.nms import best_detections
+from efficientdet.inference.nms import best_detections, weighted_box_fusion
 from efficientdet.inference.settings import PostprocessSettings
 
 # A box that ends within this share of a tile's side from the edge is taken for cut by it, since a detector seldom puts

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from efficientdet.data.quality.check import Reading, check_splits, read_all
 from efficientdet.data.quality.findings import Finding, grouped, without_consequences
 from efficientdet.data.quality.report import DataReport, SplitSummary
-from efficientdet.data.quality.settings import CheckSettings
+from efficientdet.data.settings import CheckSettings
 from efficientdet.evaluation.label_errors import SCORE_THRESHOLD, label_findings
 from efficientdet.family import ModelSpec, aspect_factors, find_spec
 from efficientdet.settings import changed
@@ -19,7 +19,7 @@ from efficientdet.text import printable
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from efficientdet.data.quality.settings import CheckOptions
+    from efficientdet.data.settings import CheckOptions
 
 # Weights that a training on parts of the dataset starts from, where they suit the model.
 START = {"lite0": "people"}

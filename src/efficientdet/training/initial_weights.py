@@ -18,11 +18,11 @@ from efficientdet.network.efficientnet import EfficientNet
 from efficientdet.network.resnet import ResNet
 from efficientdet.training.keep_classes import extend_class_layer
 from efficientdet.weights.checkpoint import check_finite, fit_state, load_checkpoint
+from efficientdet.weights.convert import read_state
 from efficientdet.weights.create import copy_weights
 from efficientdet.weights.foreign import unwrap
 from efficientdet.weights.imagenet_backbone import load_folded_backbone
 from efficientdet.weights.names import find_weights
-from efficientdet.weights.read_file import read_state
 from efficientdet.weights.remap.layout import unwrapped
 
 # Images from which the batch norms of folded weights take their statistics.

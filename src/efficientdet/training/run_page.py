@@ -9,9 +9,9 @@ from pathlib import Path
 from efficientdet.data.records import Records
 from efficientdet.evaluation.coco_ap import Metrics
 from efficientdet.evaluation.evaluate import evaluate
-from efficientdet.evaluation.gallery import explain_command
 from efficientdet.evaluation.matching import EvaluationTable, match
 from efficientdet.evaluation.report import summarize, write_report
+from efficientdet.evaluation.report_page import explain_command
 from efficientdet.training.run_folder import TrainingRun
 
 RUN_PAGE = "report.html"

@@ -1,19 +1,30 @@
-"""Facts about models: tables for the terminal, and model cards in markdown."""
+"""Facts about models: tables for the terminal, and model cards in markdown, with which they go to the Hub."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
+from efficientdet.errors import WeightsError, as_error
 from efficientdet.family import PUBLISHED, PUBLISHED_AP, ModelSpec, level_sizes
 from efficientdet.images.letterbox import Preprocessing
 from efficientdet.network.backbones import backbone_title
 from efficientdet.network.count import count
-from efficientdet.network.efficientdet import COCO_SLOTS
+from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
 from efficientdet.text import in_markdown, printable
-from efficientdet.weights.checkpoint import read_info
+from efficientdet.weights.checkpoint import read_info, save_checkpoint
 from efficientdet.weights.info import CheckpointInfo, default_preprocessing
-from efficientdet.weights.names import BUNDLED_FOLDER, bundled_names, cached_path
+from efficientdet.weights.names import (
+    BUNDLED_FOLDER,
+    CARD_NAME,
+    FILE_NAME,
+    HUB_PREFIX,
+    bundled_names,
+    cached_path,
+    parse_hub_name,
+)
 from efficientdet.weights.registry import COCO_CATEGORIES, LICENSE, RELEASED
 
 # Settings of a training run that say nothing about its result.
@@ -170,3 +181,38 @@ def released_rows() -> list[dict[str, Any]]:
 
 def _rounded(value: Any, digits: int = 3) -> float | None:
     return round(value, digits) if isinstance(value, (int, float)) else None
+
+
+def push_to_hub(checkpoint: str | Path, repository: str, *, private: bool = False) -> str:
+    """Upload a checkpoint with its model card in one commit. A repository that does not exist is made.
+
+    Args:
+        checkpoint: a checkpoint of ours.
+        repository: `owner/repo`.
+        private: make a new repository private.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        WeightsError: the file is not a checkpoint of ours, you are not logged in or not allowed, or the hub cannot be
+            reached; says which.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    parse_hub_name(HUB_PREFIX + repository)
+    card = model_card(HUB_PREFIX + repository, read_info(checkpoint))
+    with as_error(WeightsError, f"{repository}: cannot be uploaded"):
+        files = [CommitOperationAdd(FILE_NAME, str(checkpoint)), CommitOperationAdd(CARD_NAME, card.encode())]
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.create_commit(repository, files, commit_message="Upload a checkpoint of efficientdet")
+    return str(commit.commit_url)
+
+
+def push_network(network: EfficientDet, info: CheckpointInfo, repository: str, *, private: bool = False) -> str:
+    """Upload a network with its facts; see `push_to_hub`."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / FILE_NAME
+        save_checkpoint(file, network.state_dict(), info)
+        return push_to_hub(file, repository, private=private)

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from efficientdet.data.fields import Fault, collected_faults
 from efficientdet.data.quality.anchors import AnchorReport, anchor_findings, check_anchors
-from efficientdet.data.quality.boxes import check_boxes
-from efficientdet.data.quality.classes import TRAIN, VAL, check_classes
+from efficientdet.data.quality.annotations import TRAIN, VAL, check_boxes, check_classes
 from efficientdet.data.quality.findings import Finding
 from efficientdet.data.quality.images import check_images
 from efficientdet.data.read_split import SPLITS, has_several_splits, read_split

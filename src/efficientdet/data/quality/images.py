@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from efficientdet.data.quality.classes import TRAIN
+from efficientdet.data.quality.annotations import TRAIN
 from efficientdet.data.quality.findings import Box, Finding
 from efficientdet.data.records import ImageRecord, Records
 from efficientdet.errors import ImageError, require

@@ -15,12 +15,11 @@ import torch
 
 from efficientdet.cache import cached, is_sealed, seal
 from efficientdet.errors import SettingError, as_error, require, unknown_name
-from efficientdet.inference.engines.engine import Engine, SessionByShape
+from efficientdet.inference.engines.engine import Engine, SessionByShape, torch_run
 from efficientdet.inference.engines.onnx_graph import write_onnx_network
 from efficientdet.inference.engines.onnxruntime_engine import onnxruntime_session
 from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
 from efficientdet.inference.engines.session import Session
-from efficientdet.inference.engines.torch_engine import torch_run
 from efficientdet.inference.settings import OFFERED, wanted_backend
 from efficientdet.network.efficientdet import EfficientDet
 

@@ -1,4 +1,4 @@
-"""An engine: a network ready to run. `choose` picks one; each runtime has a file of its own."""
+"""An engine: a network ready to run. `choose` picks one; PyTorch's is here, every other runtime's in its own file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from efficientdet.inference.engines.fold import fold
 from efficientdet.inference.engines.session import ANY_BATCH, Session
+from efficientdet.network.efficientdet import EfficientDet
 
 # Raw outputs by level: (B, A_l, K) class logits and (B, A_l, 4) box deltas.
 Outputs = tuple[list[Tensor], list[Tensor]]
@@ -82,3 +84,27 @@ class SessionByShape:
                 if shape not in self._opened:
                     self._opened[shape] = self._open(shape)
         return as_tensors(self._opened[shape](pixels))
+
+
+def torch_run(model: EfficientDet, backend: str, precision: str, device: torch.device) -> Callable[[Tensor], Outputs]:
+    """The folded network in torch, in channels_last, with weights of the type that it computes in."""
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    network = fold(model).to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    compiled = _compiled(network, device) if backend == "compile" else network
+
+    def run(images: Tensor) -> Outputs:
+        with torch.no_grad():
+            class_logits, box_deltas = compiled(images.to(kind, memory_format=torch.channels_last))
+        return class_logits, [x.float() for x in box_deltas]
+
+    return run
+
+
+def _compiled(network: EfficientDet, device: torch.device) -> Callable[[Tensor], Outputs]:
+    """Compiled by inductor: on a CPU with the weights as constants, on a GPU as CUDA graphs.
+
+    Inductor keeps what it built in a cache of its own on disk.
+    """
+    if device.type == "cuda":
+        return torch.compile(network, dynamic=False, mode="reduce-overhead")
+    return torch.compile(network, dynamic=False, options={"freezing": True})

@@ -11,8 +11,7 @@ import pytest
 
 from efficientdet.data.quality.anchors import check_anchors
 from efficientdet.data.quality.findings import RULES, Finding
-from efficientdet.data.quality.page import MOST_FIGURES, MOST_LINES, write_page
-from efficientdet.data.quality.report import DataReport, SplitSummary
+from efficientdet.data.quality.report import MOST_FIGURES, MOST_LINES, DataReport, SplitSummary, write_page
 from efficientdet.data.read_split import read_split
 from efficientdet.family import find_spec
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from efficientdet.evaluation.gallery import Gallery, explain_command
 from efficientdet.evaluation.report import summarize
+from efficientdet.evaluation.report_page import Gallery, explain_command
 
 Make = Callable[..., Any]
 
