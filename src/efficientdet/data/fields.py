@@ -134,14 +134,7 @@ def is_folder(path: Path) -> bool:
 
 
 def measure(path: Path, place: str) -> tuple[int, int]:
-    """Size of an image, from its header.
-
-    Args:
-        path: the image.
-        place: where the annotations name it, for the message.
-
-    Returns:
-        (height, width) in pixels, after EXIF orientation.
+    """(height, width) of an image in pixels, after EXIF orientation, from its header.
 
     Raises:
         DataError: the file is not a readable image.
@@ -153,13 +146,7 @@ def measure(path: Path, place: str) -> tuple[int, int]:
 
 
 def check_size(path: Path, stated: tuple[int, int], measured: tuple[int, int], place: str) -> None:
-    """Refuse annotations made for an image of another size.
-
-    Args:
-        path: the image.
-        stated: (height, width) according to the annotations.
-        measured: (height, width) of the file, after EXIF orientation.
-        place: annotation file and entry, for the message.
+    """Refuse annotations made for an image of another (height, width).
 
     Raises:
         DataError: the two differ; says so if the EXIF orientation explains it.
@@ -187,11 +174,6 @@ def check_size(path: Path, stated: tuple[int, int], measured: tuple[int, int], p
 
 def check_file_name(file_name: str, place: str, field_name: str = "file_name") -> None:
     """Refuse a file name that is absolute or leaves the image folder.
-
-    Args:
-        file_name: the name according to the annotations.
-        place: annotation file and entry, for the message.
-        field_name: the field's name in the format.
 
     Raises:
         DataError: names the place and the file name.

@@ -23,7 +23,7 @@ from efficientdet.inference.engines.engine import as_tensors
 from efficientdet.inference.engines.exported import open_file as open_exported
 from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, FileMetadata, add_checksum
 from efficientdet.inference.engines.onnx_graph import OPSET, onnx_network, quiet
-from efficientdet.inference.engines.onnxruntime_engine import as_session, open_onnx
+from efficientdet.inference.engines.runtimes import as_session, open_onnx
 from efficientdet.inference.engines.session import Session
 from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.weights.info import METADATA_KEY

@@ -18,7 +18,7 @@ from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines.engine import as_tensors
 from efficientdet.inference.engines.exported import open_file as open_exported
 from efficientdet.inference.engines.metadata import FileMetadata, add_checksum
-from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
+from efficientdet.inference.engines.runtimes import open_openvino, openvino_session
 from efficientdet.inference.engines.session import Session
 from efficientdet.weights.info import METADATA_KEY
 

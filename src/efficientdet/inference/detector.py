@@ -100,7 +100,7 @@ class Detector:
         if engine is not None:
             self.device = engine.device  # type: ignore[assignment]
         else:
-            from efficientdet.inference.engines.choose import choose_backend, find_device
+            from efficientdet.inference.engines.engine import choose_backend, find_device
 
             self.device = find_device(self.settings.device)
             self._backend = choose_backend(self.settings.backend, self.settings.precision, self.device)
@@ -339,7 +339,7 @@ class Detector:
         if self._engine is None:
             with self._lock:
                 if self._engine is None:
-                    from efficientdet.inference.engines.choose import open_engine
+                    from efficientdet.inference.engines.engine import open_engine
 
                     self._engine = open_engine(self.model, self._backend, self.settings.precision, self.device)
         return self._engine

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from efficientdet.errors import EfficientDetError
-from efficientdet.inference.engines.choose import choose_backend, find_device
+from efficientdet.inference.engines.engine import choose_backend, find_device
 from efficientdet.inference.hardware import LIBRARIES, Hardware
 from efficientdet.inference.settings import OFFERED
 from efficientdet.version import __version__

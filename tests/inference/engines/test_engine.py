@@ -14,9 +14,8 @@ from efficientdet.errors import MissingExtraError, SettingError, UnknownNameErro
 from efficientdet.family import MODELS
 from efficientdet.images.letterbox import LITE
 from efficientdet.inference.detector import Detector
-from efficientdet.inference.engines import choose as engines
-from efficientdet.inference.engines.choose import choose_backend, open_engine
-from efficientdet.inference.engines.engine import Engine, Outputs
+from efficientdet.inference.engines import engine as engines
+from efficientdet.inference.engines.engine import Engine, Outputs, choose_backend, open_engine
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights.info import CheckpointInfo
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,25 +32,27 @@ SIZE_STEP = 64
 ASPECT_STEP = 1.5
 
 
-class SizeRow(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class SizeRow:
     """Boxes of one size.
 
     Attributes:
         low: smallest square root of their area, in pixels of the network's input.
-        high: the bound above; infinite for the last.
+        high: the bound above; None for the last.
         boxes: how many there are.
         recall: share of those whose best anchor has an IoU of at least 0.5.
         mean_iou: mean of the IoU with the best anchor.
     """
 
     low: float
-    high: float
+    high: float | None
     boxes: int
     recall: float
     mean_iou: float
 
 
-class AnchorFit(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class AnchorFit:
     """How well anchors fit the boxes of a dataset.
 
     Attributes:
@@ -68,7 +70,8 @@ class AnchorFit(NamedTuple):
     mean_iou: float
 
 
-class AnchorReport(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class AnchorReport:
     """The fit of a model's anchors, by size of the boxes, and settings that fit better.
 
     Attributes:
@@ -130,16 +133,7 @@ def best_anchor_iou(boxes_xyxy: NDArray[np.float64], spec: ModelSpec, image_size
 
 
 def check_anchors(splits: Iterable[Records], spec: ModelSpec, image_size: int) -> AnchorReport | None:
-    """Recall of a model's anchors on the boxes of a dataset, and better settings where it is low.
-
-    Args:
-        splits: whose boxes count.
-        spec: of the model.
-        image_size: side of the square input in pixels.
-
-    Returns:
-        The report; None without a box.
-    """
+    """Recall of a model's anchors on all boxes, and better settings where it is low; None without a box."""
     whole = np.concatenate([boxes_at(records, image_size) for records in splits])
     if not len(whole):
         return None
@@ -209,7 +203,7 @@ def _by_size(sizes: NDArray[np.float64], best: NDArray[np.float64]) -> Iterator[
         of_size = best[(sizes >= low) & (sizes < high)]
         if len(of_size):
             recall, mean = float((of_size >= MATCHING_IOU).mean()), float(of_size.mean())
-            yield SizeRow(low, high, len(of_size), recall, mean)
+            yield SizeRow(low, None if np.isinf(high) else high, len(of_size), recall, mean)
 
 
 def _suggest(boxes: NDArray[np.float64], spec: ModelSpec, image_size: int, current: AnchorFit) -> list[AnchorFit]:

@@ -24,12 +24,7 @@ LARGE_CUT = 0.1
 
 
 def check_boxes(records: Records, split: str) -> Iterator[Finding]:
-    """Findings on the boxes of a split.
-
-    Args:
-        records: the split.
-        split: its name.
-    """
+    """Findings on the boxes of a split."""
     for change in records.changed:
         yield from _changed(change, split)
     table = records.table
@@ -106,11 +101,7 @@ MOST_NAMES = 8
 
 
 def check_classes(splits: Mapping[str, Records]) -> Iterator[Finding]:
-    """Findings on the classes of a dataset and on its splits.
-
-    Args:
-        splits: records by name of the split.
-    """
+    """Findings on the classes of a dataset and on its splits."""
     yield from _splits(splits)
     mismatches = list(_mismatches(splits))
     if mismatches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -252,20 +252,7 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
-        return {
-            "code": self.code,
-            "severity": self.severity,
-            "what": self.what,
-            "what_to_do": self.rule.advice,
-            "split": self.split,
-            "file": self.file,
-            "image_id": self.image_id,
-            "annotation_ids": list(self.annotation_ids),
-            "boxes_xyxy": [list(box) for box in self.boxes_xyxy],
-            "other_file": self.other_file,
-            "weight": self.weight,
-            "count": self.count,
-        }
+        return {**asdict(self), "severity": self.severity, "what_to_do": self.rule.advice}
 
 
 def grouped(findings: Iterable[Finding]) -> dict[str, list[Finding]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,28 +98,11 @@ class DataReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
-        anchors = None
-        if self.anchors is not None:
-            anchors = {
-                **self.anchors._asdict(),
-                "fit": self.anchors.fit._asdict(),
-                "sizes": [
-                    row._asdict() | {"high": None if np.isinf(row.high) else row.high} for row in self.anchors.sizes
-                ],
-                "suggestions": [
-                    one._asdict() | {"options": options_of(one, self.anchors.fit)} for one in self.anchors.suggestions
-                ],
-            }
-        return {
-            "version": __version__,
-            "data": self.data,
-            "model": self.model,
-            "labels_by": self.labels_by,
-            "counts": self.counts,
-            "splits": {name: split._asdict() for name, split in self.splits.items()},
-            "anchors": anchors,
-            "findings": [finding.to_json() for finding in self.findings],
-        }
+        content = asdict(self) | {"splits": {name: split._asdict() for name, split in self.splits.items()}}
+        for number, one in enumerate(self.anchors.suggestions if self.anchors is not None else ()):
+            content["anchors"]["suggestions"][number]["options"] = options_of(one, self.anchors.fit)
+        findings = [finding.to_json() for finding in self.findings]
+        return {"version": __version__, **content, "counts": self.counts, "findings": findings}
 
     def split_rows(self) -> list[dict[str, object]]:
         """A row for each split: what it holds."""
@@ -140,7 +123,7 @@ class DataReport:
         """A row for each size of boxes: how well the anchors fit."""
         return [
             {
-                "size in pixels": f"{row.low:g} to {row.high:g}" if np.isfinite(row.high) else f"from {row.low:g}",
+                "size in pixels": f"from {row.low:g}" if row.high is None else f"{row.low:g} to {row.high:g}",
                 "boxes": row.boxes,
                 "recall of the anchors": f"{row.recall:.3f}",
                 "mean of the best IoU": f"{row.mean_iou:.3f}",

@@ -18,8 +18,13 @@ from numpy.typing import NDArray
 from efficientdet.errors import SettingError, WeightsError, as_error, unknown_name
 from efficientdet.family import level_sizes
 from efficientdet.inference.engines.metadata import DETECTION_OUTPUTS, RAW_OUTPUTS, FileMetadata, verify_checksum
-from efficientdet.inference.engines.onnxruntime_engine import as_session, onnxruntime_options, open_onnx
-from efficientdet.inference.engines.openvino_engine import open_openvino, openvino_session
+from efficientdet.inference.engines.runtimes import (
+    as_session,
+    onnxruntime_options,
+    open_onnx,
+    open_openvino,
+    openvino_session,
+)
 from efficientdet.inference.engines.session import EndToEndEngine, Session
 from efficientdet.inference.settings import OFFERED, DetectorSettings
 from efficientdet.settings import to_dict
