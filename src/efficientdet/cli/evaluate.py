@@ -1,4 +1,4 @@
-"""evaluate: AP of a detector on a dataset with all that follows from it, and the score threshold to ship."""
+"""evaluate, compare: AP of a detector with all that follows from it, and two detectors on the same images."""
 
 from __future__ import annotations
 
@@ -122,3 +122,27 @@ def _gain(metrics: Metrics, detector: Ensemble, measure: Callable[[Detector], Me
         f"{asked}: AP {metrics.ap:.3f} instead of {alone.ap:.3f} ({metrics.ap - alone.ap:+.3f}), in {cost:.1f} times "
         f"the time ({metrics.images_per_second:.1f} instead of {alone.images_per_second:.1f} images a second)"
     )
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="Bundled model, checkpoint, exported file or released model.")],
+    second: Annotated[str, typer.Argument(help="The one that is compared with it.")],
+    data: Annotated[Path, typer.Option(help="Folder of the dataset, or one annotation file.")],
+    split: Annotated[str, typer.Option(help="Split to evaluate.")] = "val",
+    batch_size: Annotated[int, typer.Option(help="Images that go through a network together.", min=1)] = 8,
+    skip_missing: SkipMissing = False,
+    as_json: Json = False,
+) -> None:
+    """Compare two detectors: the difference of AP with its interval, classes and images that got better or worse.
+
+    Example: `efficientdet compare runs/1/best.safetensors runs/2/best.safetensors --data dataset/`
+    """
+    from efficientdet.evaluation.compare import compare as run_comparison
+
+    found = run_comparison(first, second, data, split=split, batch_size=batch_size, skip_missing=skip_missing)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    print_table(f"{second} against {first}", found.rows(), ("class",))
+    say("\n".join(found.notes()))

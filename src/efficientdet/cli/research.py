@@ -55,9 +55,8 @@ def explain(
     from efficientdet.detections import Detections
     from efficientdet.images.read import read
     from efficientdet.inference.detector import load
-    from efficientdet.research.draw_topology import draw_topology
     from efficientdet.research.explanation import NothingFoundError, explain_detection
-    from efficientdet.research.figures import save_figure
+    from efficientdet.research.figures import draw_topology, save_figure
 
     detector, pixels = load(weights, backend="eager", **settings), read(image)
     try:
@@ -136,9 +135,8 @@ def show(
     """
     from efficientdet.network.graph_file import GRAPH_SUFFIXES, read_graph
     from efficientdet.network.topology import build_topology
-    from efficientdet.research.draw_topology import draw_topology
     from efficientdet.research.edges import learned_weights
-    from efficientdet.research.figures import save_figure
+    from efficientdet.research.figures import draw_topology, save_figure
     from efficientdet.weights.checkpoint import load_checkpoint
     from efficientdet.weights.names import find_weights
 

@@ -1,4 +1,4 @@
-"""train: a detector from a dataset."""
+"""train, tune: a detector from a dataset, and a search for settings."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from efficientdet.cli.options import Json, app, print_json, print_table, say, takes_settings
+from efficientdet.cli.options import Json, app, print_facts, print_json, print_table, say, takes_settings, tell_progress
 from efficientdet.training.config import TrainConfig
+from efficientdet.training.tune import TuneSettings
 
 
 @app.command()
@@ -52,3 +53,29 @@ def train(
         say(f"best: AP {run.report['best_ap']:.3f} after epoch {run.report['best_epoch']}")
     say(f"report: {run.folder}/report.html")
     say(f"best checkpoint: {run.best}")
+
+
+@app.command()
+@takes_settings(TuneSettings, TrainConfig, leave_out=["devices"])
+def tune(
+    model: Annotated[str, typer.Argument(help="d0-d7x, lite0-lite4; see `efficientdet models`.")],
+    data: Annotated[Path, typer.Option(help="Folder with train and val annotations.")],
+    settings: dict[str, Any],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study and of its trials.")] = Path("tuning"),
+    recipe: Annotated[str | None, typer.Option(help="Settings that go together: modern or paper.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Seek learning rate, weight decay, backbone rate and scale jitter; a setting that is given is not sought.
+
+    Run it again to continue a stopped study, or with more trials to extend it.
+
+    Example: `efficientdet tune lite0 --data dataset/ --weights people --epochs 10 --trials 30`
+    """
+    from efficientdet.training.tune import tune as run_study
+
+    found = run_study(model, data, out, say=tell_progress, recipe=recipe, **settings)
+    if as_json:
+        print_json({"settings": found.settings, "best_ap": found.best_ap, "trials": found.trials})
+        return
+    print_facts(f"AP {found.best_ap:.3f} in the best of {found.trials} trials", found.settings)
+    say(found.command)

@@ -20,8 +20,8 @@ from efficientdet.evaluation.label_errors import label_findings
 from efficientdet.evaluation.matching import NOTHING, Matches, sort_key
 from efficientdet.evaluation.mistakes import KINDS, find_mistakes, is_kept, mistakes_by_image, wrong_and_missed
 from efficientdet.evaluation.numbers import NUMBERS, Table, tables, text_of
+from efficientdet.images.draw import thumbnail
 from efficientdet.images.read import read
-from efficientdet.images.thumbnail import thumbnail
 from efficientdet.inference.settings import EVALUATION_SCORE_THRESHOLD
 from efficientdet.text import printable
 

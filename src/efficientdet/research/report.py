@@ -29,7 +29,6 @@ from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
 from efficientdet.network.fusion import EPSILON, FUSIONS, Fusion
 from efficientdet.network.pyramid import FeatureNetwork
 from efficientdet.network.topology import TOPOLOGIES, build_topology
-from efficientdet.research.draw_topology import draw_topology
 from efficientdet.research.edges import learned_weights
 from efficientdet.research.figures import (
     BLUE,
@@ -40,6 +39,7 @@ from efficientdet.research.figures import (
     TEAL,
     UPPER_LEFT,
     Series,
+    draw_topology,
     plot,
     save_figure,
 )

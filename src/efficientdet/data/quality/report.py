@@ -15,8 +15,8 @@ from efficientdet.data.quality.anchors import LOW_RECALL, AnchorReport, options_
 from efficientdet.data.quality.findings import SEVERITIES, Finding, Severity, by_severity, grouped
 from efficientdet.data.records import Records
 from efficientdet.errors import ImageError
+from efficientdet.images.draw import jpeg, small, thumbnail
 from efficientdet.images.read import read
-from efficientdet.images.thumbnail import jpeg, small, thumbnail
 from efficientdet.text import printable
 from efficientdet.version import __version__
 
