@@ -89,13 +89,7 @@ class Entry:
 def turned_upright(
     box_xyxy: tuple[float, float, float, float], image_size: tuple[int, int], orientation: int
 ) -> tuple[float, float, float, float]:
-    """A box of an image before its EXIF orientation is applied, in the upright image.
-
-    Args:
-        box_xyxy: pixels of the image as the file has it.
-        image_size: (height, width) of the upright image.
-        orientation: of the EXIF data, 1 to 8.
-    """
+    """A box, in pixels of an image before its EXIF orientation (1 to 8) is applied, in the upright image."""
     height, width = image_size
     x1, y1, x2, y2 = box_xyxy
     if orientation >= 5:  # rows and columns change places

@@ -81,12 +81,7 @@ class _Image(NamedTuple):
 
 
 def label_findings(records: Records, split: str, detections: Iterable[Detections]) -> list[Finding]:
-    """Likely label errors of a split.
-
-    Args:
-        records: the split.
-        split: its name.
-        detections: of each of its images, in order, with scores down to 0.05.
+    """Likely label errors of a split, from the detections of each of its images, in order, with scores down to 0.05.
 
     Raises:
         DataError: the model does not know a class of the dataset.

@@ -117,11 +117,7 @@ class Mistakes(NamedTuple):
 
 
 def find_mistakes(matches: Matches) -> Mistakes:
-    """Name the mistake of each wrong detection, and the objects that were missed (Bolya et al. 2020, section 2.2).
-
-    Args:
-        matches: the matches.
-    """
+    """The mistake of each wrong detection, and the objects that were missed (Bolya et al. 2020, section 2.2)."""
     level = matches.threshold_index(POSITIVE_IOU)
     objects, detections = matches.objects, matches.detections
     found, hits = matches.objects_found[level], matches.hits(POSITIVE_IOU)

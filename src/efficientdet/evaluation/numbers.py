@@ -195,11 +195,7 @@ class Table(NamedTuple):
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    """The tables of a report.
-
-    Args:
-        report: of `summarize`.
-    """
+    """The tables of a report of `summarize`."""
     size = f"{report['images']} images, {report['boxes']} boxes"
     classes = [
         {
@@ -244,11 +240,7 @@ def _note(report: dict[str, Any]) -> str:
 
 
 def to_markdown(report: dict[str, Any]) -> str:
-    """The report for a pull request.
-
-    Args:
-        report: of `summarize`.
-    """
+    """A report of `summarize` for a pull request."""
     parts = ["## Evaluation\n"]
     for table in tables(report):
         rows = [{name: in_markdown(cell) for name, cell in row.items()} for row in table.rows]

@@ -154,12 +154,7 @@ def write_int8(
 ) -> None:
     """Quantize by NNCF, and write the `.xml` with its `.bin`: any batch, and any size where the detector's allows it.
 
-    Args:
-        detector: the network.
-        calibration: images that give the ranges.
-        path: the file.
-        preset: of NNCF: `performance` or `mixed`.
-        facts: on the calibration, for the metadata.
+    The images of `calibration` give the ranges; `preset` is NNCF's; `facts` go into the metadata.
 
     Raises:
         MissingExtraError: nncf, openvino, onnx or onnxscript is not installed.

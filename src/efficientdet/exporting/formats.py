@@ -47,16 +47,10 @@ class Batch(NamedTuple):
 
 
 def make_batch(images: Sequence[RgbImage], size: tuple[int, int], preprocessing: Preprocessing) -> Batch:
-    """Letterbox images.
+    """Letterbox images of any sizes to (height, width).
 
-    Args:
-        images: (H, W, 3) uint8 RGB each, of any sizes.
-        size: (height, width) of the network's input.
-        preprocessing: mean, std and the way of resizing.
-
-    Returns:
-        The batch; `images` are made from the bytes of `canvases`, as an end-to-end file makes them. The two would
-        differ where resizing gives fractions of a byte ("official").
+    `images` of the batch are made from the bytes of `canvases`, as an end-to-end file makes them. The two would differ
+    where resizing gives fractions of a byte ("official").
     """
     pixels, scales = zip(*(letterbox(image, size, preprocessing) for image in images), strict=True)
     normalized = torch.from_numpy(np.stack(pixels))
@@ -171,13 +165,9 @@ def layer_name(weight: str) -> str:
 
 
 def first_difference(file: OpenedFile, model: EfficientDet, batch: Batch, tolerance: float) -> str | None:
-    """Name the first convolution whose output differs, in the order in which the file runs them.
+    """Name the first convolution whose output differs from the network's, in the order in which the file runs them.
 
-    Args:
-        file: the file.
-        model: the network that it was made from.
-        batch: images on which their outputs differ.
-        tolerance: a layer differs where max |difference| > tolerance * max(1, max |output|).
+    A layer differs where max |difference| > tolerance * max(1, max |output|).
 
     Returns:
         The layer by its name in the network, with its level where it runs on each; None where no convolution tells.

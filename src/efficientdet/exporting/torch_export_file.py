@@ -25,11 +25,7 @@ METADATA_FILE = f"{METADATA_KEY}.json"
 
 
 class HalfWeights(nn.Module):
-    """A network whose convolutions' weights are stored as float16 and used as float32.
-
-    Args:
-        network: its weights are halved in place.
-    """
+    """A network whose convolutions' weights are stored as float16, in place, and used as float32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

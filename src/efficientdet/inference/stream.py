@@ -28,12 +28,7 @@ def predict_stream(
 ) -> Iterator[Detections]:
     """Find objects in the frames of a video: what `Detector.stream` does.
 
-    Args:
-        source: as there.
-        predict: of one image at once, with all cores: for the latest frame of a live source.
-        predict_many: of many images in order: for those of a file.
-        defaults: the detector's settings.
-        settings: as there.
+    `predict` takes the latest frame of a live source, with all cores; `predict_many` those of a file, in order.
     """
     post, reading, tracking = divided(settings, PostprocessSettings, VideoSettings, TrackSettings)
     chosen, kind = changed(defaults, post), changed(TrackSettings(), tracking).track

@@ -31,12 +31,7 @@ Predict = Callable[[Iterable[ImageSource]], Iterator[Detections | ImageError]]
 def predict_in_tiles(
     sources: Iterable[ImageSource], predict: Predict, settings: PostprocessSettings
 ) -> Iterator[Detections | ImageError]:
-    """Find objects in images and in their tiles.
-
-    Args:
-        sources: the images.
-        predict: finds objects in images, without tiles.
-        settings: side and overlap of the tiles, and the NMS that merges them.
+    """Find objects in images and in their tiles; `predict` finds them without tiles.
 
     Yields:
         For each image its detections, or the error for which it cannot be read.

@@ -1,4 +1,4 @@
-"""Figures of matplotlib, drawn without its global state and written whole or not at all; feature networks among them."""
+"""Figures of matplotlib, drawn without its global state, written whole or not at all; and feature networks drawn."""
 
 from __future__ import annotations
 
@@ -82,15 +82,7 @@ def plain(text: str, longest: int = 24) -> str:
 def plot(
     title: str, x_label: str, y_label: str, series: Sequence[Series], scales: tuple[Scale, Scale] = ("log", "log")
 ) -> Figure:
-    """Draw series of labeled points.
-
-    Args:
-        title: title of the figure.
-        x_label: name and unit of x.
-        y_label: name and unit of y.
-        series: the series, each with at least one point.
-        scales: scales of x and y.
-    """
+    """Draw series of labeled points, each with at least one."""
     figure = new_figure(10.5, 6.4)
     axes = figure.add_subplot()
     for one in series:

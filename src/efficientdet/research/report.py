@@ -209,11 +209,7 @@ RAW_WEIGHTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
 
 
 def fusions_parts(device: str | None) -> dict[str, str]:
-    """The texts and tables.
-
-    Args:
-        device: where the fusions are timed, `cpu` or `cuda`; None for no timing.
-    """
+    """The texts and tables; the fusions are timed on a device, or not at all."""
     return {
         "speed": "Not measured.\n" if device is None else _speed(fusion_times(SPEC, device)),
         "fused": SPEC.name,

@@ -104,11 +104,7 @@ def is_intact(path: str | Path) -> bool:
 
 
 def check_finite(state: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights that are NaN or infinite.
-
-    Args:
-        state: the state dict.
-        source: where it is from, for the message.
+    """Refuse weights that are NaN or infinite; `source` says where they are from.
 
     Raises:
         WeightsError: some are; names their tensors.
@@ -122,13 +118,7 @@ def check_finite(state: Mapping[str, Tensor], source: str) -> None:
 
 
 def fit_state(model: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
-    """Check that a state dict fits a module: names, shapes and types of the tensors.
-
-    Args:
-        model: the module.
-        state: the state dict.
-        source: where the state is from, for the message.
-        name: what the module is called, for the message.
+    """Check that a state dict, from `source`, fits the module called `name`: names, shapes and types of the tensors.
 
     Raises:
         WeightsError: it does not fit; lists every mismatch.
@@ -159,13 +149,7 @@ def mismatches(
     found: Mapping[str, tuple[int, ...]],
     names: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """A line for each tensor that is missing, unexpected or of another shape.
-
-    Args:
-        expected: shapes by name of the model's tensors.
-        found: shapes by name of a file's tensors.
-        names: what the file itself calls its tensors; None for the same.
-    """
+    """A line for each tensor that is missing, unexpected or of another shape; `names` are the file's own."""
     lines = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in found]
     for name, shape in found.items():
         theirs = names[name] if names else name

@@ -70,14 +70,7 @@ def check_splits(
     progress: Callable[[int, int], None] | None = None,
     decode: bool = True,
 ) -> tuple[list[Finding], AnchorReport | None]:
-    """Every check of splits that were read.
-
-    Args:
-        splits: records by name.
-        spec: of the model whose anchors are compared with the boxes.
-        image_size: side of its square input in pixels.
-        progress: called with the number of images decoded and of all images.
-        decode: whether to decode the images too, to find unreadable, turned and repeated ones.
+    """Every check of splits; `decode` opens the images too, to find unreadable, turned and repeated ones.
 
     Returns:
         The findings, and how well the anchors fit the boxes to train on; None without any.
@@ -96,12 +89,6 @@ def check_splits(
 
 
 def quick_check(train: Records, val: Records | None, spec: ModelSpec) -> list[Finding]:
-    """What can be found without decoding an image: the check before a training.
-
-    Args:
-        train: the training split.
-        val: the validation split, if there is one.
-        spec: of the model, with the image size that it is trained at.
-    """
+    """What can be found without decoding an image: the check before a training."""
     splits = {TRAIN: train} if val is None else {TRAIN: train, VAL: val}
     return check_splits(splits, spec, spec.image_size, decode=False)[0]

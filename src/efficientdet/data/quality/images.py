@@ -57,11 +57,7 @@ class _Place(NamedTuple):
 def check_images(
     splits: Mapping[str, Records], progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Finding]:
-    """Findings on the images of a dataset.
-
-    Args:
-        splits: records by name of the split.
-        progress: called with the number of images decoded and of all images.
+    """Findings on the images of a dataset; `progress` is called with the number of images decoded and of all.
 
     Raises:
         MissingExtraError: imagehash is not installed; gives the pip command.

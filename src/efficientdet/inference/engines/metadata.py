@@ -98,11 +98,7 @@ class FileMetadata:
 
     @classmethod
     def from_json(cls, text: str | None, path: Path) -> FileMetadata:
-        """Read what `to_json` wrote.
-
-        Args:
-            text: the JSON; None or empty where the file has none.
-            path: the file, for messages.
+        """Read what `to_json` wrote; `text` is None or empty where the file at `path` has none.
 
         Raises:
             WeightsError: there are none, or a field is missing or wrong; names file and field.

@@ -114,11 +114,7 @@ def free_shapes(graph: ModelProto, free_size: bool) -> None:
 
 @contextlib.contextmanager
 def quiet(library: str) -> Iterator[None]:
-    """Keep a library's progress, reports and warnings, which are of its own code, away from the user.
-
-    Args:
-        library: name of its logger.
-    """
+    """Keep the progress, reports and warnings of a library, by the name of its logger, away from the user."""
     logger = logging.getLogger(library)
     level = logger.level
     logger.setLevel(logging.ERROR)
