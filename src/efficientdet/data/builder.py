@@ -182,7 +182,7 @@ def columns_of(images: Iterable[RawImage], class_names: Sequence[str] = (), fold
 def _label(box: RawBox, labels: Mapping[str, int]) -> int:
     if isinstance(box.label, str) and box.label not in labels:
         raise DataError(f"{box.place}: {unknown_name('class', box.label, labels)} Correct it or add the class.")
-    return EVERY_CLASS if box.label is None else labels.get(box.label, box.label)  # type: ignore[arg-type, return-value]
+    return EVERY_CLASS if box.label is None else labels.get(box.label, box.label)  # type: ignore[arg-type]
 
 
 def _only(columns: Columns, kept: NDArray[np.bool_]) -> Columns:

@@ -41,11 +41,7 @@ class SplitSettings(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Check types and ranges.
-
-        Raises:
-            SettingError: a share is out of range, or nothing is left to train on.
-        """
+        """Check types and ranges, and what contradicts each other; a SettingError names it."""
         super().__post_init__()
         if self.val + self.test >= 1 or self.val + self.test == 0:
             raise SettingError(f"val {self.val} and test {self.test}: together they must be above 0 and below 1")
@@ -62,11 +58,7 @@ class SubsetSettings(Settings):
     seed: int = setting(0, "Seed of the choice of images.", minimum=0, maximum=2**32 - 1)
 
     def __post_init__(self) -> None:
-        """Check types and ranges.
-
-        Raises:
-            SettingError: a value is out of range, or two settings contradict each other.
-        """
+        """Check types and ranges, and what contradicts each other; a SettingError names it."""
         super().__post_init__()
         if self.images is not None and self.fraction is not None:
             raise SettingError("images and fraction are two ways to say the same; give one of them")
@@ -156,11 +148,7 @@ class CheckSettings(Settings):
     fold_epochs: int = setting(20, "Epochs of the training for each part.", minimum=1)
 
     def __post_init__(self) -> None:
-        """Check types and ranges.
-
-        Raises:
-            SettingError: a value is out of range, or two contradict each other; names them.
-        """
+        """Check types and ranges, and what contradicts each other; a SettingError names it."""
         super().__post_init__()
         if self.folds == 1:
             raise SettingError("folds is 1; a model must be trained on other images than it looks at: 2 or more")

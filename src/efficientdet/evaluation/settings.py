@@ -34,11 +34,7 @@ class ThresholdSettings(Settings):
     by_class: bool = setting(False, "Choose a score threshold for each class instead of one for all.")
 
     def __post_init__(self) -> None:
-        """Check the ranges, and that there is one aim.
-
-        Raises:
-            SettingError: a value is out of range, or several aims are given; names them.
-        """
+        """Check the ranges, and that there is one aim; a SettingError names what is wrong."""
         super().__post_init__()
         aims = [name for name in AIMS if getattr(self, name) is not None]
         if len(aims) > 1:

@@ -21,11 +21,7 @@ class VideoSettings(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Check types and ranges.
-
-        Raises:
-            SettingError: a value is out of range, or `end` is not after `start`.
-        """
+        """Check types and ranges, and that `end` is after `start`; a SettingError names what is wrong."""
         super().__post_init__()
         if self.end is not None and self.end <= self.start:
             raise SettingError(f"end is {self.end}; it must be after start, which is {self.start}")

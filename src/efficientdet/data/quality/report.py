@@ -99,8 +99,9 @@ class DataReport:
     def to_json(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
         content = asdict(self) | {"splits": {name: split._asdict() for name, split in self.splits.items()}}
-        for number, one in enumerate(self.anchors.suggestions if self.anchors is not None else ()):
-            content["anchors"]["suggestions"][number]["options"] = options_of(one, self.anchors.fit)
+        if self.anchors is not None:
+            for plain, one in zip(content["anchors"]["suggestions"], self.anchors.suggestions, strict=True):
+                plain["options"] = options_of(one, self.anchors.fit)
         findings = [finding.to_json() for finding in self.findings]
         return {"version": __version__, **content, "counts": self.counts, "findings": findings}
 
