@@ -26,6 +26,11 @@ Source = Annotated[Path, typer.Argument(metavar="IN", help="Dataset: its folder 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it appears when it is whole.")]
 
 
+SEVERITIES = ("error", "warning", "note")
+# Characters of an example in the table.
+LONGEST_EXAMPLE = 300
+
+
 @data_app.command()
 @takes_settings(WriteSettings, leave_out=["to"])
 def convert(
@@ -98,11 +103,6 @@ def _print(report: DatasetReport, as_json: bool) -> None:
         print_table("lost or changed", lost, ("what",))
     for note in report.notes:
         say(note)
-
-
-SEVERITIES = ("error", "warning", "note")
-# Characters of an example in the table.
-LONGEST_EXAMPLE = 300
 
 
 @data_app.command("check")

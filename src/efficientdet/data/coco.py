@@ -47,6 +47,9 @@ LARGEST_TABLE = 2**23
 LARGEST = 2.0**53
 
 
+KEYS = ("images", "annotations", "categories")
+
+
 def read_columns(path: Path) -> tuple[list[Any], Columns] | None:
     """Categories and columns of a COCO file; None if it has a fault, or if msgspec is not installed."""
     try:
@@ -142,9 +145,6 @@ def _order(image_of_box: NDArray[np.int64]) -> NDArray[np.int64]:
     count = max(1, len(image_of_box))
     order: NDArray[np.int64] = np.sort(image_of_box * count + np.arange(len(image_of_box))) % count
     return order
-
-
-KEYS = ("images", "annotations", "categories")
 
 
 def _is_integer(value: Any) -> bool:

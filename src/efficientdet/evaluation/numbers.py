@@ -18,6 +18,14 @@ from efficientdet.text import in_markdown, markdown_table, printable
 RESAMPLES = 200
 
 
+_SIZES = {
+    "small": "an area under 32 x 32 pixels",
+    "medium": "an area from 32 x 32 to 96 x 96 pixels",
+    "large": "an area above 96 x 96 pixels",
+}
+_CHECKED = "at the score threshold and IoU 0.50, on the images that the threshold was not chosen on"
+
+
 class Number(NamedTuple):
     """A number of the report.
 
@@ -32,12 +40,6 @@ class Number(NamedTuple):
     is_share: bool = True
 
 
-_SIZES = {
-    "small": "an area under 32 x 32 pixels",
-    "medium": "an area from 32 x 32 to 96 x 96 pixels",
-    "large": "an area above 96 x 96 pixels",
-}
-_CHECKED = "at the score threshold and IoU 0.50, on the images that the threshold was not chosen on"
 # In the order of a report; those up to the calibration error come with intervals.
 NUMBERS = {
     "ap": Number("AP", "average precision, mean over IoU thresholds 0.50:0.05:0.95 and over classes (COCO)"),

@@ -32,6 +32,24 @@ LABEL_ERROR, WORST = "likely label error", "worst image"
 Explain: TypeAlias = Callable[[Path, int], str]
 
 
+# Curves in a chart.
+MOST_CURVES = 8
+# What is drawn of a training, by the names in its log.
+RUN_CHARTS = {
+    "Loss": ("train/loss", "train/class_loss", "train/box_loss", "val/loss"),
+    "Average precision": ("val/ap", "val/ap50", "val/ap75"),
+}
+# Numbers on top of the page.
+HEADLINE = ("ap", "ap50", "precision", "recall", "f1", "images_per_second")
+# Columns of tables that get a bar as long as the number.
+BARS = ("AP", "AP50", "AP50 to gain")
+ADVICE = (
+    "All detections down to a score of 0.001 are counted. Work on the largest gain first: missed objects want a larger "
+    "image size or more examples, poor boxes better annotations or longer training, wrong classes more examples of the "
+    "two."
+)
+
+
 def explain_command(weights: str | Path, options: Sequence[str] = ()) -> Explain:
     """The command that shows level, anchor and fused edges of a detection of an evaluation.
 
@@ -198,24 +216,6 @@ class Gallery(NamedTuple):
 def _corners(box_xywh: NDArray[np.float64]) -> tuple[float, float, float, float]:
     left, top, width, height = (float(value) for value in box_xywh)
     return left, top, left + width, top + height
-
-
-# Curves in a chart.
-MOST_CURVES = 8
-# What is drawn of a training, by the names in its log.
-RUN_CHARTS = {
-    "Loss": ("train/loss", "train/class_loss", "train/box_loss", "val/loss"),
-    "Average precision": ("val/ap", "val/ap50", "val/ap75"),
-}
-# Numbers on top of the page.
-HEADLINE = ("ap", "ap50", "precision", "recall", "f1", "images_per_second")
-# Columns of tables that get a bar as long as the number.
-BARS = ("AP", "AP50", "AP50 to gain")
-ADVICE = (
-    "All detections down to a score of 0.001 are counted. Work on the largest gain first: missed objects want a larger "
-    "image size or more examples, poor boxes better annotations or longer training, wrong classes more examples of the "
-    "two."
-)
 
 
 def write_page(

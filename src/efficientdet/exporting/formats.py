@@ -30,6 +30,13 @@ _Item = TypeVar("_Item")
 MOST_IMAGES = 16
 
 
+# Arrays for the inputs of a file, and names of the network's convolutions (empty for all), to name and output of each
+# such convolution in the order in which they run; nothing where the format does not tell.
+Convolutions = Callable[[Sequence[NDArray[Any]], tuple[str, ...]], Iterable[tuple[str, Tensor]]]
+# The convolutions that give the raw outputs.
+LAST_CONVOLUTIONS = ("class_head.predict.pointwise", "box_head.predict.pointwise")
+
+
 class Batch(NamedTuple):
     """Images in the forms that files take.
 
@@ -89,13 +96,6 @@ def comparison_images(folder: str | Path | None) -> list[RgbImage]:
     if len(images) == 1:  # its mirror image makes a batch of it
         images.append(np.ascontiguousarray(images[0][:, ::-1]))
     return images
-
-
-# Arrays for the inputs of a file, and names of the network's convolutions (empty for all), to name and output of each
-# such convolution in the order in which they run; nothing where the format does not tell.
-Convolutions = Callable[[Sequence[NDArray[Any]], tuple[str, ...]], Iterable[tuple[str, Tensor]]]
-# The convolutions that give the raw outputs.
-LAST_CONVOLUTIONS = ("class_head.predict.pointwise", "box_head.predict.pointwise")
 
 
 @dataclass(frozen=True)

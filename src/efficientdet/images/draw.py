@@ -41,6 +41,14 @@ LONGEST_NAME = 80
 _GOLDEN_RATIO = 0.618033988749895
 
 
+# Of a thumbnail: longest side in pixels, and the JPEG quality.
+LONGEST_SIDE, QUALITY = 420, 78
+# A small box is shown with this many times its size around it.
+CONTEXT = 5.0
+SMALLEST_WINDOW = 64.0
+Corners = tuple[float, float, float, float]
+
+
 def class_color(label: int) -> Color:
     """The color of a class: always the same for the same label, and another for its neighbors.
 
@@ -234,15 +242,6 @@ def _font(points: int) -> Font:
 
 def _height_of_capitals(font: Font) -> int:
     return round(font.size * 0.7)
-
-
-# Longest side in pixels, and the JPEG quality.
-LONGEST_SIDE, QUALITY = 420, 78
-# A small box is shown with this many times its size around it.
-CONTEXT = 5.0
-SMALLEST_WINDOW = 64.0
-
-Corners = tuple[float, float, float, float]
 
 
 def thumbnail(image: RgbImage, boxes_xyxy: Sequence[Sequence[float]] = ()) -> tuple[bytes, Corners]:

@@ -30,6 +30,26 @@ if TYPE_CHECKING:
 EIGHTHS = (1, 2, 4)
 
 
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any] | torch.Tensor"
+)
+_Result = TypeVar("_Result")
+_EXIF_ORIENTATION = 274
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+# Characters of a path in a message.
+LONGEST_NAME = 5000
+_RUNS_A_PROGRAM = ("EPS", "WMF")  # Pillow hands these to Ghostscript or Windows: not for files of strangers
+
+
 @functools.cache
 def _simplejpeg() -> Any:
     return importlib.import_module("simplejpeg") if importlib.util.find_spec("simplejpeg") else None
@@ -75,27 +95,6 @@ def reduce_while_decoding(image: Image.Image, needed: tuple[int, int]) -> None:
         if height >= needed[0] and width >= needed[1]:
             image.draft(None, (width, height))
             return
-
-
-ImageSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any] | torch.Tensor"
-)
-_Result = TypeVar("_Result")
-
-_EXIF_ORIENTATION = 274
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = (5, 6, 7, 8)
-# Characters of a path in a message.
-LONGEST_NAME = 5000
-_RUNS_A_PROGRAM = ("EPS", "WMF")  # Pillow hands these to Ghostscript or Windows: not for files of strangers
 
 
 def read(source: ImageSource) -> RgbImage:

@@ -45,6 +45,14 @@ PARTS = ("decode", "preprocess", "network", "postprocess")
 SAMPLE_SIZE = (640, 480)
 
 
+# Score, and how many (anchor, class) pairs exceed it.
+PAIRS_ABOVE = {0.05: 200, 0.001: 20_000}
+# Standard deviation of a trained detector's box deltas.
+DELTA_SPREAD = 0.3
+# Larger inputs take longer and hardly change the statistics.
+LARGEST_SIDE = 512
+
+
 class Spread(NamedTuple):
     """Median, smallest and largest of some measurements."""
 
@@ -286,14 +294,6 @@ def _sides(name: str, images: Sequence[Any], found: Benchmark, options: Detector
         except EfficientDetError as error:
             found.failures.append(f"{name}, {backend} {precision}: {error}")
     return sides
-
-
-# Score, and how many (anchor, class) pairs exceed it.
-PAIRS_ABOVE = {0.05: 200, 0.001: 20_000}
-# Standard deviation of a trained detector's box deltas.
-DELTA_SPREAD = 0.3
-# Larger inputs take longer and hardly change the statistics.
-LARGEST_SIDE = 512
 
 
 @torch.no_grad()

@@ -26,6 +26,9 @@ DROP = -1e4
 MATRIX_CANDIDATES = 1000
 
 
+Floats = NDArray[np.float64]
+
+
 class Overlaps(NamedTuple):
     """Pairs of boxes of one class and image that overlap, so that one may suppress the other; (P,) each.
 
@@ -185,9 +188,6 @@ def fuse_boxes(
     total = weights.sum(2, keepdim=True)
     fused = weights @ boxes_xyxy / total.clamp(min=torch.finfo(total.dtype).tiny)
     return torch.where(total > 0, fused, kept_xyxy)
-
-
-Floats = NDArray[np.float64]
 
 
 def weighted_box_fusion(

@@ -31,6 +31,14 @@ LOWER_RIGHT: dict[str, Any] = {"xytext": (9, -6), "ha": "left", "va": "top"}
 Scale = Literal["linear", "log"]
 
 
+# Inches. Where a node has many inputs, wider columns leave room for the numbers on its edges.
+COLUMN, ROW, MANY_INPUTS, WIDE_COLUMN = 1.15, 0.8, 4, 4.2
+# Colors of the levels, finest first.
+COLORS = (BLUE, TEAL, "#8ab17d", ORANGE, RED, VIOLET)
+# Places along an edge, 0 to 1, at which its curve is computed.
+ALONG = np.linspace(0, 1, 41)[:, None]
+
+
 class Series(NamedTuple):
     """Points that belong together.
 
@@ -108,14 +116,6 @@ def _set_ticks(axis: Axis) -> None:
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axis.set_minor_formatter(ticker.NullFormatter())
-
-
-# Inches. Where a node has many inputs, wider columns leave room for the numbers on its edges.
-COLUMN, ROW, MANY_INPUTS, WIDE_COLUMN = 1.15, 0.8, 4, 4.2
-# Colors of the levels, finest first.
-COLORS = (BLUE, TEAL, "#8ab17d", ORANGE, RED, VIOLET)
-# Places along an edge, 0 to 1, at which its curve is computed.
-ALONG = np.linspace(0, 1, 41)[:, None]
 
 
 def draw_topology(topology: Topology, edges: Sequence[Edge] = ()) -> Figure:

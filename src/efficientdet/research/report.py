@@ -62,6 +62,19 @@ PEER_STYLES = {
 }
 
 
+# The models whose feature networks are compared.
+SCALES = ("d0", "d3")
+# The model whose feature network is timed and compared.
+SPEC = MODELS["d0"]
+ROUNDS = 40
+# How raw weights of fast, and of softmax, are made from random numbers of 0.5 to 1.5, by what to call them.
+RAW_WEIGHTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "all 1, as training starts": (torch.ones_like, torch.ones_like),
+    "different, with the same normalized weights": (Tensor.clone, torch.log),
+    "the same, with different normalized weights": (Tensor.clone, Tensor.clone),
+}
+
+
 def family_parts(out: Path) -> dict[str, str]:
     """Write the figure into a folder, and return the tables."""
     save_figure(ap_figure(), out / "ap_over_multiply_adds.png")
@@ -116,10 +129,6 @@ def _ratios(value: float | None, ours: float, printed: float | None) -> str | No
 def _published_times(peer: Peer) -> str | None:
     pairs = zip(peer.latency, PAPER_LATENCY[peer.compared_with], ("ms Titan V", "ms V100", "s CPU"), strict=True)
     return "; ".join(f"{theirs:g} : {ours:g} {unit}" for theirs, ours, unit in pairs if theirs and ours) or None
-
-
-# The models whose feature networks are compared.
-SCALES = ("d0", "d3")
 
 
 def networks_parts(out: Path) -> dict[str, str]:
@@ -194,18 +203,6 @@ def retinanet_heads(spec: ModelSpec, depth: int = 4, num_classes: int = COCO_SLO
     outputs = [spec.anchors_per_cell * each for each in (num_classes, 4)]
     weights = sum(9 * spec.width * (depth * spec.width + last) for last in outputs)
     return weights + sum(depth * spec.width + last for last in outputs), weights * positions
-
-
-# The model whose feature network is timed and compared.
-SPEC = MODELS["d0"]
-ROUNDS = 40
-
-# How raw weights of fast, and of softmax, are made from random numbers of 0.5 to 1.5, by what to call them.
-RAW_WEIGHTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "all 1, as training starts": (torch.ones_like, torch.ones_like),
-    "different, with the same normalized weights": (Tensor.clone, torch.log),
-    "the same, with different normalized weights": (Tensor.clone, Tensor.clone),
-}
 
 
 def fusions_parts(device: str | None) -> dict[str, str]:

@@ -18,6 +18,9 @@ FILE_NAME = "model.safetensors"
 CARD_NAME = "README.md"
 
 
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+
+
 def parse_hub_name(name: str) -> tuple[str, str | None]:
     """Split `hf://owner/repo@revision` into `owner/repo` and the revision, None for the default branch.
 
@@ -58,9 +61,6 @@ def hub_file(name: str) -> Path:
             ) from error
         except EntryNotFoundError as error:
             raise WeightsError(f"{name}: the repository has no {FILE_NAME} (at this revision)") from error
-
-
-BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
 
 def bundled_names() -> list[str]:

@@ -23,6 +23,16 @@ WHOLE_IMAGE = 0.99
 LARGE_CUT = 0.1
 
 
+TRAIN, VAL = "train", "val"
+# Fewer boxes than this are too few to learn a class from.
+RARE = 10
+# The most frequent class has so many times as many boxes as the rarest.
+IMBALANCE = 20
+BACKGROUND_NAMES = ("background", "__background__", "_background_", "bg", "none")
+# Names listed in one finding.
+MOST_NAMES = 8
+
+
 def check_boxes(records: Records, split: str) -> Iterator[Finding]:
     """Findings on the boxes of a split."""
     for change in records.changed:
@@ -88,16 +98,6 @@ def _of_boxes(code: str, what: str, table: ImageTable, split: str, *indices: int
     image = int(np.searchsorted(table.starts, indices[0], side="right")) - 1
     boxes = [index - int(table.starts[image]) for index in indices]
     return Finding.on(table[image], split, code, what, boxes, weight=weight)
-
-
-TRAIN, VAL = "train", "val"
-# Fewer boxes than this are too few to learn a class from.
-RARE = 10
-# The most frequent class has so many times as many boxes as the rarest.
-IMBALANCE = 20
-BACKGROUND_NAMES = ("background", "__background__", "_background_", "bg", "none")
-# Names listed in one finding.
-MOST_NAMES = 8
 
 
 def check_classes(splits: Mapping[str, Records]) -> Iterator[Finding]:

@@ -20,6 +20,13 @@ from efficientdet.images.read import read
 from efficientdet.text import printable
 from efficientdet.version import __version__
 
+# Sample images, and lines, of each code.
+MOST_FIGURES = 6
+MOST_LINES = 200
+# Findings that are listed without being asked for.
+SHORT = 8
+WHAT, FILE = "what", "file"
+
 
 class SplitSummary(NamedTuple):
     """What a split holds.
@@ -156,14 +163,6 @@ def brief(findings: Iterable[Finding]) -> list[str]:
         for group in grouped(findings).values()
         if group[0].severity != "note"
     ]
-
-
-# Sample images, and lines, of each code.
-MOST_FIGURES = 6
-MOST_LINES = 200
-# Findings that are listed without being asked for.
-SHORT = 8
-WHAT, FILE = "what", "file"
 
 
 def write_page(report: DataReport) -> str:

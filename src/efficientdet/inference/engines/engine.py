@@ -32,6 +32,13 @@ from efficientdet.network.efficientdet import EfficientDet
 Outputs = tuple[list[Tensor], list[Tensor]]
 
 
+LIBRARIES = {
+    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "tensorrt": ("onnx", "onnxscript", "onnxruntime"),
+}
+
+
 @dataclass(frozen=True)
 class Engine:
     """A network ready to run.
@@ -121,13 +128,6 @@ def _compiled(network: EfficientDet, device: torch.device) -> Callable[[Tensor],
     if device.type == "cuda":
         return torch.compile(network, dynamic=False, mode="reduce-overhead")
     return torch.compile(network, dynamic=False, options={"freezing": True})
-
-
-LIBRARIES = {
-    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "openvino"),
-    "tensorrt": ("onnx", "onnxscript", "onnxruntime"),
-}
 
 
 def open_engine(
