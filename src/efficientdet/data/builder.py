@@ -147,7 +147,7 @@ def columns_of(images: Iterable[RawImage], class_names: Sequence[str] = (), fold
     """The columns of some images: classes become labels, and what has no id gets one.
 
     Args:
-        images: without those whose faults are collected.
+        images: as the file has them; where faults are collected, those with one are left out.
         class_names: by label.
         folder: of the images, for faults.
 
@@ -159,7 +159,9 @@ def columns_of(images: Iterable[RawImage], class_names: Sequence[str] = (), fold
     for number, image in enumerate(images, start=1):
         image_id = number if image.image_id is None else image.image_id
         with Entry(image_id, file=folder / image.file_name):
-            own = [box._replace(label=_label(box, labels)) for box in image.boxes]
+            own = [
+                box if isinstance(box.label, int) else box._replace(label=_label(box, labels)) for box in image.boxes
+            ]
             boxes += own
             annotation_ids += [
                 f"{image_id}/{place}" if box.annotation_id is None else box.annotation_id
@@ -180,9 +182,10 @@ def columns_of(images: Iterable[RawImage], class_names: Sequence[str] = (), fold
 
 
 def _label(box: RawBox, labels: Mapping[str, int]) -> int:
-    if isinstance(box.label, str) and box.label not in labels:
-        raise DataError(f"{box.place}: {unknown_name('class', box.label, labels)} Correct it or add the class.")
-    return EVERY_CLASS if box.label is None else labels.get(box.label, box.label)  # type: ignore[arg-type]
+    name = None if box.label is None else str(box.label)
+    if name is not None and name not in labels:
+        raise DataError(f"{box.place}: {unknown_name('class', name, labels)} Correct it or add the class.")
+    return EVERY_CLASS if name is None else labels[name]
 
 
 def _only(columns: Columns, kept: NDArray[np.bool_]) -> Columns:

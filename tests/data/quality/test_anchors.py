@@ -124,6 +124,6 @@ def test_counts_of_small_boxes_are_of_all_boxes() -> None:
 
 def test_the_options_name_what_changes() -> None:
     fit = check(grid(9, 9)).fit
-    other = fit._replace(image_size=512, anchor_scale=1.5, aspects=(0.5, 1.0, 2.2))
+    other = dataclasses.replace(fit, image_size=512, anchor_scale=1.5, aspects=(0.5, 1.0, 2.2))
     assert options_of(other, fit) == "--image-size 512 --anchor-scale 1.5 --aspects 0.5,1,2.2"
-    assert options_of(fit._replace(anchor_scale=2.0), fit) == "--anchor-scale 2"
+    assert options_of(dataclasses.replace(fit, anchor_scale=2.0), fit) == "--anchor-scale 2"
