@@ -55,11 +55,6 @@ class Tracker:
             )
         return self._by_label[label]
 
-    @property
-    def count(self) -> int:
-        """Number of tracks so far."""
-        return len(self._ids)
-
     def update(self, detections: Detections) -> Detections:
         """The detections of the next frame with `track_ids`: from 1, or 0 for those without a track.
 
