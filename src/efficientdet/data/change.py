@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from efficientdet.data.read_split import SPLITS, find_split, read_splits
 from efficientdet.data.records import EVERY_CLASS, ImageRecord, Records
 from efficientdet.data.settings import Format, SplitSettings, SubsetSettings, WriteSettings
-from efficientdet.data.write import LOST_BY_READING, DatasetReport, write_dataset
+from efficientdet.data.write import LOST_BY_READING, DatasetReport, same_classes, write_dataset
 from efficientdet.errors import DataError, SettingError, find_name
 from efficientdet.settings import divided
 
@@ -186,11 +186,7 @@ def pool(parts: Sequence[Records]) -> Records:
     first, images = parts[0], [image for part in parts for image in part.images]
     if len({image.image_id for image in images}) < len(images):
         images = [replace(image, image_id=number) for number, image in enumerate(images, start=1)]
-    for part in parts:
-        if part.class_names != first.class_names:
-            raise DataError(
-                f"{part.source}: its classes {part.class_names} are not those of {first.source}: {first.class_names}"
-            )
+    same_classes(parts)
     return first.of_images(images)
 
 

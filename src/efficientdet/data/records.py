@@ -12,6 +12,9 @@ from typing import Any, NamedTuple, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientdet.errors import DataError
+from efficientdet.text import printable
+
 BOXES_CLIPPED = "boxes clipped"
 BOXES_OUTSIDE = "boxes dropped: outside"
 BOXES_DEGENERATE = "boxes dropped: degenerate"
@@ -336,6 +339,21 @@ class Records:
     def boxes_by_class(self) -> NDArray[np.int64]:
         """(K,) number of boxes of each class, ignored regions aside."""
         return np.bincount(self.table.labels[~self.table.is_ignored], minlength=len(self.class_names)).astype(np.int64)
+
+    def labels_of(self, class_names: Sequence[str]) -> NDArray[np.int64]:
+        """(n,) the label here of each class of a detector, by name; -1 for a class that the dataset does not have.
+
+        Raises:
+            DataError: the detector does not know a class of the dataset.
+        """
+        unknown = [name for name in self.class_names if name not in class_names]
+        if unknown:
+            raise DataError(
+                f"{self.source}: the detector does not know its classes {printable(unknown)}; it knows "
+                f"{printable(list(class_names))}. Use weights that were trained on these classes"
+            )
+        labels = {name: label for label, name in enumerate(self.class_names)}
+        return np.array([labels.get(name, -1) for name in class_names], dtype=np.int64)
 
     def to_coco(self) -> dict[str, Any]:
         """The annotations as a COCO dict of plain Python types.

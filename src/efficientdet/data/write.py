@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -100,7 +100,7 @@ def write_dataset(
         OSError: the disk is full, or a file cannot be written.
     """
     out = Path(out)
-    class_names = _same_classes(splits)
+    class_names = same_classes(list(splits.values()))
     _check_names(class_names, to)
     _spare_images(splits, out)
     lost = {name: int(count) for name, count in (lost or {}).items() if count}
@@ -130,15 +130,20 @@ def write_dataset(
     return DatasetReport(out, to, counts, class_names, lost, notes or [])
 
 
-def _same_classes(splits: Mapping[str, Records]) -> tuple[str, ...]:
-    first_split, first = next(iter(splits.items()))
-    for split, records in splits.items():
-        if records.class_names != first.class_names:
+def same_classes(parts: Sequence[Records]) -> tuple[str, ...]:
+    """The class names of all parts.
+
+    Raises:
+        DataError: they differ.
+    """
+    names = parts[0].class_names
+    for part in parts:
+        if part.class_names != names:
             raise DataError(
-                f"{records.source}: the classes of {split}, {list(records.class_names)}, are not those of "
-                f"{first_split}, {list(first.class_names)}; list the same ones in both"
+                f"{part.source}: its classes {list(part.class_names)} are not those of {parts[0].source}, "
+                f"{list(names)}; list the same ones in both"
             )
-    return first.class_names
+    return names
 
 
 def _check_names(class_names: tuple[str, ...], to: Format) -> None:

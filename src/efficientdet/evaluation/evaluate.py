@@ -59,7 +59,8 @@ def evaluate(
     if not len(records):
         raise DataError(f"{records.source}: the split has no images; there is nothing to evaluate")
     detector = detector if isinstance(detector, Detector) else load(detector)
-    categories = _categories(detector.class_names, records)
+    labels = records.labels_of(detector.class_names).tolist()
+    categories = [records.category_ids[label] if label >= 0 else None for label in labels]
     # The precision-recall curve needs the detections with low scores too.
     whole_curve = dataclasses.replace(detector.postprocess, score_threshold=EVALUATION_SCORE_THRESHOLD)
     chosen: Any = to_dict(changed(whole_curve, settings))
@@ -73,17 +74,6 @@ def evaluate(
     speed = len(records) / (time.perf_counter() - started)
     table = read_table(records.to_coco(), results)
     return dataclasses.replace(metrics_of(table), matches=match(table), images_per_second=speed)
-
-
-def _categories(class_names: tuple[str, ...], records: Records) -> list[Any]:
-    """The records' category id for each label of the detector, by name; None where the records lack the class."""
-    unknown = [name for name in records.class_names if name not in class_names]
-    if unknown:
-        raise DataError(
-            f"{records.source}: the detector does not know its classes {unknown}; it knows {list(class_names)}"
-        )
-    ids = dict(zip(records.class_names, records.category_ids, strict=True))
-    return [ids.get(name) for name in class_names]
 
 
 def _results(detections: Detections, image_id: int | str, categories: list[Any]) -> list[dict[str, Any]]:

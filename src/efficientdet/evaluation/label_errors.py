@@ -20,7 +20,6 @@ from efficientdet.boxes import box_areas, intersection, pairwise_iou
 from efficientdet.data.quality.findings import Finding
 from efficientdet.data.records import ImageRecord, Records
 from efficientdet.detections import Detections
-from efficientdet.errors import DataError
 from efficientdet.text import printable
 
 # A score from which the model is sure.
@@ -113,20 +112,8 @@ def _loss(probability: float) -> float:
     return -math.log(max(probability, SMALLEST_SCORE))
 
 
-def _labels(class_names: Sequence[str], records: Records) -> NDArray[np.int64]:
-    """The records' label of each of the model's; -1 for classes that the dataset does not have."""
-    unknown = [name for name in records.class_names if name not in class_names]
-    if unknown:
-        raise DataError(
-            f"{records.source}: the detector does not know its classes {printable(unknown)}; it knows "
-            f"{printable(list(class_names))}. Use weights that were trained on these classes, or folds"
-        )
-    ours = {name: label for label, name in enumerate(records.class_names)}
-    return np.array([ours.get(name, -1) for name in class_names], dtype=np.int64)
-
-
 def _matched(record: ImageRecord, found: Detections, records: Records, split: str) -> _Image:
-    own, boxes = _labels(found.class_names, records)[found.labels], torch.from_numpy(found.boxes_xyxy)
+    own, boxes = records.labels_of(found.class_names)[found.labels], torch.from_numpy(found.boxes_xyxy)
     regions, objects = record.boxes_xyxy[record.is_ignored], np.flatnonzero(~record.is_ignored)
     kept = (own >= 0) & (found.scores >= SCORE_THRESHOLD)
     if len(regions):
