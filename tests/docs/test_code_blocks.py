@@ -3,7 +3,8 @@
 A page's blocks run in their order, in a folder with the files that its reader would have: `photo.jpg`, `photos/`,
 `clip.mp4`, `dataset/`, and a few images of `people/`, `cells/` and `microcontrollers/`. Python blocks of a page share
 their names. `pip install` and `make` are checked for what they name. The README's commands are processes of their own;
-those of other pages run in this one, which spares each the seconds in which torch is imported. Commands that train are
+those of other pages run in this one, which spares each the seconds in which torch is imported. And a stranger runs the
+README's with the built wheel, in an environment of their own. Commands that train are
 made short by `SHORTER`, a server runs until the end of its page, and a comment before a block says what else is to be
 done with it:
 
@@ -22,6 +23,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -180,34 +182,67 @@ def run_blocks(page: Path, blocks: list[Block], reader: Callable[[str], None], s
                 pytest.fail(f"{place}: a block of '{block.language}' needs a comment that says what to do with it")
 
 
-def run_command(words: list[str], in_process: bool = False) -> None:
-    """Run a command, or check what it names where it would change the environment."""
+@pytest.mark.slow
+def test_the_readme_with_the_wheel_in_an_empty_environment(
+    reader: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Someone with Python only: pip installs the built wheel with what the README names, and its blocks follow."""
+    pytest.importorskip("hatchling", reason="hatchling is missing (dependency group dev)")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path / "wheel")]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "wheel").iterdir()
+    venv.create(tmp_path / "empty", with_pip=True)
+    python = tmp_path / "empty" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    for name in ("PYTHONPATH", "EFFICIENTDET_BACKEND", "EFFICIENTDET_KEEP_MEMORY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("EFFICIENTDET_CACHE", str(tmp_path / "cache"))
+    pip = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
+    for block in BLOCKS[ROOT / "README.md"]:
+        if block.language == "python":
+            Path("block.py").write_text(block.text, encoding="utf-8")
+            run_command(["python", "block.py"], python=python)
+            continue
+        for command in read_commands(block.text):
+            if command[:2] == ["pip", "install"]:
+                wanted = [requirement.replace("efficientdet", str(wheel), 1) for requirement in command[2:]]
+                subprocess.run([*pip, *wanted], check=True)
+            elif command[0] != "make":  # which needs a clone
+                if "clip.mp4" in command:
+                    run_command(["python", "examples/moving_portraits.py", "clip.mp4"], python=python)
+                reader(" ".join(command))
+                run_command(command, python=python)
+    subprocess.run([python, "-m", "pip", "check"], check=True)
+
+
+def run_command(words: list[str], in_process: bool = False, python: Path = Path(sys.executable)) -> None:
+    """Run a command of an environment, or check what it names where it would change the environment."""
     program, *arguments = words
     if program in ("pip", "make", "git") or program.startswith(".venv/"):
         check_form(words)
         return
     if words[:2] == ["efficientdet", "serve"]:
-        start_server(arguments)
+        start_server(arguments, python)
         return
     if program == "efficientdet":
         arguments += shlex.split(SHORTER.get(arguments[0], ""))
         if in_process:
             run_in_this_process(arguments)
             return
-        script = Path(sys.executable).with_name("efficientdet")
-        start = [str(script)] if script.exists() else [sys.executable, "-m", "efficientdet"]
+        script = python.with_name("efficientdet")
+        start = [str(script)] if script.exists() else [str(python), "-m", "efficientdet"]
     else:
         assert program in ("python", "curl"), f"unknown program in {words}"
-        start = [sys.executable] if program == "python" else ["curl", "--fail-with-body", "--silent", "--show-error"]
+        start = [str(python)] if program == "python" else ["curl", "--fail-with-body", "--silent", "--show-error"]
     environment = {**os.environ, "COLUMNS": "120"}
     done = subprocess.run([*start, *arguments], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
 
 
-def start_server(arguments: list[str]) -> None:
+def start_server(arguments: list[str], python: Path) -> None:
     """Start `efficientdet serve`, and wait until it takes requests."""
-    pytest.importorskip("fastapi", reason="fastapi is missing (extra serve)")
-    command = [sys.executable, "-m", "efficientdet", *arguments]
+    if python == Path(sys.executable):
+        pytest.importorskip("fastapi", reason="fastapi is missing (extra serve)")
+    command = [str(python), "-m", "efficientdet", *arguments]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     SERVERS.append(server)
     assert server.stdout is not None and "http://" in server.stdout.readline(), shlex.join(arguments)

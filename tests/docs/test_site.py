@@ -5,12 +5,17 @@ And what pages say of the code holds: the architecture's floors and files, comma
 
 from __future__ import annotations
 
+import functools
+import http.server
 import importlib.util
 import re
 import shlex
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -26,7 +31,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-
+PICTURE = (ROOT / "docs" / "assets" / "architecture.svg").read_text(encoding="utf-8")
 
 # Pages of the repository that people read there.
 READ_IN_PLACE = [
@@ -107,22 +112,85 @@ def test_the_reference_has_every_public_name_and_command(site: Path) -> None:
     assert "- [Training](training.md): " in (site / "llms.txt").read_text(encoding="utf-8")
 
 
-def test_the_site_is_built_and_fetches_nothing_from_others(site: Path) -> None:
+@pytest.fixture(scope="module")
+def built(site: Path) -> Path:
+    """The site as zensical builds it."""
     pytest.importorskip("zensical")
     root = site.parents[1]
     (root / "mkdocs.yml").write_bytes((ROOT / "mkdocs.yml").read_bytes())
     command = [sys.executable, "-m", "zensical", "build", "--strict"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    pages = sorted((root / "build" / "docs").rglob("*.html"))
+    return root / "build" / "docs"
+
+
+def test_built_pages_fetch_nothing_from_others_and_lead_back(site: Path, built: Path) -> None:
+    pages = sorted(built.rglob("*.html"))
     assert len(pages) > len(list(site.rglob("*.md"))) - 1
     for page in pages:
         text = page.read_text(encoding="utf-8")
         fetched = re.findall(r"<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:src|href)=\"?([^\"\s>]+)", text)
         assert not [address for address in fetched if re.match(r"(https?:)?//", address)], page
         assert re.search(r'href="?(\.\./)*\.?/?index\.html', text) or 'href="."' in text, f"{page}: no way back"
-    for file in (root / "build" / "docs").rglob("*.css"):
+    for file in built.rglob("*.css"):
         assert not re.search(r"(url\(|@import )[\"']?https?:", file.read_text(encoding="utf-8")), file
+
+
+@pytest.fixture(scope="module")
+def address(built: Path) -> Iterator[str]:
+    """The site on a server."""
+    handler = functools.partial(QuietHandler, directory=str(built))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_everyone_can_use_every_built_page(
+    width: int, scheme: str, built: Path, address: str, chromium: Any, tmp_path: Path
+) -> None:
+    """Nothing that axe finds at levels A and AA, no error, no request elsewhere, not wider than the screen."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing (dependency group dev)")
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(600_000)  # it is not the time that is tested
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
+    page.on("console", lambda line: problems.append(f"{line.type}: {line.text}") if line.type == "error" else None)
+    page.on("request", lambda one: problems.append(one.url) if not one.url.startswith((address, "data:")) else None)
+    for name in sorted(file.relative_to(built).as_posix() for file in built.rglob("*.html")):
+        page.goto(address + name)
+        if page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
+            problems.append("wider than the screen")
+        for rule in axe.Axe().run(page, options=rules).response["violations"]:
+            problems += [f"{rule['id']}: {rule['help']}: {node['html'][:200]}" for node in rule["nodes"]]
+        page.screenshot(path=tmp_path / f"{width}-{scheme}-{name.replace('/', '-')}.png")
+        assert problems == [], name
+    page.close()
+
+
+@pytest.mark.slow
+def test_the_search_needs_no_server(built: Path, chromium: Any) -> None:
+    page = chromium.new_page()
+    requests: list[str] = []
+    page.on("request", lambda one: requests.append(one.url))
+    page.goto((built / "from" / "index.html").as_uri())
+    page.set_default_timeout(600_000)
+    page.locator("body").press("/")
+    page.get_by_placeholder("Search").last.fill("letterbox")
+    page.get_by_text("A prediction, in six files").wait_for()
+    assert [url for url in requests if not url.startswith((f"{built.as_uri()}/", "data:", "blob:", "about:"))] == []
+    page.close()
 
 
 INLINE = [
@@ -160,7 +228,7 @@ def test_the_floors_are_those_that_import_linter_holds() -> None:
     assert [int(number) for number, _ in rows] == list(range(len(held), 0, -1))
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`([\w/]+\.py|[\w/]+/)`", ARCHITECTURE))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"[`>]([\w/]+\.py|[\w/]+/)[`<]", ARCHITECTURE + PICTURE))))
 def test_a_file_that_is_named_is_there(name: str) -> None:
     """As a path, or, after one, by its name alone."""
     package = ROOT / "src" / "efficientdet"
