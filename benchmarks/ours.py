@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -73,10 +74,12 @@ def predicting(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
     return measure, facts
 
 
-def folder(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
-    """`Detector.predict_many` over a folder; and as many ready inputs through the network alone."""
-    detector, paths, batch, cores = open_detector(case), case["images"], case["batch"], torch.get_num_threads()
-    # The network at its best: an image on each core where the engine can, as predict_many does; else in batches.
+def network_alone(detector: Detector, batch: int) -> tuple[Callable[[int], float], int]:
+    """A function of a number of ready inputs, to the network's milliseconds for each; and what divides the number.
+
+    It is at its best: an image on each core where the engine can, as in `predict_many`; else in batches.
+    """
+    cores = torch.get_num_threads()
     run, threads, each = detector.engine.run_on_one_core, cores, 1
     if run is None or cores == 1:
         run, threads, each = detector.engine.run, 1, batch
@@ -93,6 +96,15 @@ def folder(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
             list(pool.map(once, range(images // each)))
         return watch.milliseconds["network"] / images
 
+    network(2 * each * threads)
+    return network, each
+
+
+def folder(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
+    """`Detector.predict_many` over a folder; and as many ready inputs through the network alone."""
+    detector, paths, batch = open_detector(case), case["images"], case["batch"]
+    network, each = network_alone(detector, batch)
+
     def measure() -> dict[str, float]:
         some = max(len(paths) // 6 // each, 1) * each
         before = network(some)
@@ -100,7 +112,6 @@ def folder(case: dict[str, Any]) -> tuple[Measure, dict[str, Any]]:
         # The machine may slow down meanwhile: the network alone is measured on both sides of it.
         return {**whole, "network": (before + network(some)) / 2 * len(paths)}
 
-    network(2 * each * threads)
     list(detector.predict_many(paths[: 2 * batch], batch_size=batch))
     return measure, {"engine": f"{detector.engine.backend} {detector.engine.precision}"}
 

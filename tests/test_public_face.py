@@ -18,7 +18,7 @@ import efficientdet
 HEAVY = (
     "torch", "numpy", "PIL", "safetensors", "huggingface_hub", "yaml", "lightning", "tensorboard", "faster_coco_eval",
     "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "simplejpeg", "h5py", "tensorflow", "matplotlib",
-    "supervision", "fastapi", "uvicorn", "prometheus_client", "av", "trackers", "cv2",
+    "supervision", "fastapi", "uvicorn", "prometheus_client", "av", "trackers", "cv2", "ray", "pyarrow",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from efficientdet.version import __version__
 
 if TYPE_CHECKING:
     from efficientdet import boxes, data, errors, family, weights
+    from efficientdet.cluster import predict_on_ray
     from efficientdet.data.quality.report import DataReport
     from efficientdet.data.read_split import read_split
     from efficientdet.data.records import Records
@@ -42,6 +43,7 @@ _SUBMODULES = ("boxes", "data", "errors", "family", "weights")
 
 # The public names of each module; the block above says the same to type checkers.
 _MODULES = {
+    "cluster": "predict_on_ray",
     "data.quality.report": "DataReport",
     "data.read_split": "read_split",
     "data.records": "Records",
@@ -71,7 +73,7 @@ __all__ = [
     "Comparison", "DataReport", "Detections", "Detector", "DetectorSettings", "EfficientDet", "Metrics", "ParityReport",
     "PostprocessSettings", "Records", "TrainConfig", "TrainingRun", "TunedRun", "Video", "VideoWriter", "__version__",
     "ablate", "boxes", "check_data", "compare", "create_model", "data", "ensemble", "errors", "evaluate", "export",
-    "family", "load", "quantize", "read_split", "train", "tune", "weights",
+    "family", "load", "predict_on_ray", "quantize", "read_split", "train", "tune", "weights",
 ]  # fmt: skip
 
 

@@ -140,6 +140,7 @@ def require(module: str, extra: str | None) -> Any:
         MissingExtraError: the library is not installed; gives the pip command.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it as it is imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # and Ray as a cluster starts
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO and NNCF do without it
     try:
         return importlib.import_module(module)

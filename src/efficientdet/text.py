@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+# Characters of a path or URL in a message.
+LONGEST_PATH = 5000
 # Characters of a class name, in a dataset or a checkpoint; each detection repeats it.
 LONGEST_CLASS_NAME = 1000
 
@@ -44,6 +46,11 @@ def printable_lines(text: object, longest: int = 20_000) -> str:
     plain = str(text)
     plain = plain if len(plain) <= longest else f"{plain[:longest]}…"
     return "\n".join(_UNSAFE.sub(_escape, line.expandtabs()) for line in plain.split("\n"))
+
+
+def without_password(source: str) -> str:
+    """A path or URL for messages: the user name and password of a URL are left out."""
+    return printable(re.sub(r"(?<=://)[^/@]*@", "", source), LONGEST_PATH)
 
 
 def in_markdown(text: object, longest: int = 2000) -> str:

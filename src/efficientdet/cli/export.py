@@ -26,7 +26,7 @@ Weights = Annotated[str, typer.Argument(help="Bundled or released model, checkpo
 def export(
     weights: Weights,
     settings: dict[str, Any],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; for Triton, a folder.")] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder of images to compare on; by default the sample image.")
     ] = None,
@@ -121,4 +121,5 @@ def _end(report: ParityReport, as_json: bool, fault: str = "", written: Path | N
         raise typer.Exit(1)
     if written is not None and not as_json:
         parts = [written, written.with_suffix(".bin")] if written.suffix == ".xml" else [written]
+        parts = [part for part in written.rglob("*") if part.is_file()] if written.is_dir() else parts
         say(f"written: {written}, {sum(part.stat().st_size for part in parts) / 1e6:.1f} MB")

@@ -23,9 +23,11 @@ from efficientdet.cli.options import (
     takes_settings,
 )
 from efficientdet.cli.run_results import RunResults, save_annotated, spare_originals
+from efficientdet.cluster import ClusterSettings
 from efficientdet.errors import ImageError, SettingError
 from efficientdet.inference.settings import DetectorSettings, EnsembleSettings, PostprocessSettings
 from efficientdet.settings import names_of
+from efficientdet.text import without_password
 from efficientdet.video.settings import TrackSettings, VideoSettings
 
 if TYPE_CHECKING:
@@ -72,21 +74,32 @@ def demo(
 
 @app.command()
 @takes_settings(
-    EnsembleSettings, PostprocessSettings, DetectorSettings, VideoSettings, TrackSettings, stored=PostprocessSettings
-)
+    EnsembleSettings, PostprocessSettings, DetectorSettings, VideoSettings, TrackSettings, ClusterSettings,
+    stored=PostprocessSettings,
+)  # fmt: skip
 def predict(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Images, folders, globs, or - for standard input; or videos, a camera as 0, 1, ..., URLs of streams."
+            help="Images, folders, globs, or - for standard input; or videos, a camera as 0, 1, ..., URLs of streams; "
+            "or with --ray, a folder or bucket (s3://..., gs://...)."
         ),
     ],
     settings: dict[str, Any],
     weights: Weights = "people",
     more_weights: MoreWeights = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the annotated images and of detections.json.")
-    ] = Path("predictions"),
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="Folder of the annotated images and of detections.json; with --ray, folder or bucket of the results.",
+        ),
+    ] = "predictions",
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Predict on a Ray cluster, into parquet files; again after a crash, the rest.")
+    ] = False,
     images: Annotated[
         bool, typer.Option(help="Write annotated images and videos, or only the JSON.", show_default=False)
     ] = True,
@@ -106,20 +119,53 @@ def predict(
 
     An image that cannot be read is reported, the others go on, and the command ends with exit code 1.
 
+    With --ray, a folder or bucket is predicted on a Ray cluster, or on this machine, into parquet files.
+
     Example: `efficientdet predict photos/ --weights people --out predictions`
     """
     from efficientdet.video.frames import is_video
 
     reading = {name: settings.pop(name) for name in names_of(VideoSettings, TrackSettings) if name in settings}
+    places = {name: value for name, value in (("line", line), ("zone", zone)) if value}
+    if ray:
+        views = {name: settings[name] for name in names_of(EnsembleSettings) if name in settings}
+        _refuse([*reading, *places, *views, *(["ensemble"] if more_weights else [])], "runs without --ray")
+        return _predict_on_ray(sources, weights, out, settings, as_json)
+    _refuse([name for name in names_of(ClusterSettings) if name in settings], "--ray")
     videos = [source for source in sources if is_video(source)]
     if videos and len(videos) < len(sources):
         raise SettingError("sources: some are images, some videos; predict each kind with a command of its own")
     every_weights = (weights, *(more_weights or ()))
     if videos:
-        return _predict_videos(videos, every_weights, out, settings, reading, (line or [], zone or []), images, as_json)
-    if given := [*reading, *(["line"] if line else []), *(["zone"] if zone else [])]:
-        raise SettingError(f"{', '.join(given)}: for videos only")
-    _predict_images(sources, every_weights, out, settings, images, as_json)
+        where = (line or [], zone or [])
+        return _predict_videos(videos, every_weights, Path(out), settings, reading, where, images, as_json)
+    _refuse([*reading, *places], "videos")
+    _predict_images(sources, every_weights, Path(out), settings, images, as_json)
+
+
+def _refuse(given: Sequence[str], what: str) -> None:
+    if given:
+        raise SettingError(f"{', '.join(given)}: for {what} only")
+
+
+def _predict_on_ray(sources: list[str], weights: str, out: str, settings: dict[str, Any], as_json: bool) -> None:
+    from efficientdet.cluster import predict_on_ray
+
+    if len(sources) > 1:
+        raise SettingError("sources: with --ray, give one folder or bucket; each wants a command and --out of its own")
+    with progress_bar(as_json) as progress:
+        task = progress.add_task("predicting")
+        run = predict_on_ray(
+            sources[0], out, weights,
+            progress=lambda done, parts: progress.update(task, completed=done, total=parts), **settings,
+        )  # fmt: skip
+    if as_json:
+        print_json(run)
+    else:
+        say(f"{run['images']} images, {run['unreadable']} of them unreadable; written to {without_password(out)}/")
+    if run["unreadable"]:
+        complain(f"{run['unreadable']} of {run['images']} images failed; the column `error` says why")
+        raise typer.Exit(1)
 
 
 def _load(weights: tuple[str, ...], settings: dict[str, Any], are_few: bool) -> Detector:

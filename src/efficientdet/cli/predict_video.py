@@ -17,9 +17,9 @@ from efficientdet.detections import Detections
 from efficientdet.errors import ImageError, SettingError
 from efficientdet.inference.detector import Detector
 from efficientdet.settings import divided
-from efficientdet.text import in_json
+from efficientdet.text import in_json, without_password
 from efficientdet.video.count import Counters, parse_line, read_zones
-from efficientdet.video.frames import Video, without_password
+from efficientdet.video.frames import Video
 from efficientdet.video.settings import TrackSettings, VideoSettings
 from efficientdet.video.track import mot_lines
 from efficientdet.video.write import VideoWriter

@@ -17,7 +17,7 @@ from efficientdet.atomic_write import replacing
 from efficientdet.data.read_split import read_split
 from efficientdet.data.records import ImageRecord, Records
 from efficientdet.errors import SettingError, require
-from efficientdet.exporting import openvino_file
+from efficientdet.exporting import openvino_file, triton
 from efficientdet.exporting.formats import MOST_IMAGES, comparison_images, module_of, spread
 from efficientdet.exporting.parity import ParityError, ParityReport, check_file
 from efficientdet.exporting.settings import (
@@ -51,7 +51,7 @@ def export(
     Args:
         detector: a detector, or what `load` takes. Its image size goes into the file, and, end-to-end, its settings of
             the post-processing.
-        path: the file to write.
+        path: the file to write; for Triton, the model's folder in its repository.
         images: folder of images to compare on; None for the sample image.
         data: dataset on which the AP of both is compared too.
         split: of the dataset.
@@ -75,8 +75,15 @@ def export(
     if data is not None:
         require("faster_coco_eval", "train")
     records = read_split(data, split) if isinstance(data, (str, Path)) else data
-    metadata = make_metadata(detector, chosen)
-    return write_proven(detector, path, to, lambda file: module_of(to).write(detector, file, metadata), found, records)
+    is_folder = to == "triton"
+    metadata = make_metadata(detector, changed(chosen, {"dynamic_batch": True} if is_folder else {}))
+    target = path / triton.MODEL_FILE if is_folder else path
+    report = write_proven(
+        detector, target, to, lambda file: module_of(to).write(detector, file, metadata), found, records
+    )
+    if is_folder:
+        triton.write_config(path, metadata)
+    return report
 
 
 def quantize(

@@ -17,7 +17,7 @@ class Format(NamedTuple):
     """A kind of file.
 
     Attributes:
-        suffix: of the file's name.
+        suffix: of the file's name; none of a folder's.
         module: of this folder, which writes and opens such files.
         abilities: which of `ABILITIES` it can have.
     """
@@ -39,6 +39,7 @@ FORMATS = {
     "torch-export": Format(".pt2", "torch_export_file", ("end_to_end", "dynamic_batch", "half")),
     "executorch": Format(".pte", "executorch_file", ()),
     "tflite": Format(".tflite", "tflite_file", ()),
+    "triton": Format("", "onnx_file", tuple(ABILITIES)),
 }
 
 # Formats that are asked for and not written here: suffix, and what to do instead.
@@ -62,7 +63,7 @@ class ExportSettings(Settings):
 
     to: str | None = setting(None, f"Format: {', '.join(FORMATS)}; by default by the file's suffix.")
     end_to_end: bool = setting(False, "Bytes in, boxes out: normalizing, decoding and NMS are in the file.")
-    dynamic_batch: bool = setting(False, "Take any number of images at once.")
+    dynamic_batch: bool = setting(False, "Take any number of images at once, as a model for Triton always does.")
     dynamic_size: bool = setting(
         False,
         "Take any number of images, of any height and width that are multiples of the coarsest stride (128 for P7).",
@@ -114,7 +115,7 @@ def find_format(to: str | None, path: Path) -> str:
         UnknownNameError: neither says a known format.
         SettingError: the suffix is another format's, or the format is not written here; says what to do instead.
     """
-    suffixes = {format.suffix: name for name, format in FORMATS.items()}
+    suffixes = {format.suffix: name for name, format in FORMATS.items() if format.suffix}
     suffixes |= {suffix: name for name, (suffix, _) in NOT_WRITTEN.items()}
     if to is None:
         to = suffixes.get(path.suffix)
@@ -125,7 +126,8 @@ def find_format(to: str | None, path: Path) -> str:
     if to not in FORMATS:
         raise unknown_name("format", to, [*FORMATS, *NOT_WRITTEN])
     if path.suffix != FORMATS[to].suffix:
-        raise SettingError(f"{path}: a file of format {to} must be called *{FORMATS[to].suffix}")
+        name = f"called *{FORMATS[to].suffix}" if FORMATS[to].suffix else "a folder, whose name has no suffix"
+        raise SettingError(f"{path}: what is exported to {to} must be {name}")
     return to
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from efficientdet.errors import ImageError, MissingExtraError
-from efficientdet.text import printable
+from efficientdet.text import LONGEST_PATH, printable
 
 STANDARD_INPUT = "-"
 EMPTY_INPUT = "standard input is empty (pipe an image in, such as: efficientdet predict - < photo.jpg)"
@@ -91,7 +91,7 @@ def find_images(sources: list[str]) -> FoundImages:
 
 
 def _shown(source: str) -> str:
-    return printable(source, 5000)
+    return printable(source, LONGEST_PATH)
 
 
 def _images_below(folder: Path, problems: list[Problem]) -> Iterator[Path]:

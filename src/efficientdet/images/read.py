@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from efficientdet.errors import ImageError
 from efficientdet.images.convert import RgbImage, from_array, from_tensor, to_rgb
 from efficientdet.images.letterbox import letterbox_scale
-from efficientdet.text import printable
+from efficientdet.text import LONGEST_PATH, printable
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +45,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-# Characters of a path in a message.
-LONGEST_NAME = 5000
 _RUNS_A_PROGRAM = ("EPS", "WMF")  # Pillow hands these to Ghostscript or Windows: not for files of strangers
 
 
@@ -164,7 +162,7 @@ def exif_orientation(source: str | os.PathLike[str] | bytes | IO[bytes]) -> int:
 
 def _with_image(source: Any, use: Callable[[Image.Image], _Result]) -> _Result:
     """Open the source, use the image, close what was opened here, turn every failure into an ImageError."""
-    name = printable(_name_of(source), LONGEST_NAME)
+    name = printable(_name_of(source), LONGEST_PATH)
     try:
         if isinstance(source, Image.Image):
             return use(source)

@@ -38,6 +38,11 @@ def name_models(weights: list[str]) -> dict[str, str]:
     return named
 
 
+def stop_seconds(settings: ServeSettings) -> int:
+    """How long the server takes to stop at most: a request that it has accepted has this long, and then some."""
+    return int(2 * settings.time_limit) + 5
+
+
 def run_server(
     detectors: Mapping[str, Detector], settings: ServeSettings, api_key: str | None, tell: Callable[[str], object]
 ) -> None:
@@ -69,8 +74,7 @@ def run_server(
             log_config=None,
             access_log=False,
             server_header=False,
-            # A request that is accepted has this long, and then some, whatever its client does.
-            timeout_graceful_shutdown=int(2 * settings.time_limit) + 5,
+            timeout_graceful_shutdown=stop_seconds(settings),
         )
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -20,7 +20,7 @@ import numpy as np
 from efficientdet.errors import ImageError, SettingError, require
 from efficientdet.images.convert import RgbImage
 from efficientdet.settings import changed
-from efficientdet.text import printable
+from efficientdet.text import without_password
 from efficientdet.video.settings import VideoSettings
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 VideoFile: TypeAlias = "str | int | os.PathLike[str]"
 # Bytes of decoded frames that wait for their consumer, and the number of them at most.
 BYTES_AHEAD, MOST_AHEAD = 2**27, 32
-# Characters of a source in a message, and pixels of a frame; a header may claim any number.
-LONGEST_NAME, MOST_PIXELS = 5000, 2**27
+# Pixels of a frame; a header may claim any number.
+MOST_PIXELS = 2**27
 # Seconds after which a network stream that says nothing is taken for broken, and between two attempts to open one.
 PATIENCE, PAUSE = 10.0, 1.0
 # Where a camera is known by its number: the format that FFmpeg calls it by, and its name.
@@ -45,11 +45,6 @@ SUFFIXES = frozenset(
 def is_video(source: str) -> bool:
     """Whether a name is that of a video file, a camera's number or a stream's URL, rather than of an image."""
     return source.isdecimal() or "://" in source or Path(source).suffix.lower() in SUFFIXES
-
-
-def without_password(source: str) -> str:
-    """A source for messages: the user name and password of a URL are left out."""
-    return printable(re.sub(r"(?<=://)[^/@]*@", "", source), LONGEST_NAME)
 
 
 def file_name(source: str) -> str:
