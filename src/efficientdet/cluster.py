@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,7 +96,7 @@ def predict_on_ray(
     """
     from efficientdet.weights.names import find_weights
 
-    require("ray", "ray")
+    _prepare_ray()
     own, loading, post = divided(settings, ClusterSettings, DetectorSettings, PostprocessSettings)
     chosen, given = changed(ClusterSettings(), own), {**loading, **post}
     _ = changed(DetectorSettings(), loading), changed(PostprocessSettings(), post)  # refused before anything starts
@@ -112,6 +113,16 @@ def predict_on_ray(
     return run.finish()
 
 
+def _prepare_ray() -> None:
+    """Import Ray; what it reads from the environment, it reads then."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs advice to the authors of Ray Data as errors
+    if "ray" not in sys.modules and "RAY_ADDRESS" not in os.environ:
+        # A cluster of this machine listens on its networks; without a token anyone there could run programs in it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    require("ray", "ray")
+
+
 @contextmanager
 def _cluster(settings: ClusterSettings) -> Iterator[Any]:
     """Ray, connected; what is started here ends with the block."""
@@ -122,8 +133,7 @@ def _cluster(settings: ClusterSettings) -> Iterator[Any]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if "RAY_ADDRESS" not in os.environ:
         cores = max(settings.cpus_per_worker * (settings.workers or 1), os.cpu_count() or 1)
-        # On the loopback interface: Ray's ports know no password.
-        options |= {"address": "local", "num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
     ray.init(**options)
     try:
         yield ray
@@ -140,7 +150,7 @@ def _predict_parts(ray: Any, parts: list[int], work: tuple[Any, ...]) -> Iterato
         has = " and ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
         raise SettingError(f"no worker of {cpus} CPUs and {gpus:g} GPUs finds room: the cluster has {has}")
     data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised too
     rows = data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
     workers = min(settings.workers or int(room), len(parts))
     done = rows.map_batches(
@@ -149,7 +159,9 @@ def _predict_parts(ray: Any, parts: list[int], work: tuple[Any, ...]) -> Iterato
     try:
         yield from done.iter_rows()
     except ray.exceptions.RayError as error:
-        raise sent_error(str(error)) or error from error
+        if (found := sent_error(str(error))) is None:
+            raise
+        raise type(found)(str(found).partition("\n\n")[0]) from error  # without what Ray says after it
 
 
 class _Worker:

@@ -120,6 +120,8 @@ def reader(
         if "clip.mp4" in text and not (tmp_path / "clip.mp4").exists():
             pytest.importorskip("trackers", reason="PyAV or trackers is missing (efficientdet[video])")
             run_command(["python", "examples/moving_portraits.py", "clip.mp4"])
+        if "--ray" in text or "on_ray" in text:
+            pytest.importorskip("ray", reason="ray is missing (extra ray)")
         for file in re.findall(r"[\w-]+\.npz", text):
             shutil.copy(request.getfixturevalue("shared_data") / "weights" / file, tmp_path)
 

@@ -45,23 +45,28 @@ def read_config(folder: Path, schema: Any) -> Any:
     return text_format.Parse((folder / "config.pbtxt").read_text(), schema.ModelConfig())
 
 
-@pytest.mark.parametrize("settings", [{}, {"end_to_end": True}, {"end_to_end": True, "dynamic_size": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, pytest.param({"end_to_end": True, "dynamic_size": True}, marks=pytest.mark.slow)]
+)
 def test_the_folder_is_what_triton_expects(
     people: Detector, tmp_path: Path, schema: Any, settings: dict[str, Any]
 ) -> None:
     folder = tmp_path / "models" / "people"
-    report = export(people, folder, to="triton", **settings)  # type: ignore[arg-type]
+    report = export(people, folder, to="triton", **settings)
     assert not report.failures
+    check_folder(folder, schema, "labels" if settings else "class_logits")
+
+
+def check_folder(folder: Path, schema: Any, labelled: str) -> None:
+    """The files, by Triton's schema and beside the network in them; `labelled` is the output whose numbers are classes."""
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files == {"config.pbtxt", "labels.txt", "1/model.onnx"}
     assert (folder / "labels.txt").read_text() == "person\n"
-
     config = read_config(folder, schema)
     assert (config.name, config.backend, config.max_batch_size) == ("", "onnxruntime", 8)
     assert config.HasField("dynamic_batching")
     check_tensors(config, folder / "1" / "model.onnx", schema)
-    labelled = [output.name for output in config.output if output.label_filename == "labels.txt"]
-    assert labelled == (["labels"] if settings else ["class_logits"])
+    assert [output.name for output in config.output if output.label_filename == "labels.txt"] == [labelled]
 
 
 def check_tensors(config: Any, file: Path, schema: Any) -> None:
@@ -116,9 +121,14 @@ class PlayedInput:
 
 
 def test_the_client_of_the_page_gets_the_boxes_of_predict(
-    people: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    people: Detector,
+    tmp_path: Path,
+    schema: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     export(people, tmp_path / "people", to="triton", end_to_end=True)
+    check_folder(tmp_path / "people", schema, "labels")
     session = pytest.importorskip("onnxruntime").InferenceSession(str(tmp_path / "people" / "1" / "model.onnx"))
     client = ModuleType("tritonclient.http")
     client.InferInput = PlayedInput  # type: ignore[attr-defined]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import sys
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -153,7 +155,8 @@ def _predict_on_ray(sources: list[str], weights: str, out: str, settings: dict[s
 
     if len(sources) > 1:
         raise SettingError("sources: with --ray, give one folder or bucket; each wants a command and --out of its own")
-    with progress_bar(as_json) as progress:
+    # Ray tells on standard output of workers that have died.
+    with progress_bar(as_json) as progress, contextlib.redirect_stdout(sys.stderr):
         task = progress.add_task("predicting")
         run = predict_on_ray(
             sources[0], out, weights,
