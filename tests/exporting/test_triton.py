@@ -58,7 +58,7 @@ def test_the_folder_is_what_triton_expects(
 
 
 def check_folder(folder: Path, schema: Any, labelled: str) -> None:
-    """The files, by Triton's schema and beside the network in them; `labelled` is the output whose numbers are classes."""
+    """The files, by Triton's schema and beside the network; `labelled` is the output whose numbers are classes."""
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files == {"config.pbtxt", "labels.txt", "1/model.onnx"}
     assert (folder / "labels.txt").read_text() == "person\n"
