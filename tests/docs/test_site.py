@@ -109,6 +109,7 @@ def test_the_reference_has_every_public_name_and_command(site: Path) -> None:
     assert "\n| `max_detections` | `int` | `100` | Largest number of detections of an image. |" in page
     commands = (site / "reference" / "cli.md").read_text(encoding="utf-8")
     assert "## `efficientdet train`" in commands and "### `efficientdet data check`" in commands
+    assert "\n* `check`: " in commands and not re.search(r"^\* `\w+`: .*\.\.\.$", commands, re.MULTILINE)
     assert "- [Training](training.md): " in (site / "llms.txt").read_text(encoding="utf-8")
 
 
