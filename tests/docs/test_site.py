@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import typer
+from defusedxml import ElementTree
 from markdown_it import MarkdownIt
 
 import efficientdet
@@ -192,6 +193,12 @@ def test_the_search_needs_no_server(built: Path, chromium: Any) -> None:
     page.get_by_text("A prediction, in six files").wait_for()
     assert [url for url in requests if not url.startswith((f"{built.as_uri()}/", "data:", "blob:", "about:"))] == []
     page.close()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs").rglob("*.svg")), ids=lambda file: file.name)
+def test_a_drawing_can_be_shown_and_fetches_nothing(file: Path) -> None:
+    ElementTree.parse(file)
+    assert not re.search(r"(url\(|href=)[\"']?(https?:)?//", file.read_text(encoding="utf-8"))
 
 
 INLINE = [
