@@ -1,6 +1,6 @@
 # Needs Python 3.10 or newer and make. Every target installs what it needs into .venv, once.
 #   make demo [IMAGE=photo.jpg]   draw the boxes that the bundled detector finds
-#   make test | lint | docs | bench
+#   make test | lint | docs [STRICT=1] | bench
 # On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu fetches the small build of torch.
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ TEST_STAMP := $(VENV)/.installed-test
 DOCS_STAMP := $(VENV)/.installed-docs
 $(DEMO_STAMP): WANTED := -e '.[demo]'
 $(TEST_STAMP): WANTED := -e '.[train,data,export,fast,demo,tune,serve]' --group dev
-$(DOCS_STAMP): WANTED := --group docs
+$(DOCS_STAMP): WANTED := -e '.[fast,demo]' --group docs
 
 .PHONY: demo test lint docs bench
 
@@ -34,7 +34,7 @@ lint: $(TEST_STAMP)
 	$(BIN)/hadolint docker/Dockerfile
 
 docs: $(DOCS_STAMP)
-	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/generate.py $(if $(STRICT),--strict)
 	$(BIN)/zensical build --strict
 
 bench: $(TEST_STAMP)

@@ -1,8 +1,8 @@
 """Put the site's sources together in build/site: docs/, pages made from the code, and the repository's own pages.
 
-`make docs` runs this before zensical. The reference is made from the docstrings (griffe, which imports nothing) and
-from `--help` (typer), so that neither can fall behind the code. Links are rewritten, so that those of the repository
-work both there and on the site.
+`make docs` runs this before zensical; with `--strict` it fails where the live demo (live_demo.py) cannot be built.
+The reference is made from the docstrings (griffe, which imports nothing) and from `--help` (typer), so that neither
+can fall behind the code. Links are rewritten, so that those of the repository work both there and on the site.
 """
 
 from __future__ import annotations
@@ -217,3 +217,8 @@ def sentence_of(page: Path) -> str:
 
 if __name__ == "__main__":
     main()
+    import live_demo  # it needs torch and onnx, and no test of the pages needs it
+
+    if missing := live_demo.build(SITE):
+        print(f"The live demo is left out: {missing}", file=sys.stderr)
+        sys.exit("--strict" in sys.argv)

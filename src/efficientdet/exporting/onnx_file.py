@@ -59,6 +59,8 @@ def make_onnx(detector: Detector, metadata: FileMetadata) -> ModelProto:
         halve_weights(graph)
     if metadata.end_to_end:
         graph = _between(_front_and_back(metadata), graph)
+    for node in graph.graph.node:
+        node.ClearField("metadata_props")  # what the exporter notes of each: paths of this machine, 0.8 MB for lite0
     onnx.helper.set_model_props(graph, {METADATA_KEY: metadata.to_json()})
     onnx.checker.check_model(graph)
     return graph

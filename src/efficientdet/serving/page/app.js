@@ -1,16 +1,18 @@
-// The page: where images come from, what is shown of them, and what can be downloaded.
+// The page: where images come from, what is shown of them, and what can be downloaded. What detects is `source.js`: this
+// server, or, in the live demo of the documentation, the browser itself.
 
-import { ApiError, detect, listModels, useKey } from "./api.js";
 import { CameraError, openCamera } from "./camera.js";
 import { paint } from "./draw.js";
+import * as source from "./source.js";
 
 const at = (id) => document.getElementById(id);
 const canvas = at("canvas");
 
 // What is shown: the last image, and what was found in it.
-const shown = { name: "", image: null, size: null, detections: null, hidden: new Set(), chosen: null };
+const shown = { name: "", image: null, size: null, detections: null, hidden: new Set(), chosen: null, note: "" };
 let models = [];
 let model = null;
+let starting = null; // until the models are known
 let lastFile = null;
 let running = null; // AbortController of what is being detected: a file, or the camera's frames
 
@@ -18,16 +20,17 @@ let running = null; // AbortController of what is being detected: a file, or the
 
 /** Show a file, and what is found in it. */
 async function showFile(file) {
-  if (!model) return say("The models are not known yet.");
+  if (source.openModel && /\.onnx$/i.test(file.name)) return openModel(file);
   const control = begin();
   lastFile = file;
-  say("Detecting…");
+  say(model ? "Detecting…" : "Loading the model…");
   try {
+    if (!(await isReady(control))) return;
     const image = await createImageBitmap(file).catch(() => null); // the server reads formats that browsers do not
     control.signal.throwIfAborted();
     if (image) show(file.name, image, [image.height, image.width], null);
-    const found = await detect(file, model, control.signal);
-    show(file.name, image, found.image_size, found.detections);
+    const found = await source.detect({ file }, model, control.signal);
+    show(file.name, image, found.image_size, found.detections, found.note);
     tell(image ? "" : "This browser cannot show the image; its boxes are right all the same. ");
   } catch (error) {
     fail(error, control, file);
@@ -36,22 +39,22 @@ async function showFile(file) {
   }
 }
 
-/** Show what is found in the camera's frames, one after the other, as fast as the server answers. */
+/** Show what is found in the camera's frames, one after the other, as fast as they can be detected in. */
 async function runCamera() {
-  if (!model) return say("The models are not known yet.");
   const control = begin();
   let camera = null;
   try {
+    if (!(await isReady(control))) return;
     say("Opening the camera…");
     camera = await openCamera();
     at("camera").setAttribute("aria-pressed", "true");
     say("The camera is live.");
     while (!control.signal.aborted) {
-      const { bitmap, blob } = await camera.frame();
+      const frame = await camera.frame();
       const used = model;
       try {
-        const found = await detect(blob, used, control.signal);
-        if (used === model) show("camera.jpg", bitmap, found.image_size, found.detections);
+        const found = await source.detect(frame, used, control.signal);
+        if (used === model) show("camera.jpg", frame.bitmap, found.image_size, found.detections);
       } catch (error) {
         if (error.status !== 429) throw error;
         await new Promise((done) => setTimeout(done, 1000 * (error.retryAfter || 1)));
@@ -64,6 +67,14 @@ async function runCamera() {
     at("camera").setAttribute("aria-pressed", "false");
     end(control);
   }
+}
+
+/** Wait for the models; whether there is one. What failed before is tried once more. */
+async function isReady(control) {
+  await starting;
+  if (!model) await (starting = start());
+  control.signal.throwIfAborted();
+  return model !== null;
 }
 
 /** Stop what is being detected, and make ready for what comes next. */
@@ -94,7 +105,7 @@ function fail(error, control, file = null) {
     return;
   }
   say("");
-  if (!(error instanceof ApiError || error instanceof CameraError)) console.error(error);
+  if (!(error instanceof source.SourceError || error instanceof CameraError)) console.error(error);
   at("error").textContent = error.message.replace(/^<\d+ bytes>/, file?.name); // which the server does not know
   at("error").hidden = false;
   at("retry").hidden = !file || error.status === 401;
@@ -130,13 +141,13 @@ function inWords(detections) {
 /** Say what is shown; a moment later, so that a moving slider is not read out at every step. */
 function tell(before = "") {
   clearTimeout(telling);
-  if (shown.detections) telling = setTimeout(() => say(`${before}${inWords(visible())}.`), 150);
+  if (shown.detections) telling = setTimeout(() => say(`${before}${inWords(visible())}. ${shown.note}`.trim()), 150);
 }
 
 /** Show an image; `detections` is null while they are not known. */
-function show(name, image, size, detections) {
+function show(name, image, size, detections, note = "") {
   if (shown.image !== image) shown.image?.close();
-  Object.assign(shown, { name, image, size, detections, chosen: null });
+  Object.assign(shown, { name, image, size, detections, note, chosen: null });
   canvas.hidden = false;
   at("hint").hidden = true;
   at("stage").classList.add("full");
@@ -231,8 +242,8 @@ at("save-image").addEventListener("click", () => {
 
 // ---- Where images come from ----
 
-for (const id of ["file", "photo"]) {
-  at(id).addEventListener("change", () => {
+for (const id of ["file", "photo", "own-model"]) {
+  at(id)?.addEventListener("change", () => {
     const [file] = at(id).files;
     if (file) showFile(file);
     at(id).value = ""; // so that the same file can be chosen again
@@ -282,23 +293,47 @@ function chooseModel(name) {
   delete at("class-list").dataset.names;
   const classes = model.class_names.slice(0, 6).join(", ");
   const more = model.class_names.length - 6;
-  at("about").textContent = `Finds ${classes}${more > 0 ? ` and ${more} more classes` : ""}.`;
+  at("about").textContent = `Finds ${classes}${more > 0 ? ` and ${more} more classes` : ""}. ${model.note ?? ""}`.trim();
   if (shown.size) show(shown.name, shown.image, shown.size, null); // what the other model found has other classes
   else render();
 }
 
 async function start() {
   try {
-    models = await listModels();
+    models = await source.listModels();
   } catch (error) {
     fail(error, new AbortController());
     at("about").textContent = "";
     return;
   }
   at("error").hidden = at("key-form").hidden = true;
+  offerModels(models[0].name);
+}
+
+function offerModels(chosen) {
   at("model").replaceChildren(...models.map(({ name }) => element("option", { value: name }, name)));
   at("model-choice").hidden = models.length < 2;
-  chooseModel(models[0].name);
+  at("model").value = chosen;
+  chooseModel(chosen);
+}
+
+/** Use an exported file of the reader's. */
+async function openModel(file) {
+  const control = begin();
+  say(`Loading ${file.name}…`);
+  try {
+    if (!(await isReady(control))) return;
+    const opened = await source.openModel(file);
+    control.signal.throwIfAborted();
+    models = [...models.filter(({ name }) => name !== opened.name), opened];
+    offerModels(opened.name);
+    say(`${file.name} is loaded.`);
+    if (lastFile) showFile(lastFile);
+  } catch (error) {
+    fail(error, control);
+  } finally {
+    end(control);
+  }
 }
 
 at("model").addEventListener("change", () => {
@@ -308,8 +343,8 @@ at("model").addEventListener("change", () => {
 });
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  useKey(at("key").value);
-  start();
+  source.useKey(at("key").value);
+  starting = start();
 });
 
-start();
+starting = start();

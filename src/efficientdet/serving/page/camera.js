@@ -12,7 +12,7 @@ const REASONS = {
   NotReadableError: "The camera is used by another program. Close that, then try again.",
 };
 
-/** Open the camera, at the back of a phone; returns `frame()`, a bitmap and its JPEG, and `close()`. */
+/** Open the camera, at the back of a phone; returns `frame()`, a bitmap and `encode()`, its JPEG; and `close()`. */
 export async function openCamera() {
   if (!navigator.mediaDevices?.getUserMedia) {
     throw new CameraError("Browsers give the camera to pages from https:// or localhost only.");
@@ -36,8 +36,7 @@ export async function openCamera() {
     canvas.height = Math.round(video.videoHeight * scale);
     canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
     const bitmap = await createImageBitmap(canvas);
-    const blob = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.85));
-    return { bitmap, blob };
+    return { bitmap, encode: () => new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.85)) };
   }
 
   function close() {

@@ -1,4 +1,4 @@
-// The server's API, and its errors.
+// The detector behind the page: this server's API. The live demo of the documentation has a `source.js` of its own.
 
 // Detections below this are not asked for; the slider chooses among those above.
 export const LOWEST_SCORE = 0.05;
@@ -11,7 +11,7 @@ export function useKey(text) {
 }
 
 /** What the server answered instead of what was asked for: `status`, and seconds until it may be asked again. */
-export class ApiError extends Error {
+export class SourceError extends Error {
   constructor(message, status, retryAfter) {
     super(message);
     this.status = status;
@@ -26,12 +26,12 @@ async function ask(path, options = {}) {
     answer = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("The server cannot be reached. Check the connection, then try again.", 0);
+    throw new SourceError("The server cannot be reached. Check the connection, then try again.", 0);
   }
   const content = await answer.json().catch(() => ({}));
   if (answer.ok) return content;
   const reason = content.error?.message ?? `the server answered ${answer.status}`;
-  throw new ApiError(reason, answer.status, Number(answer.headers.get("Retry-After")) || 0);
+  throw new SourceError(reason, answer.status, Number(answer.headers.get("Retry-After")) || 0);
 }
 
 /** The models, each with `name`, `class_names`, `class_colors`, `settings` and `lowest_threshold`. */
@@ -39,8 +39,13 @@ export async function listModels() {
   return (await ask("v1/models")).models;
 }
 
-/** What a model of `listModels` finds in an encoded image: `image_size` as [height, width], and `detections`. */
-export async function detect(blob, model, signal) {
+/**
+ * What a model of `listModels` finds in an image: `image_size` as [height, width], and `detections`.
+ *
+ * @param image a `file`; or a `bitmap`, and `encode()` to make a file of it
+ */
+export async function detect(image, model, signal) {
+  const blob = image.file ?? (await image.encode());
   const query = new URLSearchParams({
     model: model.name,
     score_threshold: Math.max(LOWEST_SCORE, model.lowest_threshold),
