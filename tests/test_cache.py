@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from efficientdet import cache
-from efficientdet.cache import cache_dir, cache_folder, cached, is_sealed, may_be_written, seal, sealing
-from efficientdet.errors import SettingError
+from efficientdet.cache import Kept, cache_dir, cache_folder, cached, is_sealed, may_be_written, seal, sealing
+from efficientdet.errors import SettingError, UnknownNameError
 
 
 @pytest.fixture
@@ -146,3 +147,52 @@ def test_a_seal_tells_any_change(folder: Path) -> None:
     path.write_bytes(bytes(1000))
     path.with_name("a.onnx.sha256").write_bytes(b"\xff")
     assert not is_sealed(path)
+
+
+def fill(folder: Path) -> None:
+    for name in ("engines/a.onnx", "engines/openvino/a/b.blob", "d0.safetensors", "tf.pth", "datasets/x/1.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(200_000))
+    (folder / "thesis.txt").write_text("of the user")
+
+
+def test_what_it_holds_and_clearing_it(folder: Path) -> None:
+    assert [row.files for row in cache.kept()] == [0, 0, 0, 0]
+    fill(folder)
+    expected = [Kept("engines", 2, 0.4), Kept("weights", 2, 0.4), Kept("datasets", 1, 0.2), Kept("libraries", 0, 0.0)]
+    assert cache.kept() == expected
+    with pytest.raises(UnknownNameError, match="kind of file in the cache 'engine'"):
+        cache.clear(["weights", "engine"])
+    assert cache.clear(["engines"]) == expected[:1]
+    assert [row.files for row in cache.kept()] == [0, 2, 1, 0]
+    cache.clear()
+    assert [row.files for row in cache.kept()] == [0, 0, 0, 0]
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_clearing_leaves_what_a_link_leads_to(folder: Path, tmp_path: Path) -> None:
+    fill(tmp_path / "other")
+    folder.mkdir()
+    (folder / "engines").symlink_to(tmp_path / "other" / "engines")
+    cache.clear()
+    assert not list(folder.iterdir()) and (tmp_path / "other" / "engines" / "a.onnx").is_file()
+
+
+def test_engines_that_were_not_used_for_longest_go_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MOST_ENGINES", 300)
+
+    def write(path: Path) -> None:
+        path.write_bytes(bytes(100))
+        seal(path)
+
+    for age, name in enumerate(("c", "b", "a")):
+        os.utime(cached(f"engines/{name}", is_sealed, write), (age, age))
+    assert cached("engines/b", is_sealed, refuse).is_file()
+    os.utime(folder / "engines" / "b", (9, 1))  # read later than all others, as file systems note it, or not
+    cached("engines/d", is_sealed, write)
+    assert sorted(path.name for path in (folder / "engines").glob("?")) == ["a", "b", "d"]
+    assert len(list((folder / "engines").iterdir())) == 6  # with their seals
+    with sealing(cache_folder("engines", "openvino"), "*.blob"):
+        (folder / "engines" / "openvino" / "e.blob").write_bytes(bytes(100))
+    assert sorted(path.stem for path in (folder / "engines").rglob("?.blob")) == ["e"]
+    assert len([path for path in (folder / "engines").rglob("*") if path.suffix != ".sha256" and path.is_file()]) == 3

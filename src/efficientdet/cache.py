@@ -1,6 +1,7 @@
 """The cache folder: files that are made once, verified whenever they are used, and made again where they are damaged.
 
-Where the folder cannot be written, a temporary one takes its place until the process ends.
+Where the folder cannot be written, a temporary one takes its place until the process ends. Engines are kept up to
+`MOST_ENGINES` bytes.
 """
 
 from __future__ import annotations
@@ -12,14 +13,33 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from efficientdet.atomic_write import write_text
-from efficientdet.errors import SettingError
+from efficientdet.errors import SettingError, unknown_name
 
 VARIABLE = "EFFICIENTDET_CACHE"
+# Bytes of the engines that are kept; of more, those that were not used for longest go.
+MOST_ENGINES = 4 << 30
+# What the folder holds, by kind: patterns of names. Nothing else in it is counted or removed.
+KINDS = {
+    "engines": ("engines",),
+    "weights": ("*.safetensors", "*.pth"),
+    "datasets": ("datasets",),
+    "libraries": ("matplotlib", "inductor", "*.tgz"),
+}
+_SEAL = ".sha256"
+
+
+class Kept(NamedTuple):
+    """How much of a kind is in the cache folder."""
+
+    kind: str
+    files: int
+    megabytes: float
 
 
 def cache_dir() -> Path:
@@ -84,7 +104,67 @@ def cached(name: str, is_whole: Callable[[Path], bool], make: Callable[[Path], N
     elsewhere = cache_folder(*folder) / path.name
     if elsewhere == path or not (elsewhere.is_file() and is_whole(elsewhere)):
         make(elsewhere)
+        _drop_unused_engines()
     return elsewhere
+
+
+def kept() -> list[Kept]:
+    """What the cache folder holds, by kind."""
+    rows = []
+    for kind in KINDS:
+        sizes = [size for entry in _entries(kind) for size in _sizes(entry)]
+        rows.append(Kept(kind, len(sizes), round(sum(sizes) / 1e6, 1)))
+    return rows
+
+
+def clear(kinds: Sequence[str] = ()) -> list[Kept]:
+    """Remove what the cache folder holds of some kinds, or of all; it is made, or downloaded, again when it is needed.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        UnknownNameError: there is no such kind; nothing is removed.
+        OSError: a file cannot be removed.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown_name("kind of file in the cache", kind, KINDS)
+    removed = [row for row in kept() if row.kind in (kinds or KINDS)]
+    for row in removed:
+        for entry in _entries(row.kind):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+    return removed
+
+
+def _entries(kind: str) -> list[Path]:
+    return [entry for pattern in KINDS[kind] for entry in sorted(cache_dir().glob(pattern))]
+
+
+def _sizes(entry: Path) -> list[int]:
+    """Of a file, or of all below a folder; in bytes."""
+    files = entry.rglob("*") if entry.is_dir() else [entry]
+    return [file.lstat().st_size for file in files if not file.is_dir()]
+
+
+def _drop_unused_engines() -> None:
+    """Keep the engines that were used last, up to `MOST_ENGINES` bytes. A file's use is that it was read or written."""
+    files = []
+    for path in (cache_dir() / "engines").rglob("*"):
+        with suppress(OSError):  # another process may have removed it
+            if path.is_file() and path.suffix != _SEAL:
+                facts = path.stat()
+                files.append((max(facts.st_atime, facts.st_mtime), facts.st_size, path))
+    total = 0
+    for _, size, path in sorted(files, reverse=True):
+        total += size
+        if total > MOST_ENGINES:
+            with suppress(OSError):  # in use, where such files cannot be removed
+                path.unlink()
+                _seal_of(path).unlink(missing_ok=True)
 
 
 def seal(path: Path) -> None:
@@ -124,6 +204,7 @@ def sealing(folder: Path, pattern: str) -> Iterator[None]:
             with suppress(OSError):  # another process may remove it
                 path.chmod(folder.stat().st_mode & 0o666)
                 seal(path)
+    _drop_unused_engines()
 
 
 def sha256_of(path: Path) -> str:
@@ -136,7 +217,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _seal_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
+    return path.with_name(f"{path.name}{_SEAL}")
 
 
 @functools.cache

@@ -116,3 +116,16 @@ def test_push_sends_the_checkpoint(command: Command, checkpoint: Path, monkeypat
     done = command("push", checkpoint, "me/mine", "--private")
     assert done.out.strip() == "address"
     assert sent == [(checkpoint, "me/mine", {"private": True})]
+
+
+def test_the_cache_is_listed_and_cleared(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFICIENTDET_CACHE", str(tmp_path))
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "a.onnx").write_bytes(bytes(1_500_000))
+    listed = json.loads(command("cache", "list", "--json").out)
+    assert listed["folder"] == str(tmp_path)
+    assert listed["kept"][0] == {"kind": "engines", "files": 1, "megabytes": 1.5}
+    assert "1.5" in command("cache", "list").out
+    assert command("cache", "clear", "engine").code == 2 and (tmp_path / "engines").exists()
+    assert command("cache", "clear", "engines").out == "removed 1 file of engines, 1.5 MB\n"
+    assert json.loads(command("cache", "clear", "--json").out)["removed"][0]["files"] == 0

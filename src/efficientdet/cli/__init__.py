@@ -17,7 +17,7 @@ from efficientdet.errors import EfficientDetError, Terminated
 
 # The files of the commands, in the order of the help.
 COMMAND_FILES = (
-    "predict", "serve", "evaluate", "train", "data", "models", "export", "benchmark", "research",
+    "predict", "serve", "evaluate", "train", "data", "models", "export", "benchmark", "research", "cache",
 )  # fmt: skip
 # What PyTorch's error says where there is too little memory.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
