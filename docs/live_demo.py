@@ -46,7 +46,7 @@ TEXTS = {
         "<title>Live demo of efficientdet: detect objects in your browser</title>"
     ),
     '<label id="model-choice" hidden>': (
-        '<label class="button"><input id="own-model" type="file" accept=".onnx"> Use a model of yours</label>\n'
+        '<label class="button"><input id="own-model" type="file" accept=".onnx"> Use your own model</label>\n'
         '  <label id="model-choice" hidden>'
     ),
     "It is sent to this server only, and not kept.": "It stays in your browser: nothing is sent anywhere.",

@@ -168,6 +168,7 @@ def show(page: Any, file: Path | dict[str, Any] = PHOTO) -> None:
 def found_in(page: Any, path: Path) -> dict[str, Any]:
     """What the page finds in an image, as it is downloaded."""
     show(page, path)
+    page.locator("#threshold").fill("5")
     with page.expect_download() as caught:
         page.get_by_role("button", name="Download JSON").click()
     content: dict[str, Any] = json.loads(Path(caught.value.path()).read_text())
@@ -259,7 +260,7 @@ def test_the_boxes_of_ten_photographs_are_those_of_python(
 ) -> None:
     page = open_page(f"{serve(whole)}?device=wasm")
     paths = sorted((shared_data / "people" / "images").glob("*.jpg"))[:10]
-    assert sum(assert_equal(found_in(page, path), detector.predict(path)) for path in paths) >= 10
+    assert sum(assert_equal(found_in(page, path), detector.predict(path), 0.06) for path in paths) > 100
 
 
 @pytest.mark.slow
@@ -288,7 +289,9 @@ def test_threads_where_the_page_is_isolated(
     open_page: Callable[..., Any], serve: Callable[..., str], whole: Path, detector: Detector
 ) -> None:
     page = open_page(f"{serve(whole, ISOLATED)}?device=wasm")
-    expect(page.locator("#about")).to_contain_text("threads (WebAssembly)")
+    cores = page.evaluate("crossOriginIsolated ? navigator.hardwareConcurrency : 0")
+    words = "one thread" if cores == 1 else f"{min(cores, 4)} threads"
+    expect(page.locator("#about")).to_contain_text(f"{words} (WebAssembly)")
     assert assert_equal(found_in(page, PHOTO), detector.predict(PHOTO)) > 0
 
 
@@ -308,9 +311,9 @@ def test_a_model_of_the_reader(
         expect(page.get_by_role("alert")).to_contain_text(text)
     page.locator("#own-model").set_input_files(tmp_path / "mine.onnx")
     expect(page.locator("#about")).to_contain_text(f"Finds {cells.class_names[0]}")
-    expect(page.get_by_label("Model", exact=True)).to_have_value("mine")
+    expect(page.locator("#model")).to_have_value("mine")
     assert_equal(found_in(page, PHOTO), cells.predict(PHOTO), 0.15)
-    page.get_by_label("Model", exact=True).select_option("people")
+    page.locator("#model").select_option("people")
     expect(page.locator("#status")).to_contain_text("person")
 
 
