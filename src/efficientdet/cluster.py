@@ -65,7 +65,7 @@ def predict_on_ray(
     out: str | Path,
     weights: str | Path = "people",
     *,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Callable[[int, int], object] = lambda done, parts: None,
     **settings: Unpack[ClusterOptions],
 ) -> dict[str, Any]:
     """Find objects in all images below a folder or in a bucket, on a Ray cluster, or on this machine without one.
@@ -108,8 +108,7 @@ def predict_on_ray(
         with _cluster(chosen) as ray:
             rows = _predict_parts(ray, parts, (run, weights, sha256, given, chosen))
             for done, _ in enumerate(rows, run.parts - len(parts) + 1):
-                if progress is not None:
-                    progress(done, run.parts)
+                progress(done, run.parts)
     return run.finish()
 
 
@@ -146,13 +145,13 @@ def _predict_parts(ray: Any, parts: list[int], work: tuple[Any, ...]) -> Iterato
     data, settings, resources = require("ray.data", "ray"), work[-1], ray.cluster_resources()
     cpus, gpus = settings.cpus_per_worker, settings.gpus_per_worker
     room = min(resources.get("CPU", 0) // cpus, resources.get("GPU", 0) // gpus if gpus else len(parts))
-    if not room:
+    if not room and "RAY_ADDRESS" not in os.environ:  # a cluster may grow
         has = " and ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
         raise SettingError(f"no worker of {cpus} CPUs and {gpus:g} GPUs finds room: the cluster has {has}")
     data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised too
     rows = data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
-    workers = min(settings.workers or int(room), len(parts))
+    workers = min(settings.workers or int(room) or 1, len(parts))
     done = rows.map_batches(
         _Worker, fn_constructor_args=work, batch_size=1, concurrency=workers, num_cpus=cpus, num_gpus=gpus
     )

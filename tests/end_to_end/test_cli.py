@@ -252,6 +252,7 @@ def test_the_odd_pictures_together(shared_data: Path, checkpoint: Path, tmp_path
         (("missing.jpg",), "missing.jpg: no such file"),
         (("{picture}", "--workers", "2", "--part-size", "9"), "workers, part_size: for --ray only"),
         (("{empty}", "--ray", "--flip", "--every", "2"), "every, flip: for runs without --ray only"),
+        (("s3://me:secret@bucket/photos",), "s3://bucket/photos: for --ray only"),
         (("{empty}", "{empty}", "--ray"), "with --ray, give one folder or bucket"),
         (("{empty}",), "no image in this folder"),
         (("{picture}", "--nms", "medium"), "medium"),

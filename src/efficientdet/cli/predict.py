@@ -134,6 +134,7 @@ def predict(
         _refuse([*reading, *places, *views, *(["ensemble"] if more_weights else [])], "runs without --ray")
         return _predict_on_ray(sources, weights, out, settings, as_json)
     _refuse([name for name in names_of(ClusterSettings) if name in settings], "--ray")
+    _refuse([without_password(one) for one in sources if one.startswith(("s3://", "gs://"))], "--ray")
     videos = [source for source in sources if is_video(source)]
     if videos and len(videos) < len(sources):
         raise SettingError("sources: some are images, some videos; predict each kind with a command of its own")
