@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from numpy.typing import NDArray
 
@@ -33,6 +33,7 @@ from efficientdet.weights.info import METADATA_KEY, CheckpointInfo
 if TYPE_CHECKING:
     from efficientdet.inference.engines.engine import Engine
 
+Shapes: TypeAlias = list[tuple[int, ...]]
 # What runs a file, by its suffix; the first unless another is asked for.
 RUNNERS = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",)}
 
@@ -74,7 +75,8 @@ def open_exported(
 
     from efficientdet.inference.engines.engine import Engine, SessionByShape
 
-    run = SessionByShape(lambda shape: _guarded(lambda: open_session(shape), metadata, path), one_by_one=True)
+    shapes = functools.partial(_raw_shapes, metadata.checkpoint)
+    run = SessionByShape(lambda shape: _guarded(path, lambda: open_session(shape), shapes), one_by_one=True)
     return info, Engine(backend, precision, run), size
 
 
@@ -87,22 +89,8 @@ def open_end_to_end(path: Path) -> tuple[FileMetadata, EndToEndEngine]:
 def _end_to_end_engine(
     path: Path, metadata: FileMetadata, backend: str, precision: str, open_session: Callable[..., Session]
 ) -> EndToEndEngine:
-    session = functools.cache(lambda streams: _end_to_end_session(path, open_session, streams))
+    session = functools.cache(lambda streams: _guarded(path, lambda: open_session(None, streams), _detection_shapes))
     return EndToEndEngine(backend, precision, metadata.postprocess, session)
-
-
-def _end_to_end_session(path: Path, open_session: Callable[..., Session], streams: int) -> Session:
-    """The session; whatever goes wrong in it, or comes out of it in another shape, is an error that names the file."""
-    session = _attempt(path, open_session, None, streams)
-
-    def run(canvas: NDArray[Any], image_sizes: NDArray[Any]) -> list[NDArray[Any]]:
-        outputs: list[NDArray[Any]] = _attempt(path, session, canvas, image_sizes)
-        boxes, scores, labels, counts = (output.shape for output in outputs)
-        if not (boxes == (1, *scores[1:], 4) and scores == labels and counts == (1,)):
-            raise WeightsError(f"{path}: damaged: its outputs have shapes {boxes}, {scores}, {labels} and {counts}")
-        return outputs
-
-    return run
 
 
 def _choose_size(path: Path, metadata: FileMetadata, settings: DetectorSettings) -> tuple[int, int]:
@@ -120,28 +108,34 @@ def _choose_size(path: Path, metadata: FileMetadata, settings: DetectorSettings)
     return size
 
 
-def _attempt(path: Path, step: Callable[..., Any], *arguments: Any) -> Any:
-    """Call into a runtime; whatever goes wrong is an error that names the file."""
-    with as_error(WeightsError, f"{path}: cannot be run, so it may be damaged"):
-        return step(*arguments)
+def _guarded(
+    path: Path, open_session: Callable[[], Session], expected: Callable[[Sequence[NDArray[Any]], Shapes], Shapes]
+) -> Session:
+    """The session; what goes wrong in it, or comes out in other shapes than `expected`, is an error of the file."""
+    fault = f"{path}: cannot be run, so it may be damaged"
+    with as_error(WeightsError, fault):
+        session = open_session()
 
-
-def _guarded(open_session: Callable[[], Session], metadata: FileMetadata, path: Path) -> Session:
-    """The session; whatever goes wrong in it, or comes out of it in another shape, is an error that names the file."""
-    info = metadata.checkpoint
-    session = _attempt(path, open_session)
-
-    def run(images: NDArray[Any]) -> list[NDArray[Any]]:
-        outputs: list[NDArray[Any]] = _attempt(path, session, images)
-        cells = sum(height * width for height, width in level_sizes(images.shape[2:], info.spec.levels))
-        anchors = cells * info.spec.anchors_per_cell
-        expected = [(len(images), anchors, last) for last in (len(info.class_names), 4)]
+    def run(*inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        with as_error(WeightsError, fault):
+            outputs = session(*inputs)
         found = [tuple(output.shape) for output in outputs]
-        if found != expected:
-            raise WeightsError(f"{path}: damaged: its outputs have shapes {found}, by its metadata {expected}")
+        if found != (wanted := expected(inputs, found)):
+            raise WeightsError(f"{path}: damaged: its outputs have shapes {found}, by its metadata {wanted}")
         return outputs
 
     return run
+
+
+def _detection_shapes(_: Sequence[NDArray[Any]], found: Shapes) -> Shapes:
+    places = found[1][1:]
+    return [(1, *places, 4), (1, *places), (1, *places), (1,)]
+
+
+def _raw_shapes(info: CheckpointInfo, inputs: Sequence[NDArray[Any]], _: Shapes) -> Shapes:
+    count, _, *size = inputs[0].shape
+    cells = sum(height * width for height, width in level_sizes((size[0], size[1]), info.spec.levels))
+    return [(count, cells * info.spec.anchors_per_cell, last) for last in (len(info.class_names), 4)]
 
 
 def _choose_runner(path: Path, settings: DetectorSettings) -> str:
