@@ -25,9 +25,9 @@ def test_the_defaults_are_allowed() -> None:
         ({"batch_size": 64, "optimizer": "sgd"}, 0.08),
         ({"batch_size": 8, "optimizer": "sgd"}, 0.01),
         ({"batch_size": 8, "accumulate": 4, "devices": 2, "optimizer": "sgd"}, 0.08),
-        ({"batch_size": 8}, 2e-3),
-        ({"batch_size": 2}, 1e-3),
-        ({"batch_size": 4, "accumulate": 4, "devices": 2}, 4e-3),
+        ({"batch_size": 8}, 4e-3),
+        ({"batch_size": 2}, 2e-3),
+        ({"batch_size": 4, "accumulate": 4, "devices": 2}, 8e-3),
         ({"batch_size": 64, "learning_rate": 0.3}, 0.3),
     ],
 )

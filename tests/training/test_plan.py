@@ -40,7 +40,7 @@ def test_a_hundred_photographs_in_twelve_minutes() -> None:
     assert config.image_size is not None
     assert 320 <= config.image_size <= 512
     assert 15 <= config.epochs <= 60
-    assert config.frozen_stages == 0
+    assert config.frozen_stages == 2
     assert config.batch_size == 8
     assert config.evaluate_images is None
     assert _seconds(config, BOARDS, CPU) <= 55 * 12
@@ -80,6 +80,7 @@ def test_what_was_typed_stays() -> None:
     }  # fmt: skip
     assert _chosen(**settings) == TrainConfig(minutes=12, **settings)
     assert _chosen(frozen_stages=0, weights="people", minutes=0.5).frozen_stages == 0  # the default, typed
+    assert _chosen(backbone="timm:resnet18", weights="own.safetensors").frozen_stages == 0  # its stages are not known
     fewer = _chosen(epochs=5)
     assert fewer.epochs == 5
     assert (fewer.image_size or 0) >= (_chosen().image_size or 0)  # five passes leave time for larger images
@@ -92,7 +93,7 @@ def test_what_a_config_changes_counts_as_typed() -> None:
 
 def test_a_short_run_freezes_and_jitters_less_and_warms_up_shortly() -> None:
     config = _chosen(weights="people", minutes=0.4)
-    assert config.frozen_stages > 0
+    assert config.frozen_stages == 2
     assert config.scale_range() != TrainConfig().scale_range()
     assert config.warmup_epochs < config.epochs / 5
     assert _chosen(minutes=0.4).frozen_stages == 0  # nothing to keep where nothing was learned
@@ -107,7 +108,8 @@ def test_many_passes_over_few_images_have_the_jitter_of_a_short_run() -> None:
     config = _chosen(few, minutes=30)
     assert config.epochs >= 150
     assert config.scale_range() == TrainConfig(epochs=20).scale_range()
-    many = _chosen(BOARDS._replace(images=10_000), GPU, minutes=3000)
+    many = _chosen(BOARDS._replace(images=10_000), GPU, minutes=3000, backbone_weights="people")
+    assert many.frozen_stages == 0  # long enough for the whole backbone to learn
     assert many.epochs >= 150
     assert many.scale_range() == TrainConfig(epochs=300).scale_range()
 

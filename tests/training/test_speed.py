@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,8 +12,9 @@ from rich.console import Console
 
 from efficientdet.training import plan, speed
 from efficientdet.training.config import TrainConfig
+from efficientdet.training.plan import Budget, Speed
 from efficientdet.training.prepare import Job, Splits, read_splits
-from efficientdet.training.speed import facts_of, measure
+from efficientdet.training.speed import facts_of, measure, plan_budget
 
 # A run silences Lightning's tips; here there is none around it.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -55,10 +57,29 @@ def test_measuring_times_steps_of_the_run_at_two_sizes_and_leaves_nothing(
 
 
 def test_a_size_that_was_typed_is_the_only_one_measured(job: Job, splits: Splits) -> None:
-    typed = job._replace(config=TrainConfig(image_size=64, batch_size=2, device="cpu", precision="fp32", workers=0))
+    config = dataclasses.replace(job.config, image_size=64, backbone_weights="never-read.npz")
+    typed = job._replace(config=config)
     found = measure(typed, Splits(splits.train, None), 3600.0)
     assert set(found.train) == {64}
     assert found.evaluate == {}
+
+
+@pytest.mark.parametrize(
+    ("weights", "typed", "stages"), [("own", (), 2), (None, (), 0), ("own", ("frozen_stages",), 0)]
+)
+def test_steps_are_measured_with_the_frozen_stages_of_the_plan(
+    job: Job, splits: Splits, monkeypatch: pytest.MonkeyPatch, weights: str | None, typed: tuple[str, ...], stages: int
+) -> None:
+    measured: list[TrainConfig] = []
+
+    def noted(job: Job, *arguments: Any) -> Speed:
+        measured.append(job.config)
+        return Speed({64: 0.01}, {64: 0.01})
+
+    monkeypatch.setattr(speed, "measure", noted)
+    config = dataclasses.replace(job.config, weights=weights, minutes=1.0)
+    plan_budget(job._replace(config=config), splits, Budget.beginning_now()._replace(seconds=60.0), frozenset(typed))
+    assert [one.frozen_stages for one in measured] == [stages]
 
 
 def test_a_size_that_does_not_fit_the_memory_is_the_limit(

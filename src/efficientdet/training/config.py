@@ -108,7 +108,7 @@ class TrainConfig(Settings):
     optimizer: Literal["sgd", "adamw"] = setting("adamw", "Optimizer: adamw or sgd (momentum 0.9).")
     learning_rate: float | None = setting(
         None,
-        "Peak learning rate; by default 0.002 for 8 images a step, by the square root (adamw), or 0.08 for 64, in "
+        "Peak learning rate; by default 0.004 for 8 images a step, by the square root (adamw), or 0.08 for 64, in "
         "proportion (sgd).",
         above=0,
     )
@@ -242,7 +242,7 @@ class TrainConfig(Settings):
         if self.learning_rate is not None:
             return self.learning_rate
         images = self.images_at_once * self.accumulate * self.devices
-        return 0.08 * images / 64 if self.optimizer == "sgd" else 2e-3 * math.sqrt(images / 8)
+        return 0.08 * images / 64 if self.optimizer == "sgd" else 4e-3 * math.sqrt(images / 8)
 
     def decay(self) -> float:
         """The weight decay."""

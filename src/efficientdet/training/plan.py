@@ -22,13 +22,14 @@ MOST_EPOCHS = 300
 # Evaluations take this share of the budget, except that the last one may take `LAST_EVALUATION`.
 EVALUATIONS, LAST_EVALUATION = 0.1, 0.2
 FEWEST_EVALUATED = 16
-# A run of fewer passes freezes stages of a pretrained backbone; of fewer than the second jitters less.
-FREEZING_EPOCHS, JITTER_EPOCHS = 4, 10
-FROZEN_STAGES, WEAK_JITTER = 3, (0.8, 1.25)
+# A run of fewer passes jitters less.
+JITTER_EPOCHS, WEAK_JITTER = 10, (0.8, 1.25)
 # Many passes over few images are no long run: fewer images seen than these have the jitter of short runs.
 LONG_RUN_IMAGES = 1_000_000
 # Seconds that an epoch takes beside its steps and its evaluation: saving, above all.
 EPOCH_SECONDS = 0.5
+# All but long runs freeze the lowest stages of a pretrained backbone, where much of a step's time goes.
+FROZEN_STAGES = 2
 # Fewer steps than these take smaller batches.
 FEW_STEPS, SMALL_BATCH = 300, 4
 # Time that is kept for loading Python's libraries before the clock starts, and for saving and ending.
@@ -170,14 +171,14 @@ def plan(facts: DatasetFacts, speed: Speed, seconds: float, config: TrainConfig,
             "more, or choose a smaller model or image_size"
         )
     chosen: dict[str, Any] = {"image_size": size}
-    is_pretrained = bool(config.weights or config.backbone_weights)
-    if length.passes * facts.images / batch < FEW_STEPS and batch > SMALL_BATCH and config.device != "cuda":
+    images = length.passes * facts.images
+    if images / batch < FEW_STEPS and batch > SMALL_BATCH and config.device != "cuda":
         chosen["batch_size"] = SMALL_BATCH
-    if length.passes < FREEZING_EPOCHS and is_pretrained and not (config.backbone or "").startswith("timm:"):
+    if may_freeze(config, typed) and images < LONG_RUN_IMAGES:
         chosen["frozen_stages"] = FROZEN_STAGES
     if length.passes < JITTER_EPOCHS:
         chosen["scale_jitter"] = WEAK_JITTER
-    elif length.passes >= LONG_RUN_EPOCHS and length.passes * facts.images < LONG_RUN_IMAGES:
+    elif length.passes >= LONG_RUN_EPOCHS and images < LONG_RUN_IMAGES:
         chosen["scale_jitter"] = JITTER
     chosen["epochs"] = max(1, min(MOST_EPOCHS, int(length.passes)))
     chosen["evaluate_every"] = min(length.evaluate_every, chosen["epochs"])
@@ -188,6 +189,12 @@ def plan(facts: DatasetFacts, speed: Speed, seconds: float, config: TrainConfig,
         chosen["warmup_epochs"] = epochs / 10
     lines = explain(facts, speed, config, chosen, lengths, size)
     return Plan(chosen, _evaluation(facts, speed, size, length), lines)
+
+
+def may_freeze(config: TrainConfig, typed: Collection[str]) -> bool:
+    """Whether stages of the backbone can be frozen: they are pretrained and known, and nothing else was asked for."""
+    is_pretrained = bool(config.weights or config.backbone_weights)
+    return is_pretrained and "frozen_stages" not in typed and not (config.backbone or "").startswith("timm:")
 
 
 def sizes_for(facts: DatasetFacts, speed: Speed) -> Iterable[int]:

@@ -53,7 +53,10 @@ def _box_sides(records: Records) -> list[float]:
 
 def plan_budget(job: Job, splits: Splits, budget: Budget, typed: frozenset[str]) -> Plan:
     """Measure this machine's speed and choose the settings that were not typed."""
-    speed = measure(job, splits, budget.seconds)
+    config = job.config
+    if plan.may_freeze(config, typed):  # as nearly every plan has it
+        config = dataclasses.replace(config, frozen_stages=plan.FROZEN_STAGES)
+    speed = measure(job._replace(config=config), splits, budget.seconds)
     return plan.plan(facts_of(splits), speed, budget.left(), job.config, typed)
 
 
@@ -82,7 +85,10 @@ def measure(job: Job, splits: Splits, seconds: float) -> Speed:
 
 def _add(speed: Speed, job: Job, splits: Splits, size: int, limit: float) -> None:
     """Measure at one image size."""
-    config = dataclasses.replace(job.config, image_size=size, epochs=100, devices=1, accumulate=1, warmup_epochs=0)
+    config = dataclasses.replace(
+        job.config, image_size=size, epochs=100, devices=1, accumulate=1, warmup_epochs=0,
+        backbone_weights=None,  # reading them can take seconds, and the speed is the same without
+    )  # fmt: skip
     module, _ = prepare(job._replace(config=config), splits, Console(quiet=True))
     device = choose_device(config)
     batch = len(next(iter(EpochBatches(splits.train, int(config.batch_size), config.seed))))
