@@ -99,8 +99,18 @@ def test_a_short_run_freezes_and_jitters_less_and_warms_up_shortly() -> None:
     assert _chosen(minutes=0.4).frozen_stages == 0  # nothing to keep where nothing was learned
 
 
-def test_a_run_of_few_steps_takes_more_of_them_in_smaller_batches() -> None:
-    assert _chosen(minutes=2, weights="people").batch_size == 4
+def test_a_run_of_few_steps_takes_more_and_larger_ones() -> None:
+    config = _chosen(minutes=2, weights="people")
+    assert config.batch_size == 4
+    assert config.learning_rate is not None
+    assert config.learning_rate > 2 * TrainConfig(batch_size=4).peak_learning_rate()
+    assert config.learning_rate == float(f"{config.learning_rate:.4g}")  # the command in the last line has all of it
+    rates = [_chosen(minutes=minutes, image_size=256, batch_size=8).learning_rate or 0.004 for minutes in (1, 4, 8, 60)]
+    assert rates == sorted(rates, reverse=True)
+    assert (rates[0], rates[-1]) == (0.016, 0.004)
+    assert 0.004 < rates[1] < 0.016
+    assert _chosen(minutes=2, learning_rate=0.001).learning_rate == 0.001
+    assert _chosen(minutes=2, optimizer="sgd").learning_rate is None
 
 
 def test_many_passes_over_few_images_have_the_jitter_of_a_short_run() -> None:

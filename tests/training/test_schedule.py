@@ -77,7 +77,7 @@ def test_the_optimizer_is_the_one_asked_for(model: nn.Module) -> None:
     assert all(group["momentum"] == 0.9 for group in sgd.param_groups)
     adamw = build_optimizer(model, TrainConfig(batch_size=32))
     assert isinstance(adamw, AdamW)
-    assert {group["lr"] for group in adamw.param_groups} == {4e-3, 1e-3}
+    assert {group["lr"] for group in adamw.param_groups} == {8e-3, 2e-3}
     assert {group["weight_decay"] for group in adamw.param_groups} == {0.0, 1e-2}
 
 

@@ -32,6 +32,8 @@ EPOCH_SECONDS = 0.5
 FROZEN_STAGES = 2
 # Fewer steps than these take smaller batches.
 FEW_STEPS, SMALL_BATCH = 300, 4
+# Fewer steps than these are larger: the learning rate grows in inverse proportion, up to the second number.
+MANY_STEPS, HIGHEST_RATE = 600, 0.016
 # Time that is kept for loading Python's libraries before the clock starts, and for saving and ending.
 SLACK_SECONDS, SLACK_SHARE = 8.0, 0.01
 # Replaced in tests, which have a clock of their own.
@@ -172,8 +174,7 @@ def plan(facts: DatasetFacts, speed: Speed, seconds: float, config: TrainConfig,
         )
     chosen: dict[str, Any] = {"image_size": size}
     images = length.passes * facts.images
-    if images / batch < FEW_STEPS and batch > SMALL_BATCH and config.device != "cuda":
-        chosen["batch_size"] = SMALL_BATCH
+    chosen |= for_steps(images / batch, batch, config, typed)
     if may_freeze(config, typed) and images < LONG_RUN_IMAGES:
         chosen["frozen_stages"] = FROZEN_STAGES
     if length.passes < JITTER_EPOCHS:
@@ -189,6 +190,18 @@ def plan(facts: DatasetFacts, speed: Speed, seconds: float, config: TrainConfig,
         chosen["warmup_epochs"] = epochs / 10
     lines = explain(facts, speed, config, chosen, lengths, size)
     return Plan(chosen, _evaluation(facts, speed, size, length), lines)
+
+
+def for_steps(steps: float, batch: int, config: TrainConfig, typed: Collection[str]) -> dict[str, Any]:
+    """What a run of this many steps needs: more of them, which on a CPU cost little, and larger ones."""
+    chosen: dict[str, Any] = {}
+    if steps < FEW_STEPS and batch > SMALL_BATCH and config.device != "cuda" and "batch_size" not in typed:
+        chosen["batch_size"] = SMALL_BATCH
+    default = dataclasses.replace(config, **chosen).peak_learning_rate()
+    rate = min(HIGHEST_RATE, default * MANY_STEPS / max(1.0, steps))
+    if config.optimizer == "adamw" and rate > default:
+        chosen["learning_rate"] = float(f"{rate:.2g}")  # as it is printed
+    return chosen
 
 
 def may_freeze(config: TrainConfig, typed: Collection[str]) -> bool:
@@ -273,7 +286,7 @@ def explain(
         f"image size {shown(str(size), 'image_size')}: {box}{against}",
         f"{shown(f'{final.epochs} epochs', 'epochs')} in batches of {batch}, evaluated every {final.evaluate_every}"
         + some,
-        f"{final.frozen_stages or 'no'} stages of the backbone frozen, scale jitter {low:g}-{high:g}: as suits "
-        f"{passes:.3g} passes",
+        f"{final.frozen_stages or 'no'} stages of the backbone frozen, learning rate {final.peak_learning_rate():.2g}, "
+        f"scale jitter {low:g}-{high:g}: as suits {passes:.3g} passes",
         f"the same without a budget: {shlex.join(as_options(chosen))}",
     )
