@@ -8,6 +8,7 @@ import http.server
 import importlib.util
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,6 +169,11 @@ def show(page: Any, file: Path | dict[str, Any] = PHOTO) -> None:
 def found_in(page: Any, path: Path) -> dict[str, Any]:
     """What the page finds in an image, as it is downloaded."""
     show(page, path)
+    return downloaded(page, path)
+
+
+def downloaded(page: Any, path: Path) -> dict[str, Any]:
+    """What is shown, down to the lowest score."""
     page.locator("#threshold").fill("5")
     with page.expect_download() as caught:
         page.get_by_role("button", name="Download JSON").click()
@@ -293,6 +299,27 @@ def test_threads_where_the_page_is_isolated(
     words = "one thread" if cores == 1 else f"{min(cores, 4)} threads"
     expect(page.locator("#about")).to_contain_text(f"{words} (WebAssembly)")
     assert assert_equal(found_in(page, PHOTO), detector.predict(PHOTO)) > 0
+
+
+@pytest.mark.slow
+def test_the_boxes_on_webgpu_are_those_of_python(
+    chromium: Any, serve: Callable[..., str], whole: Path, detector: Detector
+) -> None:
+    """On a GPU that Chromium emulates."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    emulated = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--use-vulkan=swiftshader"]
+    features = ["--enable-features=Vulkan,WebGPU", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+    browser = chromium.browser_type.launch(executable_path=program, args=["--no-sandbox", *emulated, *features])
+    page = browser.new_page()
+    page.set_default_timeout(600_000)
+    page.goto(serve(whole))
+    if not page.evaluate("navigator.gpu ? navigator.gpu.requestAdapter().then(Boolean) : false"):
+        pytest.skip("this Chromium emulates no WebGPU")
+    expect(page.locator("#about")).to_contain_text("on the GPU (WebGPU)", timeout=600_000)
+    page.locator("#file").set_input_files(PHOTO)
+    expect(page.locator("#status")).to_contain_text("ms.", timeout=600_000)
+    assert assert_equal(downloaded(page, PHOTO), detector.predict(PHOTO), 0.06) > 0
+    browser.close()
 
 
 @pytest.mark.slow
