@@ -169,7 +169,8 @@ def test_everyone_can_use_every_built_page(
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
     page.on("console", lambda line: problems.append(f"{line.type}: {line.text}") if line.type == "error" else None)
-    page.on("request", lambda one: problems.append(one.url) if not one.url.startswith((address, "data:")) else None)
+    own = (address, "data:", "blob:")
+    page.on("request", lambda one: problems.append(one.url) if not one.url.startswith(own) else None)
     for name in sorted(file.relative_to(built).as_posix() for file in built.rglob("*.html")):
         page.goto(address + name)
         if page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
