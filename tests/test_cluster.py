@@ -169,6 +169,28 @@ def test_where_there_are_no_images(tmp_path: Path) -> None:
         list_images("ftp2://me:secret@host/x")
 
 
+def test_storage_where_a_killed_writer_leaves_half_a_file_is_refused(images: Path) -> None:
+    with pytest.raises(
+        SettingError, match="mock:///out: a killed worker would leave half a file on storage of type mock"
+    ):
+        Run(images, "mock:///out").begin(FIXED, {})
+
+
+def test_messages_about_a_bucket_leave_out_its_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from pyarrow import fs
+
+    monkeypatch.setattr(cluster, "_place", lambda uri: (fs.LocalFileSystem(), str(tmp_path)))
+    (tmp_path / "part-000000.parquet").write_bytes(b"PAR1")
+    run = Run("s3://me:secret@bucket/in", "s3://me:secret@bucket/out")
+    with pytest.raises(SettingError, match=r"^s3://bucket/out: holds results"):
+        run.begin(FIXED, {})
+    with pytest.raises(DataError, match=r"^s3://bucket/out: damaged results"):
+        run.finish()
+    (tmp_path / "_manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"^s3://bucket/out/_manifest.json: damaged"):
+        run.begin(FIXED, {})
+
+
 # What a worker does
 
 
@@ -249,7 +271,7 @@ def test_the_settings_need_neither_torch_nor_numpy() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_ray_sends_no_statistics_of_usage() -> None:
+def test_ray_sends_no_usage_statistics() -> None:
     pytest.importorskip("ray", reason="ray is missing (extra ray)")
     program = (
         "from efficientdet.errors import require; require('ray', 'ray')\n"
@@ -272,6 +294,24 @@ def progress(done, parts):
 
 ed.predict_on_ray(*sys.argv[1:4], workers=2, part_size=1, device="cpu", score_threshold=float(sys.argv[4]),
                   progress=progress)
+"""
+
+KILLS_A_WORKER = """
+import os, signal, sys
+import efficientdet as ed
+
+killed = []
+
+def progress(done, parts):
+    if not killed:
+        from ray._private.state import actors
+        alive = [one for one in actors().values() if one["State"] == "ALIVE" and "_Worker" in one["ActorClassName"]]
+        killed.append(alive[0]["Pid"])
+        os.kill(killed[0], signal.SIGKILL)
+
+run = ed.predict_on_ray(*sys.argv[1:4], workers=1, part_size=1, device="cpu", score_threshold=float(sys.argv[4]),
+                        progress=progress)
+print(f"killed {len(killed)}; {run['images']} images, {run['unreadable']} unreadable")
 """
 
 
@@ -302,6 +342,17 @@ def test_a_run_that_is_killed_after_half_goes_on(images: Path, checkpoint: Path,
     assert done.stderr.endswith("1 of 11 images failed; the column `error` says why\n")
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
     assert len(after) == 11 and before.items() <= after.items()
+    check_rows(rows_of(out), images, checkpoint)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced(images: Path, checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is missing (extra ray)")
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLS_A_WORKER, images, out, checkpoint, str(THRESHOLD)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("killed 1; 11 images, 1 unreadable\n")
     check_rows(rows_of(out), images, checkpoint)
 
 

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from efficientdet.detections import Detections
 
-MANIFEST, IMAGES = "_manifest.json", "_images.parquet"  # whoever reads a folder of parquet files leaves such names out
+MANIFEST, IMAGES = "_manifest.json", "_images.parquet"  # readers of a folder of parquet files ignore names like these
+# File systems of pyarrow where a killed writer leaves no part of a file, with what `Run` does.
+SAFE_FOR_RESULTS = ("local", "s3", "gcs", "abfs")
 # Files that a worker fetches at once, and the bytes that it may hold before they are decoded.
 FETCHERS, BYTES_AHEAD = 16, 2**28
 
@@ -87,8 +89,8 @@ def predict_on_ray(
         The manifest: `source`, `weights`, `settings` and so on; `images` and `unreadable`, the numbers of both.
 
     Raises:
-        SettingError: `out` holds a run of other images, weights or settings; a setting is unknown or out of range; or
-            no worker finds the room that it asks for.
+        SettingError: `out` holds a run of other images, weights or settings, or its storage is none of
+            `SAFE_FOR_RESULTS`; a setting is unknown or out of range; or no worker finds the room that it asks for.
         ImageError: there is no image at the source, or its storage gives none of a part's images.
         DataError: results are damaged.
         WeightsError, UnknownNameError: there are no such weights.
@@ -113,7 +115,7 @@ def predict_on_ray(
 
 
 def _prepare_ray() -> None:
-    """Import Ray; what it reads from the environment, it reads then."""
+    """Set what Ray reads from the environment as it is imported, and import it."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs advice to the authors of Ray Data as errors
     if "ray" not in sys.modules and "RAY_ADDRESS" not in os.environ:
         # A cluster of this machine listens on its networks; without a token anyone there could run programs in it.
@@ -200,7 +202,8 @@ class _Worker:
 
             found = [_row(one) for one in self.detector.try_many(fetched())]
         if len(failed) == len(images) > 1:
-            raise ImageError(f"{self.run.source}: nothing of part {part} can be fetched ({failed[0]}); try again later")
+            source = without_password(self.run.source)
+            raise ImageError(f"{source}: nothing of part {part} can be fetched ({failed[0]}); try again later")
         rest = iter(found)
         rows = [{"error": failed[number]} if number in failed else next(rest) for number in range(len(images))]
         return [{"image": name, **row} for (name, _), row in zip(images, rows, strict=True)]
@@ -225,11 +228,13 @@ class Run:
     Attributes:
         source: folder or URI of the images.
         out: folder or URI of the results.
+        shown: `out` for messages, without a password.
         manifest: what `_manifest.json` holds, once the run has begun.
     """
 
     def __init__(self, source: str | Path, out: str | Path) -> None:
         self.source, self.out = (str(one) if "://" in str(one) else os.path.abspath(one) for one in (source, out))
+        self.shown = without_password(self.out)
         self.manifest: dict[str, Any] = {}
 
     def begin(self, fixed: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -240,13 +245,19 @@ class Run:
             facts: what the manifest says besides.
 
         Raises:
-            SettingError: the folder holds another run, or results without a manifest.
+            SettingError: the folder holds another run, or results without a manifest; or its storage is not one where
+                files are written whole or not at all.
             ImageError: there is no image at the source.
         """
+        if (kind := _place(self.out)[0].type_name) not in SAFE_FOR_RESULTS:
+            raise SettingError(
+                f"{self.shown}: a killed worker would leave half a file on storage of type {kind}; choose an --out on "
+                f"one of these: {', '.join(SAFE_FOR_RESULTS)}"
+            )
         fixed = {"source": without_password(self.source), "version": __version__, **fixed}
         fixed = json.loads(json.dumps(fixed, default=str))  # tuples as lists, as the file has them
         try:
-            with self._open(MANIFEST) as file, as_error(DataError, f"{self.out}/{MANIFEST}: damaged"):
+            with self._open(MANIFEST) as file, as_error(DataError, f"{self.shown}/{MANIFEST}: damaged"):
                 self.manifest = json.loads(file.read())
                 different = [name for name in fixed if self.manifest[name] != fixed[name]]
         except FileNotFoundError:
@@ -254,11 +265,11 @@ class Run:
             return
         if different:
             was, now = ({name: one[name] for name in different} for one in (self.manifest, fixed))
-            raise SettingError(f"{self.out}: begun with {was}, not {now}; go on with that, or choose another --out")
+            raise SettingError(f"{self.shown}: begun with {was}, not {now}; go on with that, or choose another --out")
 
     def _list(self, fixed: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         if self._done():
-            raise SettingError(f"{self.out}: holds results without their {MANIFEST}; choose another --out")
+            raise SettingError(f"{self.shown}: holds results without their {MANIFEST}; choose another --out")
         images = list_images(self.source)
         table = _arrow().table({"image": [name for name, _ in images], "bytes": [size for _, size in images]})
         self._write(IMAGES, _parquet(table, fixed["part_size"]))
@@ -307,12 +318,12 @@ class Run:
             DataError: a file of results is damaged, or lacks rows.
         """
         arrow, (files, folder) = _arrow(), _place(self.out)
-        with as_error(DataError, f"{self.out}: damaged results"):
+        with as_error(DataError, f"{self.shown}: damaged results"):
             parts = [f"{folder}/{name}" for name in sorted(self._done())]
             results = arrow.dataset.dataset(parts, filesystem=files)
             rows, unreadable = results.count_rows(), results.count_rows(filter=arrow.dataset.field("error").is_valid())
         if rows != (images := self.manifest["images"]):
-            raise DataError(f"{self.out}: holds {rows} rows for {images} images")
+            raise DataError(f"{self.shown}: holds {rows} rows for {images} images")
         self.manifest |= {"complete": True, "unreadable": unreadable}
         self._write_manifest()
         return self.manifest

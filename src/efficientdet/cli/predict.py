@@ -100,7 +100,10 @@ def predict(
         ),
     ] = "predictions",
     ray: Annotated[
-        bool, typer.Option("--ray", help="Predict on a Ray cluster, into parquet files; again after a crash, the rest.")
+        bool,
+        typer.Option(
+            "--ray", help="Predict on a Ray cluster, into parquet files; after a crash, the same command does the rest."
+        ),
     ] = False,
     images: Annotated[
         bool, typer.Option(help="Write annotated images and videos, or only the JSON.", show_default=False)
