@@ -25,13 +25,18 @@ function* fields(bytes) {
   }
 }
 
-/** The metadata of an ONNX file, given as bytes; null where it has none of ours. */
+/** The metadata of an ONNX file, given as bytes; null where it has none of ours, or damaged ones. */
 export function readMetadata(bytes) {
   const decoder = new TextDecoder();
   for (const [field, value] of fields(bytes)) {
     if (field !== METADATA_PROPS) continue;
     const entry = new Map(fields(value));
-    if (decoder.decode(entry.get(1)) === "efficientdet") return JSON.parse(decoder.decode(entry.get(2)));
+    if (decoder.decode(entry.get(1)) !== "efficientdet") continue;
+    try {
+      return JSON.parse(decoder.decode(entry.get(2)));
+    } catch {
+      return null;
+    }
   }
   return null;
 }

@@ -19,8 +19,8 @@ async function load(device) {
   return (runtimes[device] = runtime);
 }
 
-/** Open a file on the first device on which it runs. */
-async function openOn(devices, bytes, size) {
+/** Open a file's bytes on the first device on which they run. */
+async function openOn(devices, name, bytes, size) {
   for (const device of devices) {
     try {
       const runtime = await load(device);
@@ -29,7 +29,7 @@ async function openOn(devices, bytes, size) {
       await run(opened, new Uint8Array(3 * size[0] * size[1]), size); // the first run is slow, or fails
       return [device, opened];
     } catch (error) {
-      if (device === devices.at(-1)) throw error;
+      if (device === devices.at(-1)) throw new Error(`${name}: is damaged, or cannot run in this browser (${error.message}).`);
       console.warn(`${device} cannot run the network: ${error.message}`);
     }
   }
@@ -48,7 +48,8 @@ async function open({ name, url, file, devices }) {
   for (const device of devices) {
     if (device !== "webgpu" || (await navigator.gpu?.requestAdapter().catch(() => null))) usable.push(device);
   }
-  const [device, opened] = await openOn(usable, bytes, metadata.image_size);
+  if (!usable.length) throw new Error("This browser has no WebGPU. Load the page without ?device=webgpu.");
+  const [device, opened] = await openOn(usable, name, bytes, metadata.image_size);
   sessions.set(name, opened);
   return { metadata, device, threads: opened.runtime.env.wasm.numThreads };
 }

@@ -326,13 +326,21 @@ def test_the_boxes_on_webgpu_are_those_of_python(
 def test_a_model_of_the_reader(
     open_page: Callable[..., Any], serve: Callable[..., str], whole: Path, tmp_path: Path
 ) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is missing (extra export)")
     cells = load("cells", backend="eager", score_threshold=0.1)
     export(cells, tmp_path / "mine.onnx", end_to_end=True)
     export(cells, tmp_path / "raw.onnx")
     page = open_page(serve(whole))
     show(page)
     (tmp_path / "none.onnx").write_bytes(b"something")
-    for name, text in (("raw", "decoding and NMS are not in the file"), ("none", "no ONNX file of efficientdet")):
+    torn = onnx.load(tmp_path / "mine.onnx")
+    torn.ClearField("graph")
+    onnx.save(torn, tmp_path / "torn.onnx")
+    for name, text in (
+        ("raw", "decoding and NMS are not in the file"),
+        ("none", "no ONNX file of efficientdet"),
+        ("torn", "torn.onnx: is damaged, or cannot run in this browser"),
+    ):
         content = base64.b64encode((tmp_path / f"{name}.onnx").read_bytes()).decode()
         page.evaluate(DROP, [content, f"{name}.onnx"])
         expect(page.get_by_role("alert")).to_contain_text(text)
@@ -361,8 +369,15 @@ def test_camera_bad_file_and_cancel(open_page: Callable[..., Any], serve: Callab
     expect(alert).to_contain_text("The camera is not allowed.")
     page.locator("#file").set_input_files({"name": "x.jpg", "mimeType": "image/jpeg", "buffer": b"some notes"})
     expect(alert).to_contain_text("x.jpg: not an image, damaged, or of a format that this browser does not read.")
+    page.context.set_offline(True)
     show(page)
     expect(alert).to_be_hidden()
+
+
+@pytest.mark.slow
+def test_a_browser_without_webgpu(open_page: Callable[..., Any], serve: Callable[..., str], whole: Path) -> None:
+    page = open_page(f"{serve(whole)}?device=webgpu")  # of which Chromium has none without a switch
+    expect(page.get_by_role("alert")).to_have_text("This browser has no WebGPU. Load the page without ?device=webgpu.")
 
 
 @pytest.mark.slow
