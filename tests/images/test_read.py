@@ -1,4 +1,4 @@
-"""Reading anything that is a picture, and the one way from pixels to a network's input."""
+"""Reading anything that is an image, and the one way from pixels to a network's input."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import struct
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -43,7 +44,7 @@ def oriented(kind: str, orientation: int) -> bytes:
     return encoded(Image.fromarray(gradient()), kind, exif=exif)
 
 
-# ---- every odd picture
+# ---- every odd image
 def decoder_is_missing(name: str) -> bool:
     needed = {".avif": "avif", ".webp": "webp", ".jp2": "jpg_2000"}.get(Path(name).suffix)
     return needed is not None and not features.check(needed)
@@ -253,3 +254,63 @@ def test_an_impossible_orientation_is_none(value: int) -> None:
 def test_exif_that_is_no_exif_is_none() -> None:
     data = encoded(Image.fromarray(gradient()), "PNG", exif=b"Exif\0\0 this is no TIFF header")
     np.testing.assert_array_equal(images.read(data), gradient())
+
+
+# ---- JPEG by simplejpeg
+needs_simplejpeg = pytest.mark.skipif(find_spec("simplejpeg") is None, reason="simplejpeg is missing (extra fast)")
+
+
+def jpeg(width: int, height: int, mode: str = "RGB", **options: object) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(pixels).convert(mode), "JPEG", **options)
+
+
+@needs_simplejpeg
+@given(
+    st.integers(1, 80), st.integers(1, 80), st.integers(30, 100), st.sampled_from([0, 1, 2]), st.booleans()
+)  # fmt: skip
+def test_the_same_pixels_as_pillow(width: int, height: int, quality: int, subsampling: int, progressive: bool) -> None:
+    data = jpeg(width, height, quality=quality, subsampling=subsampling, progressive=progressive)
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = images.decode_jpeg(image)
+        assert pixels is not None
+        np.testing.assert_array_equal(pixels, np.asarray(image))
+    np.testing.assert_array_equal(images.read(data), pixels)
+
+
+def test_pillow_has_the_rest() -> None:
+    for data in (jpeg(8, 8, "L"), jpeg(8, 8, "CMYK")):
+        with Image.open(io.BytesIO(data)) as image:
+            assert images.decode_jpeg(image) is None
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    with Image.open(file) as image:
+        assert images.decode_jpeg(image) is None
+
+
+@needs_simplejpeg
+def test_a_damaged_file_is_refused_as_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = jpeg(64, 64)[:-900]
+    with pytest.raises(ImageError) as ours:
+        images.read(data)
+    monkeypatch.setattr(images, "_simplejpeg", lambda: None)
+    with pytest.raises(ImageError) as pillows:
+        images.read(data)
+    assert str(ours.value) == str(pillows.value)
+
+
+def test_orientation_still_counts(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    data = jpeg(20, 10, exif=exif)
+    assert images.read(data).shape == (20, 10, 3)
+
+
+@pytest.mark.parametrize(
+    ("needed", "expected"),
+    [((50, 100), (50, 100)), ((51, 100), (100, 200)), ((201, 1), (400, 800)), ((1, 1), (50, 100))],
+)
+def test_reduced_no_further_than_needed(needed: tuple[int, int], expected: tuple[int, int]) -> None:
+    with Image.open(io.BytesIO(jpeg(800, 400))) as image:
+        images.reduce_while_decoding(image, needed)
+        assert (image.height, image.width) == expected
