@@ -68,7 +68,7 @@ def library_alone(truth: dict[str, Any], results: list[dict[str, Any]]) -> float
 
 
 def whole_evaluation(truth: dict[str, Any], results: list[dict[str, Any]]) -> float:
-    """All that a report shows, but for the intervals and the pictures."""
+    """All that a report shows, but for the intervals and the images."""
     metrics = coco_metrics(truth, results)
     matches = match(read_table(truth, results))
     for label in range(CLASSES):

@@ -35,7 +35,7 @@ _SEAL = ".sha256"
 
 
 class Kept(NamedTuple):
-    """How much of a kind is in the cache folder."""
+    """How much the cache folder holds of one of `KINDS`."""
 
     kind: str
     files: int

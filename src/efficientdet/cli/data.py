@@ -24,8 +24,6 @@ app.add_typer(data_app, name="data")
 
 Source = Annotated[Path, typer.Argument(metavar="IN", help="Dataset: its folder or annotation file.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it appears when it is whole.")]
-
-
 SEVERITIES = ("error", "warning", "note")
 # Characters of an example in the table.
 LONGEST_EXAMPLE = 300

@@ -28,8 +28,6 @@ from efficientdet.network.efficientdet import EfficientDet
 _Item = TypeVar("_Item")
 # More images would tell nothing new of two networks that must agree on each.
 MOST_IMAGES = 16
-
-
 # Arrays for the inputs of a file, and names of the network's convolutions (empty for all), to name and output of each
 # such convolution in the order in which they run; nothing where the format does not tell.
 Convolutions = Callable[[Sequence[NDArray[Any]], tuple[str, ...]], Iterable[tuple[str, Tensor]]]

@@ -39,7 +39,7 @@ def name_models(weights: list[str]) -> dict[str, str]:
 
 
 def stop_seconds(settings: ServeSettings) -> int:
-    """How long the server takes to stop at most: a request that it has accepted has this long, and then some."""
+    """The most seconds that the server takes to stop: twice the time limit of an accepted request, and 5."""
     return int(2 * settings.time_limit) + 5
 
 

@@ -32,7 +32,7 @@ EPOCH_SECONDS = 0.5
 FROZEN_STAGES = 2
 # Fewer steps than these take smaller batches.
 FEW_STEPS, SMALL_BATCH = 300, 4
-# Fewer steps than these are larger: the learning rate grows in inverse proportion, up to the second number.
+# A run of fewer steps gets a higher learning rate, in inverse proportion to them, up to the second number.
 MANY_STEPS, HIGHEST_RATE = 600, 0.016
 # Time that is kept for loading Python's libraries before the clock starts, and for saving and ending.
 SLACK_SECONDS, SLACK_SHARE = 8.0, 0.01
@@ -193,7 +193,7 @@ def plan(facts: DatasetFacts, speed: Speed, seconds: float, config: TrainConfig,
 
 
 def for_steps(steps: float, batch: int, config: TrainConfig, typed: Collection[str]) -> dict[str, Any]:
-    """What a run of this many steps needs: more of them, which on a CPU cost little, and larger ones."""
+    """Batch size and learning rate of a run with few steps. On a CPU smaller batches give more steps at little cost."""
     chosen: dict[str, Any] = {}
     if steps < FEW_STEPS and batch > SMALL_BATCH and config.device != "cuda" and "batch_size" not in typed:
         chosen["batch_size"] = SMALL_BATCH

@@ -26,7 +26,7 @@ LARGE_CUT = 0.1
 TRAIN, VAL = "train", "val"
 # Fewer boxes than this are too few to learn a class from.
 RARE = 10
-# The most frequent class has so many times as many boxes as the rarest.
+# The most frequent class has this many times as many boxes as the rarest.
 IMBALANCE = 20
 BACKGROUND_NAMES = ("background", "__background__", "_background_", "bg", "none")
 # Names listed in one finding.
@@ -63,7 +63,7 @@ def repeated_pairs(table: ImageTable) -> Iterator[tuple[int, int, float]]:
     objects = np.flatnonzero(~table.is_ignored)
     image, boxes = table.image_of_box[objects], torch.from_numpy(table.boxes_xyxy[objects])
     for step in range(1, len(objects)):
-        pairs = np.flatnonzero(image[step:] == image[:-step])  # each with the box so many places further on
+        pairs = np.flatnonzero(image[step:] == image[:-step])  # each with the box that is `step` places further on
         if not len(pairs):
             return
         iou = aligned_iou(boxes[pairs], boxes[pairs + step]).numpy()

@@ -21,7 +21,7 @@ from efficientdet.errors import ImageError, require
 from efficientdet.images.convert import RgbImage
 from efficientdet.images.read import exif_orientation, read
 
-# Images whose 64-bit perceptual hashes differ in at most so many bits are compared by their pixels.
+# Images whose 64-bit perceptual hashes differ in at most this many bits are compared by their pixels.
 CANDIDATE_BITS = 8
 # Images whose hashes are compared with all others at a time.
 ROWS_AT_A_TIME = 64
