@@ -37,19 +37,20 @@ async function openOn(devices, name, bytes, size) {
 
 /** Open an ONNX file; returns its metadata, and what runs it. */
 async function open({ name, url, file, devices }) {
+  const shown = file?.name ?? name;
   const source = file ?? (await fetch(url).catch(() => null));
-  if (!source || source.ok === false) throw new Error(`${name} cannot be loaded. Check the connection, then load the page again.`);
+  if (!source || source.ok === false) throw new Error(`${shown} cannot be loaded. Check the connection, then load the page again.`);
   const bytes = new Uint8Array(await source.arrayBuffer());
   const metadata = readMetadata(bytes);
   const advice = "Export one with: efficientdet export WEIGHTS --end-to-end --out model.onnx";
-  if (!metadata) throw new Error(`${name}: is no ONNX file of efficientdet. ${advice}`);
-  if (!metadata.end_to_end) throw new Error(`${name}: decoding and NMS are not in the file. ${advice}`);
+  if (!metadata) throw new Error(`${shown}: is no ONNX file of efficientdet. ${advice}`);
+  if (!metadata.end_to_end) throw new Error(`${shown}: decoding and NMS are not in the file. ${advice}`);
   const usable = [];
   for (const device of devices) {
     if (device !== "webgpu" || (await navigator.gpu?.requestAdapter().catch(() => null))) usable.push(device);
   }
   if (!usable.length) throw new Error("This browser has no WebGPU. Load the page without ?device=webgpu.");
-  const [device, opened] = await openOn(usable, name, bytes, metadata.image_size);
+  const [device, opened] = await openOn(usable, shown, bytes, metadata.image_size);
   sessions.set(name, opened);
   return { metadata, device, threads: opened.runtime.env.wasm.numThreads };
 }
