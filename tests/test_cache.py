@@ -12,6 +12,7 @@ import pytest
 from efficientdet import cache
 from efficientdet.cache import Kept, cache_dir, cache_folder, cached, is_sealed, may_be_written, seal, sealing
 from efficientdet.errors import SettingError, UnknownNameError
+from efficientdet.weights.registry import RELEASED
 
 
 @pytest.fixture
@@ -149,11 +150,18 @@ def test_a_seal_tells_any_change(folder: Path) -> None:
     assert not is_sealed(path)
 
 
+# Of the user, in a folder that holds both.
+OWN = ("thesis.txt", "best.safetensors", "theirs.pth", "datasets/cats/1.jpg")
+
+
 def fill(folder: Path) -> None:
-    for name in ("engines/a.onnx", "engines/openvino/a/b.blob", "d0.safetensors", "tf.pth", "datasets/x/1.jpg"):
+    made = (
+        "engines/a.onnx", "engines/openvino/a/b.blob", "datasets/0123456789abcdef01234567/1.jpg",
+        "d0-symmetric.safetensors", RELEASED["d0"].file,
+    )  # fmt: skip
+    for name in made + OWN:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(bytes(200_000))
-    (folder / "thesis.txt").write_text("of the user")
 
 
 def test_what_it_holds_and_clearing_it(folder: Path) -> None:
@@ -167,7 +175,17 @@ def test_what_it_holds_and_clearing_it(folder: Path) -> None:
     assert [row.files for row in cache.kept()] == [0, 2, 1, 0]
     cache.clear()
     assert [row.files for row in cache.kept()] == [0, 0, 0, 0]
-    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert left == set(OWN)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_weights_are_cleared(name: str, folder: Path) -> None:
+    folder.mkdir()
+    for file in (f"{name}.safetensors", RELEASED[name].file):
+        (folder / file).write_bytes(b"")
+    cache.clear(["weights"])
+    assert not list(folder.iterdir())
 
 
 def test_clearing_leaves_what_a_link_leads_to(folder: Path, tmp_path: Path) -> None:
@@ -175,24 +193,30 @@ def test_clearing_leaves_what_a_link_leads_to(folder: Path, tmp_path: Path) -> N
     folder.mkdir()
     (folder / "engines").symlink_to(tmp_path / "other" / "engines")
     cache.clear()
-    assert not list(folder.iterdir()) and (tmp_path / "other" / "engines" / "a.onnx").is_file()
+    assert not (folder / "engines").exists() and (tmp_path / "other" / "engines" / "a.onnx").is_file()
+
+
+def make_sealed(path: Path) -> None:
+    path.write_bytes(bytes(100))
+    seal(path)
 
 
 def test_engines_that_were_not_used_for_longest_go_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "MOST_ENGINES", 300)
-
-    def write(path: Path) -> None:
-        path.write_bytes(bytes(100))
-        seal(path)
-
     for age, name in enumerate(("c", "b", "a")):
-        os.utime(cached(f"engines/{name}", is_sealed, write), (age, age))
+        os.utime(cached(f"engines/{name}", is_sealed, make_sealed), (age, age))
     assert cached("engines/b", is_sealed, refuse).is_file()
     os.utime(folder / "engines" / "b", (9, 1))  # read later than all others, as file systems note it, or not
-    cached("engines/d", is_sealed, write)
+    cached("engines/d", is_sealed, make_sealed)
     assert sorted(path.name for path in (folder / "engines").glob("?")) == ["a", "b", "d"]
     assert len(list((folder / "engines").iterdir())) == 6  # with their seals
     with sealing(cache_folder("engines", "openvino"), "*.blob"):
         (folder / "engines" / "openvino" / "e.blob").write_bytes(bytes(100))
     assert sorted(path.stem for path in (folder / "engines").rglob("?.blob")) == ["e"]
     assert len([path for path in (folder / "engines").rglob("*") if path.suffix != ".sha256" and path.is_file()]) == 3
+
+
+def test_the_last_engine_stays_however_large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MOST_ENGINES", 10)
+    path = cached("engines/large", is_sealed, make_sealed)
+    assert path.is_file()

@@ -24,12 +24,13 @@ from efficientdet.errors import SettingError, unknown_name
 VARIABLE = "EFFICIENTDET_CACHE"
 # Bytes of the engines that are kept; of more, those that were not used for longest go.
 MOST_ENGINES = 4 << 30
-# What the folder holds, by kind: patterns of names. Nothing else in it is counted or removed.
+# What the folder holds, by kind: patterns of names. Nothing else in it is counted or removed, such as weights and
+# datasets of the user's in a folder that holds both.
 KINDS = {
     "engines": ("engines",),
-    "weights": ("*.safetensors", "*.pth"),
-    "datasets": ("datasets",),
-    "libraries": ("matplotlib", "inductor", "*.tgz"),
+    "weights": ("d[0-7]*.safetensors", "lite[0-4]*.safetensors", "*efficientdet_*-????????.pth"),
+    "datasets": ("datasets/" + 24 * "[0-9a-f]",),
+    "libraries": ("matplotlib", "inductor", "onnxruntime-web-*.tgz"),
 }
 _SEAL = ".sha256"
 
@@ -161,7 +162,7 @@ def _drop_unused_engines() -> None:
     total = 0
     for _, size, path in sorted(files, reverse=True):
         total += size
-        if total > MOST_ENGINES:
+        if total > max(size, MOST_ENGINES):  # the last one stays, however large
             with suppress(OSError):  # in use, where such files cannot be removed
                 path.unlink()
                 _seal_of(path).unlink(missing_ok=True)
