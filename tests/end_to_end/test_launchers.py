@@ -179,6 +179,7 @@ def test_the_end_of_a_process_is_told_by_the_others(
     assert "resume it from its last save" in done[1 - rank].stderr
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_ends_all(shapes: ModuleType, tmp_path: Path) -> None:
     done = _srun([shapes.TINY.to_dict(), str(tmp_path / "none"), str(tmp_path / "run"), None, shapes.SETTINGS])
     for process in done:
@@ -188,6 +189,7 @@ def test_an_error_of_the_first_ends_all(shapes: ModuleType, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_number_of_devices_than_processes_is_refused(images: Path, shapes: ModuleType, tmp_path: Path) -> None:
     settings = {**shapes.SETTINGS, "devices": 3}
     done = _srun([shapes.TINY.to_dict(), str(images), str(tmp_path / "run"), None, settings])

@@ -140,6 +140,7 @@ def test_output_on_a_full_disk_ends_with_one(arguments: list[str]) -> None:
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_encoding_without_the_characters_of_a_name_is_no_fault(tmp_path: Path, checkpoint: Path) -> None:
     folder, out = make_images(tmp_path / "café…", 1), tmp_path / "ö"
     for extra in ([], ["--json"]):

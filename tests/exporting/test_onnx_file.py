@@ -137,6 +137,7 @@ def test_the_file_says_what_it_is(people: Detector, raw_file: OpenedFile, whole_
     assert whole.postprocess == people.postprocess and whole.postprocess.score_threshold == 0.05
 
 
+@pytest.mark.slow
 def test_other_anchors_travel_into_the_file(people: Detector, portrait: RgbImage, tmp_path: Path) -> None:
     spec = replace(people.info.spec, anchor_scale=2.0, aspects=aspect_factors((0.4, 1.0, 3.0)))
     info = replace(people.info, spec=spec)

@@ -214,6 +214,7 @@ def test_a_resumed_run_keeps_the_end_that_was_planned_anew(
     assert all(torch.equal(tensor, _tensors(whole)[name]) for name, tensor in _tensors(again).items())
 
 
+@pytest.mark.slow
 def test_a_budget_chooses_the_image_size_from_measured_speeds(
     machine: Machine, run: Callable[..., TrainingRun], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,6 +139,7 @@ def test_a_student_learns_from_a_larger_member(
     assert (with_it.folder / "resume.ckpt").stat().st_size < 1.1 * (without.folder / "resume.ckpt").stat().st_size
 
 
+@pytest.mark.slow
 def test_a_resumed_student_still_has_its_teacher(
     larger: TrainingRun, data: Path, shapes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

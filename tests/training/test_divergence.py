@@ -36,6 +36,7 @@ def _times(factor: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> l
     return calls
 
 
+@pytest.mark.slow
 def test_a_loss_that_grows_without_bounds_ends_the_run(
     run: Callable[..., TrainingRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:

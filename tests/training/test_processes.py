@@ -268,6 +268,7 @@ def test_a_loss_that_is_not_finite_is_skipped_by_both(
     assert all(bool(tensor.isfinite().all()) for tensor in load_file(done.last).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(ALONE, SHARED), pytest.param(SHARED, ALONE, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_devices(
     before: dict[str, int], after: dict[str, int], images: Path, shapes: ModuleType, tmp_path: Path,

@@ -788,6 +788,7 @@ def test_a_finished_run_is_resumed_to_its_own_end(
     assert again.metrics == trained.metrics
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_no_settings(
     shapes: ModuleType, run: Callable[..., TrainingRun], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -895,6 +896,7 @@ def test_anchors_that_were_asked_for_travel_with_the_weights(run: Callable[..., 
         run(out=tmp_path / "fewer", weights=first.last, aspects=(0.5, 2.0))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_anchors_that_were_asked_for(
     run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
