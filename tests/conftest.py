@@ -55,6 +55,22 @@ def shapes() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def checkpoint(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that has learnt nothing."""
+    import torch
+
+    from efficientdet.weights.checkpoint import save_checkpoint
+    from efficientdet.weights.create import create_model
+    from efficientdet.weights.info import CheckpointInfo, default_preprocessing
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    info = CheckpointInfo(shapes.TINY, ("disc", "square"), (3, 7), default_preprocessing(shapes.TINY))
+    save_checkpoint(path, create_model(shapes.TINY, 2).state_dict(), info)
+    return path
+
+
+@pytest.fixture(scope="session")
 def clips() -> ModuleType:
     """The maker of tiny videos."""
     return _module("clips")
@@ -127,5 +143,28 @@ def look_at(chromium: Any, tmp_path: Path) -> Callable[..., list[str]]:
         page.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=True)
         page.close()
         return problems
+
+    return look
+
+
+@pytest.fixture
+def look_at_states(find_cut_text: str, tmp_path: Path) -> Callable[[Any, Callable[[Any], object]], None]:
+    """Look at the page that detects, empty, filled and after a bad file: nothing is cut off, and axe finds no fault."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing (dependency group dev)")
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+
+    def look(page: Any, show: Callable[[Any], object]) -> None:
+        from playwright.sync_api import expect
+
+        for state in ("empty", "filled", "failed"):
+            if state == "filled":
+                show(page)
+            if state == "failed":
+                page.locator("#file").set_input_files({"name": "x.jpg", "mimeType": "image/jpeg", "buffer": b"x"})
+                expect(page.get_by_role("alert")).to_be_visible()
+            assert page.evaluate(find_cut_text) == []
+            found = axe.Axe().run(page, options=rules)
+            assert [(one["id"], one["nodes"][0]["html"]) for one in found.response["violations"]] == []
+            page.screenshot(path=tmp_path / f"{state}.png", full_page=True)
 
     return look

@@ -23,23 +23,10 @@ from efficientdet.errors import DataError, ImageError, SettingError
 from efficientdet.inference.detector import load
 from efficientdet.inference.settings import DetectorSettings, PostprocessSettings
 from efficientdet.settings import names_of
-from efficientdet.weights.checkpoint import save_checkpoint
-from efficientdet.weights.create import create_model
-from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is missing (extra ray)")
 FIXED = {"weights_sha256": "0", "settings": {"scales": (1, 2)}, "part_size": 2}
 THRESHOLD = 0.009  # over which the network finds something in every image
-
-
-@pytest.fixture(scope="module")
-def checkpoint(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that has learnt nothing."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    info = CheckpointInfo(shapes.TINY, ("disc", "square"), (3, 7), default_preprocessing(shapes.TINY))
-    save_checkpoint(path, create_model(shapes.TINY, 2).state_dict(), info)
-    return path
 
 
 @pytest.fixture(scope="module")

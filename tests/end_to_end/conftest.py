@@ -9,12 +9,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
-import torch
 
 from efficientdet import cli
-from efficientdet.weights.checkpoint import save_checkpoint
-from efficientdet.weights.create import create_model
-from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 
 @pytest.fixture(scope="session")
@@ -22,16 +18,6 @@ def data(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four pictures to train on, two to evaluate on."""
     folder: Path = shapes.write_shapes(tmp_path_factory.mktemp("set") / "shapes", {"train": 4, "val": 2})
     return folder
-
-
-@pytest.fixture(scope="session")
-def checkpoint(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that has learnt nothing."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    info = CheckpointInfo(shapes.TINY, ("disc", "square"), (3, 7), default_preprocessing(shapes.TINY))
-    save_checkpoint(path, create_model(shapes.TINY, 2).state_dict(), info)
-    return path
 
 
 class Outcome(NamedTuple):
