@@ -20,7 +20,7 @@ from efficientdet.serving.body import Options, RequestError, Upload, read_reques
 FORM = "multipart/form-data; boundary=b"
 
 
-def read(body: bytes, kind: str | None = None, length: int | None = None, step: int = 100) -> Any:
+def read(body: bytes, kind: str | None = None, length: int | None = None, step: int = 100, query: bytes = b"") -> Any:
     """What a request with this body holds; the body arrives in steps."""
     chunks = [body[start : start + step] for start in range(0, len(body), step)] or [b""]
     messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
@@ -31,7 +31,7 @@ def read(body: bytes, kind: str | None = None, length: int | None = None, step: 
 
     headers = [(b"content-type", kind.encode())] if kind is not None else []
     headers += [(b"content-length", str(length).encode())] if length is not None else []
-    request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
+    request = Request({"type": "http", "method": "POST", "headers": headers, "query_string": query}, receive)
     with ThreadPoolExecutor(1) as pool:  # a browser of other tests has its event loop in this thread
         return pool.submit(asyncio.run, read_request(request, max_megabytes=0.01, max_images=3)).result()
 
@@ -52,6 +52,13 @@ def test_a_form_has_files_and_fields() -> None:
     images, fields = read(body, FORM)
     assert images == [Upload("1.jpg", b"one"), Upload("../\\x1b[2J\\u202e2.png", b"two")]
     assert fields == {"threshold": "0.5", "classes": ["disc", "square"]}
+
+
+def test_a_query_has_settings_and_the_body_goes_before_it() -> None:
+    body = part("image", b"one", "1.jpg") + part("threshold", b"0.5") + b"--b--\r\n"
+    query = b"threshold=0.1&classes=disc&model=a&tiles=64&tiles=32"
+    fields = {"threshold": "0.5", "classes": ["disc"], "model": "a", "tiles": ["64", "32"]}
+    assert read(body, FORM, query=query)[1] == fields
 
 
 def test_json_has_images_in_base64_and_settings() -> None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
@@ -25,9 +24,9 @@ from efficientdet.errors import EfficientDetError, ImageError
 from efficientdet.images.draw import class_color
 from efficientdet.images.read import read
 from efficientdet.inference.engines.session import EndToEndEngine
-from efficientdet.serving.body import Options, RequestError, Upload
+from efficientdet.serving.body import RequestError, Upload
 from efficientdet.serving.observe import Observed
-from efficientdet.serving.openapi import DETECT_BODY, DETECT_RESPONSES, DRAWN_RESPONSES
+from efficientdet.serving.openapi import DETECT_REQUEST, DETECT_RESPONSES, DRAWN_RESPONSES
 from efficientdet.serving.service import Service
 from efficientdet.serving.settings import ServeSettings
 from efficientdet.serving.worker import Found, QueueFullError
@@ -39,14 +38,6 @@ if TYPE_CHECKING:
     from efficientdet.inference.detector import Detector
 
 _LARGEST_JPEG = 65_500  # pixels of a side
-
-
-def _options(options: Annotated[Options, Query()]) -> dict[str, Any]:
-    given = options.model_dump(exclude_unset=True)
-    return {name: value[0] if isinstance(value, tuple) and len(value) == 1 else value for name, value in given.items()}
-
-
-_Chosen = Annotated[dict[str, Any], Depends(_options)]
 
 
 def create_app(
@@ -78,7 +69,7 @@ def create_app(
     app.include_router(_open_routes(service))
     app.include_router(_guarded_routes(service), dependencies=[Depends(_key_check(api_key))] if api_key else [])
     app.mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True))
-    for kind in (EfficientDetError, RequestValidationError, ValidationError, HTTPException):
+    for kind in (EfficientDetError, ValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     app.add_middleware(Observed, metrics=service.metrics)
     return app
@@ -104,16 +95,16 @@ def _open_routes(service: Service) -> APIRouter:
 def _guarded_routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/detect", tags=["detection"], openapi_extra=DETECT_BODY, responses=DETECT_RESPONSES)
-    async def detect(request: Request, options: _Chosen) -> Response:
+    @router.post("/v1/detect", tags=["detection"], openapi_extra=DETECT_REQUEST, responses=DETECT_RESPONSES)
+    async def detect(request: Request) -> Response:
         """Find objects in one or many images."""
-        name, images, found = await service.detect(request, options)
+        name, images, found = await service.detect(request)
         return _describe(name, images, found)
 
-    @router.post("/v1/detect/annotated", tags=["detection"], openapi_extra=DETECT_BODY, responses=DRAWN_RESPONSES)
-    async def detect_annotated(request: Request, options: _Chosen) -> Response:
+    @router.post("/v1/detect/annotated", tags=["detection"], openapi_extra=DETECT_REQUEST, responses=DRAWN_RESPONSES)
+    async def detect_annotated(request: Request) -> Response:
         """Find objects in one image, and give it back with boxes and labels on it."""
-        name, images, found = await service.detect(request, options, max_images=1)
+        name, images, found = await service.detect(request, max_images=1)
         if isinstance(found[0], ImageError):
             return _describe(name, images, found)
         kind, data = await run_sync(_draw, found[0], images[0].data, limiter=service.drawing)
@@ -136,7 +127,9 @@ def _guarded_routes(service: Service) -> APIRouter:
 
 
 def _key_check(api_key: str) -> Any:
-    def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> None:
+    async def check(
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+    ) -> None:
         """Compare the key in constant time."""
         if given is None or not secrets.compare_digest(given.credentials.encode("latin-1"), api_key.encode()):
             message = "this server needs its key: send it in the header 'Authorization: Bearer KEY'"
@@ -202,8 +195,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     elif isinstance(error, HTTPException):
         status, code, headers = error.status_code, "http", error.headers
         message = f"{error.detail}: {request.method} {request.url.path}; /openapi.json lists what there is"
-    elif isinstance(error, (RequestValidationError, ValidationError)):
-        places = [([part for part in one["loc"] if part != "query"], one["msg"]) for one in error.errors()]
-        first = {str(place[0]): text for place, text in reversed(places)}  # of each setting
+    elif isinstance(error, ValidationError):
+        first = {str(one["loc"][0]): one["msg"] for one in reversed(error.errors())}  # of each setting
         message = "; ".join(f"{name}: {text}" for name, text in first.items())
     return _json({"error": {"code": code, "message": printable_lines(message)}}, status, headers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from fastapi import Request
@@ -58,7 +58,7 @@ def _make_options() -> type[BaseModel]:
     return create_model("Options", __config__=ConfigDict(extra="allow", protected_namespaces=()), **fields)
 
 
-# What stands in the query, or beside the images in the body: strings become numbers; limits are checked later, by the
+# What stands in the query or beside the images in the body: strings become numbers; limits are checked later, by the
 # settings themselves.
 if TYPE_CHECKING:
     Options = BaseModel
@@ -67,7 +67,7 @@ else:
 
 
 async def read_request(request: Request, max_megabytes: float, max_images: int) -> tuple[list[Upload], dict[str, Any]]:
-    """The images of a request, and the settings beside them.
+    """The images of a request, and the settings in its query and beside the images.
 
     The type of the content decides: `multipart/form-data` has files and fields; `application/json` an object with
     `images`, a list in base64, and settings; anything else is taken as one encoded image.
@@ -89,7 +89,15 @@ async def read_request(request: Request, max_megabytes: float, max_images: int) 
         )
     if len(images) > max_images:
         raise RequestError(413, "too_many_images", f"{len(images)} images; send at most {max_images} in a request")
-    return images, fields
+    return images, {**_settings_in(request.query_params.multi_items()), **fields}
+
+
+def _settings_in(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Settings from a query or a form: a list of values where a name is repeated, and always for classes."""
+    found: dict[str, Any] = {}
+    for name, value in items:
+        found[name] = [*found.get(name, []), value]
+    return {name: values if len(values) > 1 or name == "classes" else values[0] for name, values in found.items()}
 
 
 async def _read_body(request: Request, most: int) -> bytes:
@@ -130,17 +138,10 @@ async def _from_form(headers: Headers, body: bytes, most: int) -> tuple[list[Upl
     except Exception as error:  # whatever a parser raises, the body is at fault
         reason = f"the multipart body cannot be read ({getattr(error, 'message', error)})"
         raise RequestError(400, "bad_body", f"{reason}; send it as `curl -F image=@photo.jpg` does") from error
-    images: list[Upload] = []
-    fields: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            images.append(Upload(printable(value.filename) or None, await value.read()))
-            await value.close()
-        else:
-            fields[name] = [*fields.get(name, []), value]
-    return images, {
-        name: values if len(values) > 1 or name == "classes" else values[0] for name, values in fields.items()
-    }
+    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    images = [Upload(printable(file.filename) or None, await file.read()) for file in files]
+    await form.close()
+    return images, _settings_in((name, value) for name, value in form.multi_items() if isinstance(value, str))
 
 
 def _from_json(body: bytes) -> tuple[list[Upload], dict[str, Any]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from efficientdet.serving.body import Options
+
 _FOUND = {
     "model": "people",
     "images": [
@@ -43,7 +45,11 @@ DETECT_RESPONSES = _responses(
 )
 DRAWN_RESPONSES = _responses("image/jpeg", _BYTES, "The image with boxes; a PNG where JPEG cannot hold its size.")
 _BASE64 = {"type": "array", "items": {"type": "string", "format": "byte"}}
-DETECT_BODY = {
+DETECT_REQUEST = {
+    "parameters": [
+        {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}
+        for name, schema in Options.model_json_schema()["properties"].items()
+    ],
     "requestBody": {
         "required": True,
         "description": "One encoded image as it is, files of a form, or images in base64. A form and JSON may hold the "
@@ -61,5 +67,5 @@ DETECT_BODY = {
                 "example": {"images": ["iVBORw0KGgo..."], "score_threshold": 0.5, "classes": ["person"]},
             },
         },
-    }
+    },
 }

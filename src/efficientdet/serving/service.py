@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.to_thread import run_sync
 from fastapi import Request
 
 from efficientdet.errors import ImageError, SettingError, unknown_name
@@ -18,7 +18,7 @@ from efficientdet.images.read import image_size
 from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.serving.body import REQUEST_SETTINGS, Options, RequestError, Upload, read_request
 from efficientdet.serving.observe import Metrics
-from efficientdet.serving.settings import ServeSettings
+from efficientdet.serving.settings import MOST_PIXELS, ServeSettings
 from efficientdet.serving.worker import Found, QueueFullError, Worker
 from efficientdet.settings import changed, divided
 
@@ -52,14 +52,11 @@ class Service:
         for worker in self.workers.values():
             worker.close()
 
-    async def detect(
-        self, request: Request, query: Mapping[str, Any], max_images: int | None = None
-    ) -> tuple[str, list[Upload], list[Found]]:
+    async def detect(self, request: Request, max_images: int | None = None) -> tuple[str, list[Upload], list[Found]]:
         """The model that a request chose, its images, and what was found in each.
 
         Args:
             request: its body is read here.
-            query: the settings in its query.
             max_images: largest number of images; by default the server's.
 
         Raises:
@@ -71,10 +68,10 @@ class Service:
         limit = self.settings.time_limit
         with self._one_more_request():
             with _time_limit(limit, 408, "slow_request", f"the request did not arrive within {limit:g} s; send less"):
-                images, fields = await read_request(
+                images, given = await read_request(
                     request, self.settings.max_megabytes, max_images or self.settings.max_images
                 )
-            options = {**query, **Options.model_validate(fields).model_dump(exclude_unset=True)}
+            options = Options.model_validate(given).model_dump(exclude_unset=True)
             options = {name: value for name, value in options.items() if value is not None}
             name, classes = options.pop("model", next(iter(self.workers))), options.pop("classes", None)
             if name not in self.workers:
@@ -83,10 +80,14 @@ class Service:
             _check(worker.detector, options, classes)
             request.state.facts.update(model=name, images=len(images))
             with _time_limit(limit, 504, "time_limit", f"not done within {limit:g} s; send fewer or smaller images"):
-                found = await self._find(worker, [image.data for image in images], options)
+                chosen = changed(worker.detector.postprocess, options)
+                futures = worker.submit([image.data for image in images], options, self._refusals(chosen))
+                found: list[Found] = await asyncio.gather(*map(asyncio.wrap_future, futures))
         for one in found:
             self.metrics.images.labels(name, "unreadable" if isinstance(one, ImageError) else "predicted").inc()
-        return name, images, [one if isinstance(one, ImageError) else one.filter(classes=classes) for one in found]
+        if classes is not None:
+            found = [one if isinstance(one, ImageError) else one.filter(classes=classes) for one in found]
+        return name, images, found
 
     @contextmanager
     def _one_more_request(self) -> Iterator[None]:
@@ -99,13 +100,11 @@ class Service:
         finally:
             self._in_progress -= 1
 
-    async def _find(self, worker: Worker, images: Sequence[bytes], settings: dict[str, Any]) -> list[Found]:
-        chosen = changed(worker.detector.postprocess, settings)
-        refused = await run_sync(lambda: [self._refusal(image, chosen) for image in images])
-        accepted = [image for image, refusal in zip(images, refused, strict=True) if refusal is None]
-        futures = worker.submit(accepted, settings)
-        found = iter(await asyncio.gather(*map(asyncio.wrap_future, futures)))
-        return [next(found) if refusal is None else refusal for refusal in refused]
+    def _refusals(self, settings: PostprocessSettings) -> Callable[[bytes], ImageError | None] | None:
+        """What refuses images; None where `images.read` does it by itself, whose limit of pixels is the default."""
+        if settings.tiles is None and self.settings.max_pixels == MOST_PIXELS:
+            return None
+        return functools.partial(self._refusal, settings=settings)
 
     def _refusal(self, image: bytes, settings: PostprocessSettings) -> ImageError | None:
         """Why an image is refused by its header, before a pixel is decoded."""

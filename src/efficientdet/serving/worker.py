@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,6 +38,7 @@ class QueueFullError(EfficientDetError):
 class _Job:
     image: bytes
     settings: dict[str, Any]
+    refuse: Callable[[bytes], ImageError | None] | None
     future: Future[Found] = dataclasses.field(default_factory=Future)
 
 
@@ -71,12 +72,18 @@ class Worker:
         """How many images wait."""
         return len(self._waiting)
 
-    def submit(self, images: Sequence[bytes], settings: dict[str, Any]) -> list[Future[Found]]:
+    def submit(
+        self,
+        images: Sequence[bytes],
+        settings: dict[str, Any],
+        refuse: Callable[[bytes], ImageError | None] | None = None,
+    ) -> list[Future[Found]]:
         """Queue images; all of them or none.
 
         Args:
             images: encoded files.
             settings: fields of `PostprocessSettings`.
+            refuse: says, when an image's turn comes, why it is not even decoded, or None; raises nothing.
 
         Returns:
             For each image what will be found in it, without the `image` itself, or why it cannot be read. A future that
@@ -85,7 +92,7 @@ class Worker:
         Raises:
             QueueFullError: there is no room for them; says when there should be.
         """
-        jobs = [_Job(image, settings) for image in images]
+        jobs = [_Job(image, settings, refuse) for image in images]
         with self._changed:
             if len(self._waiting) + len(jobs) > self._queue_size:
                 seconds = max(1, math.ceil(len(self._waiting) * self._seconds_per_image))
@@ -117,7 +124,14 @@ class Worker:
             return bool(self._waiting)
 
     def _take(self, like: _Job | None = None) -> _Job | None:
-        """The first that waits, if it has the settings of another one; None where there is no such."""
+        """The first that waits and is not refused, if it has the settings of another one; None where there is none."""
+        while (job := self._next(like)) is not None:
+            if job.refuse is None or (refusal := job.refuse(job.image)) is None:
+                return job
+            job.future.set_result(refusal)
+        return None
+
+    def _next(self, like: _Job | None) -> _Job | None:
         with self._changed:
             while self._has_more(like):
                 job = self._waiting.popleft()
