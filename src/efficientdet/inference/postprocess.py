@@ -6,6 +6,7 @@ On a CPU numpy finds the candidates: on one core it compares several times as fa
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -95,11 +96,14 @@ def postprocess(
     """
     settings = settings or PostprocessSettings()
     thresholds = settings.class_thresholds(class_logits[0].shape[2])
-    floors = class_logits[0].new_tensor(thresholds, dtype=torch.float32)  # (K,)
-    deltas = torch.cat(box_deltas, 1).float() if len(box_deltas) > 1 else box_deltas[0].float()
     found = select_candidates(class_logits, settings.max_candidates, settings.lowest_threshold, settings.candidates)
     batch, count = found.logits.shape
     rows = found.anchor_indices
+    if count == 0:
+        none = anchors_xyxy.new_zeros(batch, 0)
+        return BatchDetections(none[..., None].expand(-1, -1, 4), none, found.labels, rows.new_zeros(batch), rows)
+    floors = anchors_xyxy.new_tensor(thresholds)  # (K,)
+    deltas = torch.cat(box_deltas, 1).float() if len(box_deltas) > 1 else box_deltas[0].float()
     boxes = decode_deltas(pick_boxes(deltas, rows), anchors_xyxy[rows])  # (B, N, 4)
     usable = boxes.isfinite().all(-1)  # (B, N)
     boxes = boxes.masked_fill(~usable[..., None], 0.0)
@@ -108,9 +112,6 @@ def postprocess(
         boxes = clip_boxes(boxes, image_sizes * factors[:, None])
     scores = found.logits.sigmoid()
     scores = scores * (usable & (scores >= floors[found.labels]))
-    if count == 0:
-        empty = boxes.new_zeros(batch, 0)
-        return BatchDetections(boxes, empty, found.labels, found.labels.new_zeros(batch), rows)
     with torch.autocast(boxes.device.type, enabled=False):  # its half-precision products would round the decays
         best, order = best_detections(boxes, scores, found.labels, settings)
         labels = found.labels.gather(1, order)
@@ -161,8 +162,9 @@ def select_candidates(
         The candidates; N is the largest count in the batch.
     """
     batch = class_logits[0].shape[0]
-    # At threshold 0 every finite logit is a candidate.
-    threshold = max(torch.logit(torch.tensor(score_threshold, dtype=torch.float64)).item(), torch.finfo().min)
+    threshold = torch.finfo().min  # at a score of 0 every finite logit is a candidate, at 1 none
+    if score_threshold > 0:
+        threshold = math.log(score_threshold / (1 - score_threshold)) if score_threshold < 1 else ALWAYS
     if kind == "pairs" and class_logits[0].device.type == "cpu":
         few = _few_pairs(class_logits, threshold, FEW * max_candidates * batch)
         if few is not None:
@@ -255,6 +257,8 @@ def _floors(best: Tensor, max_candidates: int, threshold: float) -> Tensor:
 
 def _best_first(pairs: Candidates, rows: Tensor, batch: int, most: int) -> Candidates:
     """Pairs of all images, (n,) each with the index of its image, to (B, N): best first, at most `most` an image."""
+    if not len(rows):
+        return Candidates(*(part.new_zeros(batch, 0) for part in pairs))
     if batch == 1:
         numbers = torch.arange(len(rows), device=rows.device)[None]  # (B, N) of pairs
         logits = pairs.logits[None]
