@@ -51,7 +51,9 @@ async function open({ name, url, file, devices }) {
   }
   if (!usable.length) throw new Error("This browser has no WebGPU. Load the page without ?device=webgpu.");
   const [device, opened] = await openOn(usable, shown, bytes, metadata.image_size);
+  const before = sessions.get(name);
   sessions.set(name, opened);
+  await before?.session.release();
   return { metadata, device, threads: opened.runtime.env.wasm.numThreads };
 }
 
