@@ -93,21 +93,7 @@ def command_line() -> str:
     if done.returncode:
         raise SystemExit(done.stderr)
     text = done.stdout.replace("# `efficientdet`\n", "# Command line\n", 1).replace("```console\n$ ", "```text\n")
-    return with_whole_sentences(re.sub(r" *\[default: ([^\]]*)\]", r" Default: `\1`.", text))
-
-
-def with_whole_sentences(text: str) -> str:
-    """The lists of commands with the first sentence of each, which typer cuts off after 45 characters."""
-    paragraphs = re.findall(r"^#+ `([^`]+)`\n\n(.+?)\n\n", text, re.MULTILINE | re.DOTALL)
-    sentences = {name: re.split(r"(?<=[.:;]) ", " ".join(about.split()))[0] for name, about in paragraphs}
-    lines, group = [], "efficientdet"
-    for line in text.splitlines():
-        if heading := re.fullmatch(r"#+ `(.+)`", line):
-            group = heading[1]
-        item = re.fullmatch(r"\* `(\S+)`: .*\.\.\.", line)
-        sentence = sentences.get(f"{group} {item[1]}") if item else None
-        lines.append(f"* `{item[1]}`: {sentence.rstrip('.:;')}." if item and sentence else line)
-    return "\n".join(lines)
+    return re.sub(r" *\[default: ([^\]]*)\]", r" Default: `\1`.", text)
 
 
 def module_page(package: griffe.Module, name: str) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -315,10 +316,10 @@ def mostly(usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 annotations = st.fixed_dictionaries(
-    {"id": mostly(st.integers(0, 10**6)), "image_id": mostly(few), "category_id": mostly(few),
+    {"id": mostly(st.integers(0, 10**6)), "image_id": mostly(few | few.map(float)), "category_id": mostly(few),
      "bbox": st.lists(numbers, min_size=4, max_size=4) | mostly(st.lists(numbers, max_size=5))},
     optional={"area": mostly(numbers), "iscrowd": mostly(st.integers(0, 1)), "ignore": st.integers(0, 1),
-              "segmentation": st.just([[1, 2]])},
+              "segmentation": st.sampled_from([[[1, 2]], [{}, {}], "}, {", "]"])},
 )  # fmt: skip
 # As tools write them: the same fields in the same order.
 alike = st.fixed_dictionaries(
@@ -362,7 +363,8 @@ def look(found: tuple[list[Any], Columns]) -> list[Any]:
 def test_what_is_read_fast_is_what_is_read_carefully(tmp_path: Path, content: dict[str, Any]) -> None:
     path = tmp_path / "set.json"
     path.write_text(json.dumps(content))
-    fast = read_columns(path)
+    with patch.object(reader, "CHUNK", 1):  # a piece for every annotation
+        fast = read_columns(path)
     try:
         careful = reader._read_carefully(path)
     except DataError:
@@ -374,7 +376,29 @@ def test_what_is_read_fast_is_what_is_read_carefully(tmp_path: Path, content: di
         assert look(fast) == look(careful)
 
 
-def test_a_sound_file_is_read_fast(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [1, 100, reader.CHUNK])
+@pytest.mark.parametrize("boxes", [0, 1, 9])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_sound_file_is_read_fast(tmp_path: Path, chunk: int, boxes: int, indent: int | None) -> None:
+    path, content = tmp_path / "set.json", {**SOUND, "annotations": SOUND["annotations"][:boxes]}
+    path.write_text(json.dumps(content, indent=indent))
+    with patch.object(reader, "CHUNK", chunk):
+        fast = read_columns(path)
+    assert fast is not None and look(fast) == look(reader._read_carefully(path))
+
+
+@pytest.mark.parametrize("value", [None, {}, "", 12, "}, {"])
+def test_a_file_without_a_list_of_annotations_is_not_read_fast(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "set.json"
-    path.write_text(json.dumps(SOUND))
-    assert read_columns(path) is not None
+    path.write_text(json.dumps({**SOUND, "annotations": value}))
+    assert read_columns(path) is None
+
+
+def test_ids_may_be_written_as_floats(tmp_path: Path) -> None:
+    """As pandas writes whole numbers of a column that has gaps."""
+    box = {"id": 4.0, "image_id": 1.0, "category_id": 7.0, "bbox": [1, 2, 3, 4]}
+    categories = [{"id": 7.0, "name": "x"}]
+    for image_id in (1, 1.0):  # read fast, and carefully
+        image = {"id": image_id, "file_name": "a.png"}
+        records = read_coco(write(tmp_path, coco(images=[image], annotations=[box], categories=categories)))
+        assert (records.images[0].image_id, records.images[0].annotation_ids, records.category_ids) == (1, [4], (7,))

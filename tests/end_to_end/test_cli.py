@@ -7,14 +7,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 
-from efficientdet import __version__
+from efficientdet import __version__, cli
 from efficientdet.evaluation.numbers import NUMBERS
 from efficientdet.family import MODELS
 from efficientdet.weights.checkpoint import read_info
@@ -80,12 +81,30 @@ def test_the_console_script_is_the_same_program() -> None:
     assert process("--version") == (0, f"{__version__}\n", "")
 
 
-@pytest.mark.parametrize("name", ["demo", "predict", "train", "evaluate", "models"])
-def test_every_command_helps_with_an_example(name: str, command: Command) -> None:
-    code, out, _ = command(name, "--help")
-    assert code == 0
-    assert "Example" in out
-    assert f"efficientdet {name}" in out
+def _helps(group: Any, *words: str, parent: Any = None) -> Iterator[tuple[tuple[str, ...], Any, str]]:
+    """The program and each of its commands: the words to type, the command, and its help."""
+    context = group.make_context(words[-1] if words else "efficientdet", [], parent, resilient_parsing=True)
+    yield words, group, group.get_help(context)
+    for name, command in getattr(group, "commands", {}).items():
+        yield from _helps(command, *words, name, parent=context)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_help_is_readable_in_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width + 2))  # click leaves two of them free
+    for words, one, out in _helps(typer.main.get_command(cli.app)):
+        lines = out.splitlines()
+        assert max(map(len, lines)) <= width, words
+        text = " ".join(out.split())
+        if hasattr(one, "commands"):
+            texts = [each.get_short_help_str() for each in one.commands.values()]
+            assert all(each in text and not each.endswith("...") for each in texts), words  # none is cut off
+            continue
+        assert f"Example: `efficientdet {' '.join(words)}" in text, words
+        options = [each for each in one.params if each.param_type_name == "option"]
+        assert {name for each in options for name in each.opts} <= set(re.split(r"[\s,]+", out)), words
+        starts = {re.search(r"^ +-.*?\S  +(?=\S)", line) for line in lines}  # of texts beside an option's name
+        assert max(len(start[0]) for start in starts if start) <= 34, words
 
 
 @pytest.mark.parametrize(

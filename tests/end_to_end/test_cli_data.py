@@ -51,9 +51,3 @@ def test_the_other_commands_take_their_settings(data: Path, command: Command, tm
         report = json.loads(out)
         assert Path(report["folder"]).is_dir() and report["splits"], words
     assert json.loads((tmp_path / "tiles" / "tiles.json").read_text())
-
-
-@pytest.mark.parametrize("name", ["convert", "split", "merge", "subset", "tile"])
-def test_every_command_helps_with_an_example(name: str, command: Command) -> None:
-    code, out, _ = command("data", name, "--help")
-    assert code == 0 and f"efficientdet data {name}" in " ".join(out.split())

@@ -195,8 +195,3 @@ def test_ablate_takes_its_settings_and_prints_the_table(
     assert "0.310 ± 0.010" in done.out and "0.300, 0.320" in done.out
     assert json.loads(command("ablate", "lite0", "--data", tmp_path, "--json").out) == [row]
     assert command("ablate", "lite0", "--data", tmp_path, "--seed", 1).code == 2  # the trials have theirs
-
-
-@pytest.mark.parametrize("name", ["show", "scale", "explain", "report", "ablate"])
-def test_help_has_an_example(command: Command, name: str) -> None:
-    assert f"Example: efficientdet {name}" in " ".join(command(name, "--help").out.split())

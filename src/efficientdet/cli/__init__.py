@@ -25,6 +25,19 @@ for _name in COMMAND_FILES:
     importlib.import_module(f"{__name__}.{_name}")  # adds its command to the application
 
 
+def _write_whole(group: typer.Typer) -> None:
+    """Have the list of commands show each one's first paragraph; typer would cut off what it finds by itself."""
+    for command in group.registered_commands:
+        command.short_help = " ".join((command.callback.__doc__ or "").partition("\n\n")[0].split())
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        inner.short_help = inner.typer_instance.info.help
+        _write_whole(inner.typer_instance)
+
+
+_write_whole(app)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(__version__)

@@ -9,7 +9,7 @@ import typer
 from efficientdet import cache
 from efficientdet.cli.options import Json, app, print_json, print_table, say
 
-cache_app = typer.Typer(help="List and clear the cache folder.", no_args_is_help=True, rich_markup_mode="markdown")
+cache_app = typer.Typer(help="List and clear the cache folder.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
 
 

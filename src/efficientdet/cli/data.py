@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from efficientdet.data.write import DatasetReport
 
 data_app = typer.Typer(
-    help="Check, convert, split, merge, subset and tile datasets.", no_args_is_help=True, rich_markup_mode="markdown"
+    help="Check, convert, split, merge, subset and tile datasets.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
 

@@ -30,7 +30,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # Rich would keep two thirds of a line for the names of the options
+    context_settings={"max_content_width": 120},
 )
 
 

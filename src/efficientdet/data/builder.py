@@ -273,16 +273,15 @@ def cleaned(
     parts = [clean_boxes(raw.boxes_xyxy[chunk], raw.sizes[image_of_box[chunk]], smallest_side) for chunk in chunks]
     clean = CleanBoxes(*map(np.concatenate, zip(*parts, strict=True)))
     kept = clean.kept
-    boxes_xyxy, labels, is_ignored = clean.boxes_xyxy, raw.labels, raw.is_ignored
+    columns = raw._replace(boxes_xyxy=clean.boxes_xyxy, areas=_areas(clean.boxes_xyxy, raw.areas, clean.clipped))
     if not kept.all():
-        image_of_box, boxes_xyxy = image_of_box[kept], boxes_xyxy[kept]
-        labels, is_ignored = labels[kept], is_ignored[kept]
-    columns = raw._replace(
-        box_counts=np.bincount(image_of_box, minlength=len(raw.sizes)), boxes_xyxy=boxes_xyxy, labels=labels,
-        is_ignored=is_ignored, areas=_areas(boxes_xyxy, raw.areas[kept], clean.clipped[kept]),
-        annotation_ids=_take(raw.annotation_ids, kept),
-    )  # fmt: skip
-    table = ImageTable(folder, columns)
+        image_of_box = image_of_box[kept]
+        columns = columns._replace(
+            box_counts=np.bincount(image_of_box, minlength=len(raw.sizes)), boxes_xyxy=columns.boxes_xyxy[kept],
+            labels=raw.labels[kept], is_ignored=raw.is_ignored[kept], areas=columns.areas[kept],
+            annotation_ids=_take(raw.annotation_ids, kept),
+        )  # fmt: skip
+    table, is_ignored = ImageTable(folder, columns), columns.is_ignored
     with_training_boxes = np.count_nonzero(np.bincount(image_of_box[~is_ignored]))
     negatives = table.negatives
     for name, count in (
@@ -355,7 +354,7 @@ def _have_files(
 def _listed(folder: Path, names: Sequence[str]) -> set[str]:
     """What is in the folders that some names are in: much faster than looking for each."""
     found: set[str] = set()
-    for parent in {name.rpartition("/")[0] for name in names}:
+    for parent in {name.rpartition("/")[0] for name in names if "/" in name} | {""}:
         with suppress(OSError):
             start = f"{parent}/" if parent else ""
             found.update(map(start.__add__, os.listdir(folder / parent)) if start else os.listdir(folder))
