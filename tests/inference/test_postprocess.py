@@ -413,7 +413,7 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_threads")
 def test_this_thread_alone_and_no_longer_than_asked() -> None:
-    if not one_core._libraries().select(user_api="openmp").lib_controllers:
+    if not one_core._openmp():
         pytest.skip("torch has no OpenMP here")
     others: list[int] = []
     with on_one_core(), on_one_core():
@@ -429,7 +429,6 @@ def test_this_thread_alone_and_no_longer_than_asked() -> None:
 
 @pytest.mark.usefixtures("two_threads")
 def test_without_openmp_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    none = one_core._libraries().select(user_api=[])
-    monkeypatch.setattr(one_core, "_libraries", lambda: none)
+    monkeypatch.setattr(one_core, "_openmp", list)
     with on_one_core():
         assert torch.get_num_threads() == 2

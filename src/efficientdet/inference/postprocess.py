@@ -57,14 +57,20 @@ def on_one_core() -> Iterator[None]:
     if torch.get_num_threads() == 1:
         yield
         return
-    with _libraries().limit(limits=1, user_api="openmp"):
+    before = [(library, library.num_threads) for library in _openmp()]
+    try:
+        for library, _ in before:
+            library.set_num_threads(1)
         yield
+    finally:
+        for library, number in before:
+            library.set_num_threads(number)
 
 
 @functools.cache
-def _libraries() -> ThreadpoolController:
-    """The libraries with threads that this process has loaded, torch's among them."""
-    return ThreadpoolController()
+def _openmp() -> list[Any]:
+    """The OpenMP libraries that this process has loaded, torch's among them."""
+    return list(ThreadpoolController().select(user_api="openmp").lib_controllers)
 
 
 @on_one_core()  # its operations are small
