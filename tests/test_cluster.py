@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import signal
 import subprocess
@@ -349,9 +350,15 @@ def test_what_goes_wrong_on_the_cluster_is_said(images: Path, checkpoint: Path, 
     assert done.returncode == 2 and "no worker of 1 CPUs and 1 GPUs finds room: the cluster has" in done.stderr
     source = tmp_path / "images"
     shutil.copytree(images, source)
-    run = Run(source, tmp_path / "b")
+    run, damaged = Run(source, tmp_path / "b"), Run(source, tmp_path / "c")
     fixed = {"weights_sha256": cluster.sha256_of(checkpoint), "settings": {"device": "cpu"}, "part_size": 1000}
-    run.begin(fixed, {})
+    for one in (run, damaged):
+        one.begin(fixed, {})
+    (tmp_path / "c" / "_images.parquet").write_bytes(b"PAR1")
+    done = predict(source, tmp_path / "c", "--weights", checkpoint)
+    assert (done.returncode, done.stdout) == (2, "")
+    last = done.stderr.splitlines()[-1]
+    assert re.fullmatch(r"error: Ray failed \(.*Parquet.*\); call again to do the parts that are missing", last)
     shutil.rmtree(source)
     done = predict(source, tmp_path / "b", "--weights", checkpoint)
     assert (done.returncode, done.stdout) == (2, "")

@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from efficientdet.atomic_write import replacing
 from efficientdet.cache import sha256_of
-from efficientdet.errors import DataError, ImageError, SettingError, as_error, require, sent_error
+from efficientdet.errors import DataError, EfficientDetError, ImageError, SettingError, as_error, require, sent_error
 from efficientdet.inference.settings import DetectorOptions, DetectorSettings, PostprocessSettings
 from efficientdet.settings import Settings, changed, divided, setting
 from efficientdet.text import in_json, without_password
@@ -94,6 +95,7 @@ def predict_on_ray(
         ImageError: there is no image at the source, or its storage gives none of a part's images.
         DataError: results are damaged.
         WeightsError, UnknownNameError: there are no such weights.
+        EfficientDetError: Ray does not start, cannot be reached, or has failed; says why.
         MissingExtraError: ray or pyarrow is not installed.
     """
     from efficientdet.weights.names import find_weights
@@ -135,7 +137,8 @@ def _cluster(settings: ClusterSettings) -> Iterator[Any]:
     if "RAY_ADDRESS" not in os.environ:
         cores = max(settings.cpus_per_worker * (settings.workers or 1), os.cpu_count() or 1)
         options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
-    ray.init(**options)
+    with as_error(EfficientDetError, "Ray does not start here, or is not at RAY_ADDRESS"):
+        ray.init(**options)
     try:
         yield ray
     finally:
@@ -161,7 +164,9 @@ def _predict_parts(ray: Any, parts: list[int], work: tuple[Any, ...]) -> Iterato
         yield from done.iter_rows()
     except ray.exceptions.RayError as error:
         if (found := sent_error(str(error))) is None:
-            raise
+            # The last line that follows an indented one: in a traceback the error, in Ray's own messages the reason.
+            reason = (re.findall(r"^[ \t].*\n(\S.*)", str(error), re.MULTILINE) or str(error).splitlines()[:1])[-1]
+            raise EfficientDetError(f"Ray failed ({reason}); call again to do the parts that are missing") from error
         raise type(found)(str(found).partition("\n\n")[0]) from error  # without what Ray says after it
 
 
