@@ -22,7 +22,7 @@ demo: $(DEMO_STAMP)
 
 # Left to itself, xdist starts a new process for one that died, and then waits for ever.
 test: $(TEST_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --max-worker-restart 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .

@@ -11,12 +11,23 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+# It is not the time that is tested.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 # Building another engine for each of many small networks would take most of the tests' time. Tests of the others name
 # them; processes that tests start inherit this.
 os.environ["EFFICIENTDET_BACKEND"] = "eager"
 # Many trainings in one process, beside others: it should give its memory back.
 os.environ["EFFICIENTDET_KEEP_MEMORY"] = "0"
+# Folders whose files take longest. They begin first: otherwise one process ends with them while the others wait.
+LONGEST = ("end_to_end", "docs", "training", "exporting")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first; `--dist loadfile --no-loadscope-reorder` hands files out in this order."""
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
 
 
 def _shared_folder(name: str) -> Path:
@@ -65,8 +76,8 @@ def checkpoint(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    info = CheckpointInfo(shapes.TINY, ("disc", "square"), (3, 7), default_preprocessing(shapes.TINY))
-    save_checkpoint(path, create_model(shapes.TINY, 2).state_dict(), info)
+    info = CheckpointInfo(shapes.LITE, ("disc", "square"), (3, 7), default_preprocessing(shapes.LITE))
+    save_checkpoint(path, create_model(shapes.LITE, 2).state_dict(), info)
     return path
 
 

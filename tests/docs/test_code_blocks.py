@@ -48,12 +48,12 @@ PAGES += sorted((ROOT / "docs").rglob("*.md"))
 SHORTER = {
     "train": "--epochs 1 --image-size 64 --batch-size 2 --device cpu --precision fp32",
     "tune": "--epochs 1 --image-size 64 --batch-size 2 --device cpu --precision fp32 --learning-rate 0.01",
-    "ablate": "--epochs 1 --image-size 64 --seeds 1 --jobs 1 --device cpu --feature-networks bifpn,fpn --fusions fast",
+    "ablate": "--epochs 1 --image-size 64 --seeds 1 --device cpu --feature-networks bifpn,fpn --fusions fast",
 }
 # Of the page that is read: they run until its end.
 SERVERS: list[subprocess.Popen[str]] = []
 # Images of each split that are copied from a shared dataset, into a folder of its name.
-SHARED = {"people": 12, "cells": 8, "microcontrollers": 8}
+SHARED = {"people": 8, "cells": 6, "microcontrollers": 6}
 
 
 class Block(NamedTuple):

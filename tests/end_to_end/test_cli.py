@@ -439,7 +439,7 @@ def test_every_rejected_annotation_file_is_tried(shared_data: Path) -> None:
     assert set(BAD_ANNOTATIONS) == _rejects(shared_data / "bad_annotations" / "manifest.json")
 
 
-@pytest.mark.parametrize("name", ["truncated.json", "nan_box.json"])
+@pytest.mark.parametrize("name", ["truncated.json", pytest.param("nan_box.json", marks=pytest.mark.slow)])
 def test_rejected_annotations_in_a_real_process(name: str, shared_data: Path, tmp_path: Path) -> None:
     file = shared_data / "bad_annotations" / name
     code, out, err = process("train", "lite0", "--data", file, "--out", tmp_path / "run")

@@ -118,8 +118,8 @@ def test_each_class_keeps_its_label_and_name_through_everything(
     with monkeypatch.context() as patch:
         patch.setattr(DetectionModule, "on_train_epoch_end", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            ed.train(shapes.TINY, data, out=tmp_path / "run", **settings)
-    trained = ed.train(shapes.TINY, data, out=tmp_path / "run", resume=True, quiet=True)
+            ed.train(shapes.LITE, data, out=tmp_path / "run", **settings)
+    trained = ed.train(shapes.LITE, data, out=tmp_path / "run", resume=True, quiet=True)
     assert trained.metrics is not None
     assert set(trained.metrics.per_class) == set(NAMES) and trained.metrics.per_class["never"] is None
     for checkpoint in (trained.best, trained.last):
@@ -135,7 +135,7 @@ def test_each_class_keeps_its_label_and_name_through_everything(
         assert other.per_class_ap50 == metrics.per_class_ap50, to
     # A run that starts from the checkpoint keeps its class layer: the names and their order are the same.
     again = ed.train(
-        shapes.TINY, tmp_path / "yolo", out=tmp_path / "again", weights=trained.best,
+        shapes.LITE, tmp_path / "yolo", out=tmp_path / "again", weights=trained.best,
         **settings | {"epochs": 1, "evaluate_every": 1, "learning_rate": 1e-7},
     )  # fmt: skip
     detector = ed.load(again.best, device="cpu")

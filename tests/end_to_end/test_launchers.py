@@ -135,9 +135,9 @@ def _srun(job: list[Any], processes: int = 2) -> list[subprocess.CompletedProces
 @pytest.mark.slow
 def test_slurm_trains_as_own_processes_do(images: Path, shapes: ModuleType, tmp_path: Path) -> None:
     settings = {**shapes.SETTINGS, "epochs": 2}
-    first, second = _srun([shapes.TINY.to_dict(), str(images), str(tmp_path / "slurm"), None, settings])
+    first, second = _srun([shapes.LITE.to_dict(), str(images), str(tmp_path / "slurm"), None, settings])
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    own = train(shapes.TINY, images, out=tmp_path / "own", devices=2, **settings)
+    own = train(shapes.LITE, images, out=tmp_path / "own", devices=2, **settings)
     assert own.metrics is not None
     for rank, done in enumerate((first, second)):
         assert done.stdout == f"rank {rank}: {own.metrics.ap!r} {tmp_path / 'slurm'}\n"
@@ -149,30 +149,41 @@ def test_slurm_trains_as_own_processes_do(images: Path, shapes: ModuleType, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "slurm"]
 
 
-def test_torchrun_trains_by_the_command_line(images: Path, tmp_path: Path) -> None:
+def _torchrun(images: Path, out: Path) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(_free_port()),
-        "-m", "efficientdet", "train", "lite0", "--data", str(images), "--out", str(tmp_path / "run"), "--epochs", "1",
+        "-m", "efficientdet", "train", "lite0", "--data", str(images), "--out", str(out), "--epochs", "1",
         "--image-size", "64", "--batch-size", "2", "--device", "cpu", "--precision", "fp32",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+
+
+def test_torchrun_trains_by_the_command_line(images: Path, tmp_path: Path) -> None:
+    done = _torchrun(images, tmp_path / "run")
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
     for text in ("best checkpoint: ", "epoch 1/1: loss ", "train: 8 images", "training on cpu, 2 processes, "):
         assert said.count(text) == 1, said  # by the first process alone
     assert (tmp_path / "run" / "best.safetensors").is_file()
     assert torch.load(tmp_path / "run" / "resume.ckpt", weights_only=True)["global_step"] == 2
-    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
-    assert again.returncode == 1
-    assert f"{tmp_path / 'run'} holds a run already; resume it" in again.stderr
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+def test_torchrun_leaves_a_run_that_is_there_alone(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    done = _torchrun(images, tmp_path / "run")
+    assert done.returncode == 1
+    assert f"{tmp_path / 'run'} holds a run already; resume it" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_the_end_of_a_process_is_told_by_the_others(
     rank: int, images: Path, shapes: ModuleType, tmp_path: Path
 ) -> None:
     settings = {**shapes.SETTINGS, "epochs": 2, "save_every": 1}
-    done = _srun([shapes.TINY.to_dict(), str(images), str(tmp_path / "run"), rank, settings])
+    done = _srun([shapes.LITE.to_dict(), str(images), str(tmp_path / "run"), rank, settings])
     assert done[rank].returncode == -signal.SIGKILL
     assert done[1 - rank].returncode == 2, done[1 - rank].stderr
     assert f"error: process {rank} of 2 has ended (rank {rank}; " in done[1 - rank].stderr
@@ -181,7 +192,7 @@ def test_the_end_of_a_process_is_told_by_the_others(
 
 @pytest.mark.slow
 def test_an_error_of_the_first_ends_all(shapes: ModuleType, tmp_path: Path) -> None:
-    done = _srun([shapes.TINY.to_dict(), str(tmp_path / "none"), str(tmp_path / "run"), None, shapes.SETTINGS])
+    done = _srun([shapes.LITE.to_dict(), str(tmp_path / "none"), str(tmp_path / "run"), None, shapes.SETTINGS])
     for process in done:
         assert process.returncode == 2
         assert "none: no such dataset" in process.stderr
@@ -192,7 +203,7 @@ def test_an_error_of_the_first_ends_all(shapes: ModuleType, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_another_number_of_devices_than_processes_is_refused(images: Path, shapes: ModuleType, tmp_path: Path) -> None:
     settings = {**shapes.SETTINGS, "devices": 3}
-    done = _srun([shapes.TINY.to_dict(), str(images), str(tmp_path / "run"), None, settings])
+    done = _srun([shapes.LITE.to_dict(), str(images), str(tmp_path / "run"), None, settings])
     for process in done:
         assert process.returncode == 2
         assert "devices is 3, but srun started 2 processes; leave devices out" in process.stderr

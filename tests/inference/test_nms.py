@@ -6,7 +6,7 @@ import importlib.util
 import math
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,11 +121,6 @@ def test_the_heavier_model_moves_the_box_more() -> None:
     assert scores[0] == pytest.approx(0.5)
 
 
-def test_of_parts_of_an_image_the_best_score_stays() -> None:
-    boxes, scores, _ = weighted_box_fusion([[BOX], [MOVED], []], [[0.9], [0.3], []], [[0], [0], []], score="max")
-    assert len(boxes) == 1 and scores[0] == pytest.approx(0.9)
-
-
 def test_boxes_without_an_area_or_a_score_are_left_out() -> None:
     flat = [10.0, 90.0, 50.0, 90.0]
     assert weighted_box_fusion([[BOX, flat, FAR]], [[0.9, 0.8, 0.0]], [[0, 0, 0]])[0].tolist() == [BOX]
@@ -159,14 +154,14 @@ def cases(draw: st.DrawFn) -> tuple[Any, Any, Any, list[float]]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(cases(), st.sampled_from([0.3, 0.55]), st.sampled_from(["mean", "max"]))
-def test_the_same_as_the_formula(case: Any, iou_threshold: float, score: Literal["mean", "max"]) -> None:
+@given(cases(), st.sampled_from([0.3, 0.55]))
+def test_the_same_as_the_formula(case: Any, iou_threshold: float) -> None:
     """Section 3 of the paper, step by step, in lists."""
-    found = weighted_box_fusion(*case, iou_threshold=iou_threshold, score=score)
-    assert_same(found, by_the_paper(*case, iou_threshold, score))
+    found = weighted_box_fusion(*case, iou_threshold=iou_threshold)
+    assert_same(found, by_the_paper(*case, iou_threshold))
 
 
-def by_the_paper(boxes: Any, scores: Any, labels: Any, weights: list[float], iou_threshold: float, score: str) -> Any:
+def by_the_paper(boxes: Any, scores: Any, labels: Any, weights: list[float], iou_threshold: float) -> Any:
     rows = [
         (s * weight, weight, int(k), b)
         for weight, *model in zip(weights, boxes, scores, labels, strict=True)
@@ -181,8 +176,7 @@ def by_the_paper(boxes: Any, scores: Any, labels: Any, weights: list[float], iou
         else:
             clusters.append([row])
     votes = [[row[0] for row in cluster] for cluster in clusters]
-    means = [np.mean(v) * min(len(weights), len(v)) / sum(weights) for v in votes]
-    final = means if score == "mean" else [max(v) / max(weights) for v in votes]
+    final = [np.mean(v) * min(len(weights), len(v)) / sum(weights) for v in votes]
     return [mean_box(c) for c in clusters], np.clip(final, 0, 1), [c[0][2] for c in clusters]
 
 
@@ -220,11 +214,8 @@ def package() -> ModuleType:
 
 
 @settings(max_examples=200, deadline=None)
-@given(cases(), st.sampled_from([0.3, 0.55]), st.sampled_from(["mean", "max"]))
-def test_the_same_as_the_package_of_its_authors(
-    package: ModuleType, case: Any, iou_threshold: float, score: Literal["mean", "max"]
-) -> None:
-    kind = {"mean": "avg", "max": "max"}[score]
-    expected = package.weighted_boxes_fusion(*case, iou_thr=iou_threshold, conf_type=kind)
+@given(cases(), st.sampled_from([0.3, 0.55]))
+def test_the_same_as_the_package_of_its_authors(package: ModuleType, case: Any, iou_threshold: float) -> None:
+    expected = package.weighted_boxes_fusion(*case, iou_thr=iou_threshold)
     expected = (expected[0], expected[1].clip(0, 1), expected[2])
-    assert_same(weighted_box_fusion(*case, iou_threshold=iou_threshold, score=score), expected)
+    assert_same(weighted_box_fusion(*case, iou_threshold=iou_threshold), expected)

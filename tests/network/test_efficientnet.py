@@ -42,7 +42,7 @@ def test_channels_and_depths(name: str) -> None:
 
 
 def test_facts_cover_every_backbone() -> None:
-    assert set(FACTS) == set(SCALES)
+    assert set(FACTS) == set(SCALES) - {"lite-tiny"}  # of the tests
 
 
 @pytest.mark.parametrize("padding", ["same", "symmetric"])

@@ -125,9 +125,9 @@ def tiny(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     info = CheckpointInfo(
-        shapes.TINY, ("disc", "square"), (3, 7), default_preprocessing(shapes.TINY), {"score_threshold": 0.009}
+        shapes.LITE, ("disc", "square"), (3, 7), default_preprocessing(shapes.LITE), {"score_threshold": 0.009}
     )
-    save_checkpoint(path, create_model(shapes.TINY, 2).state_dict(), info)
+    save_checkpoint(path, create_model(shapes.LITE, 2).state_dict(), info)
     return path
 
 

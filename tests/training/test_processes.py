@@ -86,7 +86,7 @@ def images(shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def of_two(images: Path, shapes: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
-    return train(shapes.TINY, images, out=tmp_path_factory.mktemp("run") / "two", **{**shapes.SETTINGS, **SETTINGS})
+    return train(shapes.LITE, images, out=tmp_path_factory.mktemp("run") / "two", **{**shapes.SETTINGS, **SETTINGS})
 
 
 def test_two_devices_share_a_run(of_two: TrainingRun) -> None:
@@ -112,12 +112,12 @@ def test_both_are_terminated_and_resumed_to_the_same_weights(
     of_two: TrainingRun, images: Path, shapes: ModuleType, tmp_path: Path
 ) -> None:
     settings = {**shapes.SETTINGS, **SETTINGS}
-    done = _run(shapes.TINY.to_dict(), str(images), str(tmp_path / "run"), settings, SIGNALED)
+    done = _run(shapes.LITE.to_dict(), str(images), str(tmp_path / "run"), settings, SIGNALED)
     assert done.returncode == 143
     assert "the run can be resumed: " in done.stderr
     assert "Traceback" not in done.stderr
     assert torch.load(tmp_path / "run" / "resume.ckpt", weights_only=True)["global_step"] == 1
-    resumed = train(shapes.TINY, images, out=tmp_path / "run", resume=True, quiet=True)
+    resumed = train(shapes.LITE, images, out=tmp_path / "run", resume=True, quiet=True)
     expected = load_file(of_two.last)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(resumed.last).items())
 
@@ -129,7 +129,7 @@ def test_the_error_of_either_is_raised(rank: int, shapes: ModuleType, tmp_path: 
     broken = images / "images" / f"train{first + 1}.png"
     broken.write_bytes(broken.read_bytes()[:120])
     with pytest.raises(ImageError, match=broken.name):
-        train(shapes.TINY, images, out=tmp_path / "run", **{**shapes.SETTINGS, **SETTINGS}, cache=False)
+        train(shapes.LITE, images, out=tmp_path / "run", **{**shapes.SETTINGS, **SETTINGS}, cache=False)
     assert not torch.distributed.is_initialized()
 
 
@@ -160,7 +160,7 @@ def test_a_process_that_dies_does_not_leave_the_other_waiting(
 ) -> None:
     with pytest.raises(SettingError, match=message):
         train(
-            shapes.TINY, images, out=tmp_path / "run", callbacks=[in_each_process(code)],
+            shapes.LITE, images, out=tmp_path / "run", callbacks=[in_each_process(code)],
             **{**shapes.SETTINGS, **SETTINGS},
         )  # fmt: skip
 
@@ -170,7 +170,7 @@ def test_all_end_with_the_process_that_started_them(images: Path, shapes: Module
     killed = SIGNALED.replace("SIGTERM", "SIGKILL")
     settings = {**shapes.SETTINGS, **SETTINGS}
     # This returns only when all have closed their copies of its pipes, which is when they have ended.
-    done = _run(shapes.TINY.to_dict(), str(images), str(tmp_path / "run"), settings, killed)
+    done = _run(shapes.LITE.to_dict(), str(images), str(tmp_path / "run"), settings, killed)
     assert done.returncode == -signal.SIGKILL
 
 
@@ -220,7 +220,7 @@ def test_two_devices_follow_the_loss_curve_of_one(
     settings: dict[str, Any], images: Path, shapes: ModuleType, tmp_path: Path,
     curves: Callable[..., list[list[dict[str, float]]]],
 ) -> None:  # fmt: skip
-    one, two = curves(shapes.TINY, images / "train.json", **{**shapes.SETTINGS, **CURVE, **settings})
+    one, two = curves(shapes.LITE, images / "train.json", **{**shapes.SETTINGS, **CURVE, **settings})
     assert len(one) == len(two) == 2 * CURVE["epochs"]
     for step, (alone, shared) in enumerate(zip(one, two, strict=True)):
         assert shared == pytest.approx(alone, rel=1e-6), step
@@ -240,7 +240,7 @@ def test_images_that_one_device_lacks_leave_the_curve_alone(
     content = json.loads((folder / "train.json").read_text())
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"]]
     (folder / "train.json").write_text(json.dumps(content))
-    one, two = curves(shapes.TINY, folder, **{**shapes.SETTINGS, **CURVE})
+    one, two = curves(shapes.LITE, folder, **{**shapes.SETTINGS, **CURVE})
     assert len(one) == len(two) == CURVE["epochs"]
     for alone, shared in zip(one, two, strict=True):
         assert shared == pytest.approx(alone, rel=1e-6)
@@ -260,7 +260,7 @@ def test_a_loss_that_is_not_finite_is_skipped_by_both(
         "DetectionDataset.__getitem__ = get\n"
     )
     settings = {**shapes.SETTINGS, **SETTINGS, "batch_norm": "train", "epochs": 1, "ema_decay": 0.0}
-    done = train(shapes.TINY, images, out=tmp_path / "run", callbacks=[in_each_process(poisoned)], **settings)
+    done = train(shapes.LITE, images, out=tmp_path / "run", callbacks=[in_each_process(poisoned)], **settings)
     (message,) = done.report["skipped_steps"]
     assert message.startswith("epoch 0, step 0: the loss is not finite; step skipped, image ids [")
     ids = [image["id"] for image in json.loads((images / "train.json").read_text())["images"]]
@@ -275,10 +275,10 @@ def test_a_run_goes_on_with_another_number_of_devices(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     settings = {**shapes.SETTINGS, **CURVE, "save_every": 1, **before}
-    done = _run(shapes.TINY.to_dict(), str(images / "train.json"), str(tmp_path / "run"), settings, SIGNALED)
+    done = _run(shapes.LITE.to_dict(), str(images / "train.json"), str(tmp_path / "run"), settings, SIGNALED)
     assert "the run can be resumed: " in done.stderr
     assert torch.load(tmp_path / "run" / "resume.ckpt", weights_only=True)["global_step"] == 1
-    resumed = train(shapes.TINY, images / "train.json", out=tmp_path / "run", resume=True, devices=after["devices"])
+    resumed = train(shapes.LITE, images / "train.json", out=tmp_path / "run", resume=True, devices=after["devices"])
     if after is ALONE:  # what other processes print is not captured
         assert "devices 1 instead of 2" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["batch_size"] == after["batch_size"]

@@ -1035,7 +1035,8 @@ def test_a_setting_without_effect_leaves_no_folder(run: Callable[..., TrainingRu
 def test_a_save_that_is_interrupted_leaves_the_one_before(
     run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(out=tmp_path / "whole")
+    settings = {"save_every": 2}
+    whole = run(out=tmp_path / "whole", **settings)
     save = Trainer.save_checkpoint
 
     def interrupted(self: Trainer, path: Path) -> None:
@@ -1046,6 +1047,6 @@ def test_a_save_that_is_interrupted_leaves_the_one_before(
 
     with monkeypatch.context() as patched, pytest.raises(_StoppedError):
         patched.setattr(Trainer, "save_checkpoint", interrupted)
-        run(out=tmp_path / "parts")
-    parts = run(out=tmp_path / "parts", resume=True)
+        run(out=tmp_path / "parts", **settings)
+    parts = run(out=tmp_path / "parts", resume=True, **settings)
     assert parts.last.read_bytes() == whole.last.read_bytes()

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from efficientdet.errors import MissingExtraError, WeightsError
 from efficientdet.family import MODELS
+from efficientdet.weights import convert
 from efficientdet.weights.checkpoint import is_checkpoint, load_checkpoint, save_checkpoint
 from efficientdet.weights.convert import convert_file, load_pickle_safely, read_state
 from efficientdet.weights.create import create_model
@@ -25,8 +26,16 @@ from efficientdet.weights.foreign import to_foreign
 from efficientdet.weights.registry import COCO_CLASS_NAMES
 
 
+@pytest.fixture
+def small_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four members, which are built in a second; one test compares with all."""
+    monkeypatch.setattr(convert, "MODELS", {name: MODELS[name] for name in ("d0", "d1", "lite0", "lite1")})
+
+
 @pytest.mark.parametrize("target", ["effdet", "zylo"])
-def test_a_file_is_recognized_by_its_shapes(tmp_path: Path, target: str) -> None:
+def test_a_file_is_recognized_by_its_shapes(tmp_path: Path, target: str, request: pytest.FixtureRequest) -> None:
+    if target == "zylo":
+        request.getfixturevalue("small_family")
     model = create_model("d0", 3).eval()
     torch.save(to_foreign(model, target), tmp_path / "weights.pth")
     converted, info = convert_file(tmp_path / "weights.pth")
@@ -54,7 +63,7 @@ def test_class_names_can_be_given_and_must_be_as_many(tmp_path: Path) -> None:
         convert_file(tmp_path / "weights.pth", "lite0", class_names=["cat"])
 
 
-def test_a_network_that_is_not_of_the_family_names_the_closest(tmp_path: Path) -> None:
+def test_a_network_that_is_not_of_the_family_names_the_closest(tmp_path: Path, small_family: None) -> None:
     state = to_foreign(create_model("lite0", 2))
     del state["backbone.conv_stem.weight"]
     torch.save(state, tmp_path / "weights.pth")
@@ -63,7 +72,7 @@ def test_a_network_that_is_not_of_the_family_names_the_closest(tmp_path: Path) -
 
 
 def test_what_fits_two_models_must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "twin", MODELS["lite0"])
+    monkeypatch.setattr(convert, "MODELS", {"d0": MODELS["d0"], "lite0": MODELS["lite0"], "twin": MODELS["lite0"]})
     torch.save(to_foreign(create_model("lite0", 2)), tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match="fits lite0, lite0 alike; say which"):
         convert_file(tmp_path / "weights.pth")

@@ -6,15 +6,20 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import efficientdet as ed
-from efficientdet.errors import SettingError, WeightsError
+from efficientdet.errors import SettingError, UnknownNameError, WeightsError
 from efficientdet.family import ASPECTS_EXACT, MODELS
+from efficientdet.images.letterbox import letterbox
+from efficientdet.images.read import read
+from efficientdet.inference.benchmark import sample_jpeg
+from efficientdet.inference.detector import Detector
 from efficientdet.network.efficientdet import CLASS_LAYER, EfficientDet
 from efficientdet.weights.checkpoint import save_checkpoint
-from efficientdet.weights.create import create_model
+from efficientdet.weights.create import PAIRS_ABOVE, create_model, random_model
 from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 
 SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, image_size=64, aspects=ASPECTS_EXACT)
@@ -101,3 +106,30 @@ def test_bundled_weights_by_name() -> None:
 def test_too_few_classes(classes: int, weights: str | None) -> None:
     with pytest.raises(SettingError, match=f"num_classes is {classes}"):
         ed.create_model("d0", classes, weights=weights)
+
+
+def test_random_weights_score_like_trained_ones_and_are_always_the_same() -> None:
+    image = sample_jpeg()
+    model, info = random_model("lite0", 256, image)
+    pixels = torch.from_numpy(letterbox(read(image), (256, 256), info.preprocessing)[0])[None]
+    with torch.no_grad():
+        scores = torch.cat(model(pixels)[0], 1).sigmoid()
+    for threshold, count in PAIRS_ABOVE.items():
+        assert int((scores > threshold).sum()) == pytest.approx(count, rel=0.05)
+    again = random_model("lite0", 256, image)[0].state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+    assert len(Detector(model, info, backend="eager", score_threshold=0.05).predict(image)) > 5
+
+
+def test_torchs_random_numbers_go_on_as_before() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    random_model("lite0", 64, np.zeros((8, 8, 3), np.uint8))
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_the_image_size_is_the_models_own_by_default() -> None:
+    assert random_model("lite0", None, sample_jpeg())[1].spec.image_size == 320
+    with pytest.raises(UnknownNameError, match="d99"):
+        random_model("d99", None, sample_jpeg())

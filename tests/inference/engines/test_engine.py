@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from efficientdet.errors import MissingExtraError, SettingError, UnknownNameError
-from efficientdet.family import MODELS
+from efficientdet.family import ModelSpec
 from efficientdet.images.letterbox import LITE
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines import engine as engines
@@ -19,14 +20,18 @@ from efficientdet.inference.engines.engine import Engine, Outputs, choose_backen
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights.info import CheckpointInfo
 
-SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, image_size=128, fusion="fast")
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def model() -> EfficientDet:
+def spec(shapes: ModuleType) -> ModelSpec:
+    return dataclasses.replace(shapes.TINY, image_size=128, fusion="fast")
+
+
+@pytest.fixture(scope="module")
+def model(spec: ModelSpec) -> EfficientDet:
     torch.manual_seed(0)
-    model = EfficientDet(SPEC, 3).eval()
+    model = EfficientDet(spec, 3).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -103,7 +108,7 @@ def test_one_graph_serves_all_regular_sizes_and_is_found_again(
 
     monkeypatch.setattr(engines, "write_onnx_network", refuse)
     open_engine(model, backend).run(images(1, 256, 384))
-    changed = EfficientDet(SPEC, 3)  # other weights are another graph
+    changed = EfficientDet(model.spec, 3)  # other weights are another graph
     with pytest.raises(AssertionError, match="in the cache"):
         open_engine(changed, backend).run(images(1, 128, 128))
 
@@ -162,7 +167,7 @@ def test_threads_do_not_disturb_each_other(model: EfficientDet, backend: str) ->
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_detector_finds_the_same_with_it(model: EfficientDet, backend: str) -> None:
     libraries_of(backend)
-    info = CheckpointInfo(SPEC, ("a", "b", "c"), (1, 2, 3), LITE)
+    info = CheckpointInfo(model.spec, ("a", "b", "c"), (1, 2, 3), LITE)
     pictures = [
         np.random.default_rng(i).integers(0, 256, (90 + 10 * i, 140 - 5 * i, 3), dtype=np.uint8) for i in range(5)
     ]
@@ -184,7 +189,7 @@ def test_rectangular_inputs_are_the_smallest_multiples_that_hold_the_picture(mod
             outputs: Outputs = model(pixels)
         return outputs
 
-    info = CheckpointInfo(dataclasses.replace(SPEC, image_size=512), ("a", "b", "c"), (1, 2, 3), LITE)
+    info = CheckpointInfo(dataclasses.replace(model.spec, image_size=512), ("a", "b", "c"), (1, 2, 3), LITE)
     detector = Detector(model, info, backend="eager", rectangular=True, score_threshold=0.0)
     detector._engine = Engine("eager", "fp32", run)
     for height, width in ((480, 640), (640, 300), (100, 640), (512, 512)):
@@ -197,7 +202,7 @@ def test_rectangular_inputs_are_the_smallest_multiples_that_hold_the_picture(mod
 def test_reduced_decoding_keeps_the_pictures_own_pixels(model: EfficientDet, tmp_path: Path) -> None:
     from PIL import Image
 
-    info = CheckpointInfo(SPEC, ("a", "b", "c"), (1, 2, 3), LITE)
+    info = CheckpointInfo(model.spec, ("a", "b", "c"), (1, 2, 3), LITE)
     path = tmp_path / "large.jpg"
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((1601, 1201), Image.Resampling.BICUBIC).save(path, quality=95)
