@@ -19,8 +19,9 @@ from efficientdet.exporting.export import write_int8
 from efficientdet.exporting.formats import spread
 from efficientdet.family import MODELS
 from efficientdet.images.read import image_size
-from efficientdet.inference.benchmark import random_model, sample_jpeg
+from efficientdet.inference.benchmark import sample_jpeg
 from efficientdet.weights.checkpoint import load_checkpoint, save_checkpoint
+from efficientdet.weights.create import random_model
 from efficientdet.weights.foreign import to_foreign
 from efficientdet.weights.names import find_weights
 

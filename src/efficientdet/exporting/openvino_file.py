@@ -45,10 +45,6 @@ def save(model: Any, path: Path, metadata: FileMetadata) -> None:
     add_checksum(path)
 
 
-def _convolutions(model: Any) -> list[Any]:
-    return [op for op in model.get_ordered_ops() if op.get_type_name() in ("Convolution", "GroupConvolution")]
-
-
 def _with_bias(conv: Any) -> Any:
     """The output behind a convolution's bias, which is an addition of its own here."""
     for target in conv.output(0).get_target_inputs():
@@ -71,7 +67,9 @@ def open_file(path: Path) -> OpenedFile:
     def session_of(names: tuple[str, ...]) -> tuple[list[str], int, Session]:
         model = open_openvino(path)
         found = []
-        for conv in _convolutions(model):
+        for conv in model.get_ordered_ops():
+            if conv.get_type_name() not in ("Convolution", "GroupConvolution"):
+                continue
             name = conv.get_friendly_name().removesuffix("/WithoutBiases").partition("@")[0]
             if not names or name in names:
                 found.append((name, _with_bias(conv)))

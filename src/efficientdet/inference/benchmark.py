@@ -2,10 +2,6 @@
 
 Everything runs in this process and takes turns, A B C A B C, so that a machine that slows down slows all of them. What
 is measured is `Detector.predict`, as users call it; `Detector.timer` tells where its time goes.
-
-A network without trained weights gets random ones that score like them. Freshly initialized ones score every class at
-0.01, which leaves post-processing either nothing or everything to do; so the batch norms take their statistics from an
-image, and the last layers are scaled until as many (anchor, class) pairs exceed a score as with a detector of COCO.
 """
 
 from __future__ import annotations
@@ -13,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -21,36 +16,22 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.optim.swa_utils import update_bn
 from typing_extensions import Unpack
 
 from efficientdet.errors import EfficientDetError, MissingExtraError
-from efficientdet.family import MODELS, find_spec
+from efficientdet.family import MODELS
 from efficientdet.images.find import find_images, sample_image
-from efficientdet.images.letterbox import letterbox
-from efficientdet.images.read import ImageSource, read
 from efficientdet.images.read import image_size as size_of_image
 from efficientdet.inference.detector import Detector, load
 from efficientdet.inference.hardware import Hardware
 from efficientdet.inference.settings import OFFERED, BenchmarkSettings, DetectorOptions
 from efficientdet.inference.timing import TYPES, MachineSpeed, network_floor, stopwatch
-from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
-from efficientdet.weights.info import CheckpointInfo, default_preprocessing
+from efficientdet.weights.create import random_model
 from efficientdet.weights.names import find_weights
-from efficientdet.weights.registry import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 
 # The parts of a prediction, in order, as `Detector.timer` names them.
 PARTS = ("decode", "preprocess", "network", "postprocess")
 SAMPLE_SIZE = (640, 480)
-
-
-# Score, and how many (anchor, class) pairs exceed it.
-PAIRS_ABOVE = {0.05: 200, 0.001: 20_000}
-# Standard deviation of a trained detector's box deltas.
-DELTA_SPREAD = 0.3
-# Larger inputs take longer and hardly change the statistics.
-LARGEST_SIDE = 512
 
 
 class Spread(NamedTuple):
@@ -294,49 +275,3 @@ def _sides(name: str, images: Sequence[Any], found: Benchmark, options: Detector
         except EfficientDetError as error:
             found.failures.append(f"{name}, {backend} {precision}: {error}")
     return sides
-
-
-@torch.no_grad()
-def random_model(name: str, image_size: int | None, image: ImageSource) -> tuple[EfficientDet, CheckpointInfo]:
-    """Build a network of the family, with the same weights at every call.
-
-    Args:
-        name: such as `d0`.
-        image_size: side of the input in pixels, which the checkpoint stores; None for the model's own.
-        image: gives the batch norms their statistics.
-
-    Returns:
-        The network in evaluation mode, and the facts of a checkpoint, which say that its weights are random.
-
-    Raises:
-        UnknownNameError: the family has no such model.
-        ImageError: the image cannot be read.
-    """
-    spec = find_spec(name)
-    spec = dataclasses.replace(spec, image_size=image_size or spec.image_size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = EfficientDet(spec, COCO_SLOTS)
-    preprocessing = default_preprocessing(spec)
-    side = min(spec.image_size, LARGEST_SIDE)
-    pixels = torch.from_numpy(letterbox(read(image), (side, side), preprocessing)[0])[None]
-    update_bn([torch.cat([pixels, pixels.flip(3)])], model)  # the image and its mirror image
-    _scale_outputs(model, pixels)
-    about = {"source": "random weights, for measuring speed"}
-    return model, CheckpointInfo(spec, COCO_CLASS_NAMES, COCO_CATEGORY_IDS, preprocessing, about=about)
-
-
-def _scale_outputs(model: EfficientDet, pixels: Tensor) -> None:
-    """Scale and shift the last layers; they are linear, so one forward pass gives the factors."""
-    class_logits, box_deltas = model.eval()(pixels)
-    logits = torch.cat(class_logits, 1).flatten().sort(descending=True).values
-    (high, high_rank), (low, low_rank) = (
-        (math.log(score / (1 - score)), min(count, len(logits)) - 1) for score, count in PAIRS_ABOVE.items()
-    )
-    gain = (high - low) / float(logits[high_rank] - logits[low_rank])
-    last = model.class_head.predict.pointwise
-    assert last.bias is not None
-    last.weight.mul_(gain)
-    last.bias.mul_(gain).add_(high - gain * float(logits[high_rank]))
-    spread = float(torch.cat(box_deltas, 1).std())
-    model.box_head.predict.pointwise.weight.mul_(DELTA_SPREAD / spread)

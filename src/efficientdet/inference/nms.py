@@ -1,4 +1,4 @@
-"""Suppression: hard and Gaussian soft NMS, matrix NMS, and fusion of the boxes of one model or several.
+"""Suppression: hard and Gaussian soft NMS, matrix NMS, and fusion of the boxes of one model, or of several.
 
 Hard and soft NMS run in rounds. A candidate that no better one of its class overlaps is final; all such are settled at
 once, and what overlaps them decays (Gaussian soft NMS) or is dropped (hard NMS). Because a score only ever falls, this
@@ -8,7 +8,7 @@ gives exactly what the textbook's loop over boxes gives, in as many rounds as th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -197,7 +197,6 @@ def weighted_box_fusion(
     weights: Sequence[float] | None = None,
     *,
     iou_threshold: float = 0.55,
-    score: Literal["mean", "max"] = "mean",
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Fuse the boxes of M models (Solovyev, Wang and Gabruska 2021, section 3).
 
@@ -210,11 +209,10 @@ def weighted_box_fusion(
         labels: of each model, (N_m,) integers.
         weights: of each model, positive; None for 1.
         iou_threshold: of membership.
-        score: of a fused box: `mean`, that of its members, times the share of the models that voted for it (eq. 6); or
-            `max`, the best of them, where a model does not see all of the image.
 
     Returns:
-        Fused boxes (N, 4) float32, scores (N,) float32 and labels (N,) int64, best first.
+        Fused boxes (N, 4) float32, scores (N,) float32 and labels (N,) int64, best first. A score is the mean of the
+        members', times the share of the models that voted (eq. 6).
     """
     factors = np.ones(len(boxes_xyxy)) if weights is None else np.asarray(weights, dtype=np.float64)
     models = np.repeat(np.arange(len(boxes_xyxy)), [len(np.asarray(one)) for one in scores])
@@ -236,12 +234,7 @@ def weighted_box_fusion(
         total[place] += votes[row]
         fused[place] += (boxes[row] - fused[place]) * (votes[row] / total[place])
     members = np.bincount(owner, minlength=count)[:count]
-    if score == "mean":
-        final = total[:count] / members.clip(1) * np.minimum(members, len(factors)) / factors.sum()
-    else:
-        final = np.zeros(count)
-        np.maximum.at(final, owner, votes[order])
-        final /= factors.max(initial=0)
+    final = total[:count] / members.clip(1) * np.minimum(members, len(factors)) / factors.sum()
     best = np.argsort(-final, kind="stable")
     return fused[best].astype(np.float32), final[best].clip(0, 1).astype(np.float32), own_classes[best]
 

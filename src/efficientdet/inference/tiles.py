@@ -19,7 +19,7 @@ from efficientdet.detections import Detections
 from efficientdet.errors import ImageError
 from efficientdet.images import tiles
 from efficientdet.images.read import ImageSource, read
-from efficientdet.inference.nms import best_detections, weighted_box_fusion
+from efficientdet.inference.nms import best_detections, fuse_boxes
 from efficientdet.inference.settings import PostprocessSettings
 
 # A box that ends within this share of a tile's side from the edge is taken for cut by it, since a detector seldom puts
@@ -64,8 +64,8 @@ def merge_tiles(
     Args:
         found: of each part, boxes in its own pixels; the first part is the whole image.
         views: left, top, right, bottom of each part, pixels of the image.
-        settings: of NMS within each class: `wbf` fuses the boxes of an object, every other kind is hard here, since
-            each part has had its own NMS already.
+        settings: of NMS within each class: hard here, since each part has had its own NMS already; `wbf` then fuses
+            the boxes of an object.
 
     Returns:
         The detections, best first, at most `max_detections`. The image is not kept.
@@ -78,16 +78,15 @@ def merge_tiles(
     boxes, scores, keep = _join_parts(boxes, scores, labels, seen, seen.new_tensor(views[0]), settings.iou_threshold)
     order = scores.where(keep, -1.0).argsort(descending=True, stable=True)[: int(keep.sum())]
     boxes, scores, labels = boxes[order], scores[order], labels[order]
+    top, chosen = best_detections(boxes[None], scores[None], labels[None], dataclasses.replace(settings, nms="hard"))
+    kept = chosen[top > 0]
+    merged, best, classes = boxes[kept], scores[kept], labels[kept]
     if settings.nms == "wbf":
-        rows = [boxes.numpy()], [scores.numpy()], [labels.numpy()]
-        merged, best, classes = weighted_box_fusion(*rows, iou_threshold=settings.iou_threshold, score="max")
-    else:
-        top, chosen = best_detections(
-            boxes[None], scores[None], labels[None], dataclasses.replace(settings, nms="hard")
-        )
-        kept = chosen[top > 0]
-        merged, best, classes = boxes[kept].numpy(), scores[kept].numpy(), labels[kept].numpy()
-    whole = dataclasses.replace(found[0], boxes_xyxy=merged, scores=best, labels=classes, image=None)
+        every = boxes[None], scores[None], labels[None]
+        merged = fuse_boxes(merged[None], classes[None], *every, settings.iou_threshold)[0]
+    whole = dataclasses.replace(
+        found[0], boxes_xyxy=merged.numpy(), scores=best.numpy(), labels=classes.numpy(), image=None
+    )
     return whole[: settings.max_detections]
 
 

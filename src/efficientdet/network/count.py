@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections import Counter
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from efficientdet.family import MODELS, PUBLISHED, PUBLISHED_AP, ModelSpec
 from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
@@ -27,8 +27,9 @@ def count_parts(
         num_classes: classes of its head.
         size: (height, width) of the image; None for the spec's size.
 
-    The multiply-adds are those of the convolutions, squeeze-and-excite included; batch norms, activations, pooling,
-    resizing, fusion and biases are not counted. The network is built on torch's meta device, so nothing is computed.
+    The multiply-adds are those of the convolutions and linear layers, squeeze-and-excite included; batch norms,
+    activations, pooling, resizing, fusion and biases are not counted. The network is built on torch's meta device, so
+    nothing is computed.
 
     Returns:
         (learnable parameters, multiply-adds) by the names in `PARTS`.
@@ -37,11 +38,20 @@ def count_parts(
         model = EfficientDet(spec, num_classes).eval()
         parameters = {part: sum(p.numel() for p in model.get_submodule(part).parameters()) for part in PARTS}
         _simplify(model)
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, 3, *(size or (spec.image_size, spec.image_size))))
-    flops = counter.get_flop_counts()
-    prefix = type(model).__name__
-    return {part: (parameters[part], sum(flops[f"{prefix}.{part}"].values()) // 2) for part in PARTS}
+        multiply_adds: Counter[str] = Counter()
+        for part in PARTS:
+            for module in model.get_submodule(part).modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.register_forward_hook(partial(_add_up, multiply_adds, part))
+        model(torch.empty(1, 3, *(size or (spec.image_size, spec.image_size))))
+    return {part: (parameters[part], multiply_adds[part]) for part in PARTS}
+
+
+def _add_up(
+    multiply_adds: Counter[str], part: str, module: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor
+) -> None:
+    """Each number of a layer's output costs as many multiply-adds as its weights have."""
+    multiply_adds[part] += output.numel() * module.weight[0].numel()
 
 
 def _simplify(model: nn.Module) -> None:

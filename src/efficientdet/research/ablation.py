@@ -6,13 +6,10 @@ Each trial is a training run in a folder of its own, so a stopped ablation conti
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +34,8 @@ from efficientdet.weights.info import CheckpointInfo
 # The paper's choice: feature networks are compared with this fusion, fusions in this network.
 BASE_NETWORK, BASE_FUSION = "bifpn", "fast"
 SPEED_ROUNDS = 15
+# What a run writes last.
+METRICS_FILE = "metrics.json"
 
 
 class Trial(NamedTuple):
@@ -115,9 +114,9 @@ def ablate(
     folder = Path(out)
     budget = {"model": spec.name, "data": Path(data).name, **_settings(config)}
     _check_budget(folder, budget)
-    todo = [trial for trial in trials if not _has_ended(folder / trial.name)]
-    say(f"{len(trials)} trials, {len(trials) - len(todo)} have ended already; {chosen.jobs} at a time")
-    failures = _run_all(todo, partial(_run, spec, data, folder, config), chosen.jobs, say)
+    todo = [trial for trial in trials if not (folder / trial.name / METRICS_FILE).is_file()]
+    say(f"{len(trials)} trials, {len(trials) - len(todo)} have ended already")
+    failures = _run_all(todo, partial(_run, spec, data, folder, config), say)
     if failures:
         raise EfficientDetError(f"{len(failures)} of {len(trials)} trials failed:\n  " + "\n  ".join(failures))
     rows = compare(folder, trials)
@@ -143,45 +142,20 @@ def _check_budget(folder: Path, budget: dict[str, Any]) -> None:
         write_json(path, budget)
 
 
-def _has_ended(folder: Path) -> bool:
-    return (folder / "report.json").is_file() and (folder / "metrics.json").is_file()
-
-
-def _run_all(
-    trials: Sequence[Trial], run: Callable[[Trial], float], jobs: int, say: Callable[[str], None]
-) -> list[str]:
-    """Run the trials in processes; a line for each that failed."""
-    context = get_context("spawn")
-    numbers: Any = context.Queue()
-    for job in range(jobs):
-        numbers.put(job)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+def _run_all(trials: Sequence[Trial], run: Callable[[Trial], float], say: Callable[[str], None]) -> list[str]:
+    """Run the trials one after another; a line for each that failed."""
     failures = []
     started = time.perf_counter()
-    with ProcessPoolExecutor(jobs, context, _start_process, (numbers, threads, torch.cuda.device_count())) as pool:
+    for done, trial in enumerate(trials, 1):
         try:
-            futures = {pool.submit(run, trial): trial.name for trial in trials}
-            for done, future in enumerate(as_completed(futures), 1):
-                name = futures[future]
-                left = (time.perf_counter() - started) / done * (len(trials) - done)
-                try:
-                    result = f"AP {future.result():.3f}"
-                # Whatever ended this trial is reported, and the others go on.
-                except Exception as error:
-                    failures.append(f"{name}: {type(error).__name__}: {error}")
-                    result = f"failed: {error}"
-                say(f"{name}: {result}; about {left / 60:.0f} min left")
-        except BaseException:  # an interrupt: what has not begun does not begin any more
-            pool.shutdown(cancel_futures=True)
-            raise
+            result = f"AP {run(trial):.3f}"
+        # Whatever ended this trial is reported, and the others go on.
+        except Exception as error:
+            failures.append(f"{trial.name}: {type(error).__name__}: {error}")
+            result = f"failed: {error}"
+        left = (time.perf_counter() - started) / done * (len(trials) - done)
+        say(f"{trial.name}: {result}; about {left / 60:.0f} min left")
     return failures
-
-
-def _start_process(numbers: Any, threads: int, gpus: int) -> None:
-    """Give a process its share of the cores, and a GPU of its own where there are some."""
-    torch.set_num_threads(threads)
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(numbers.get() % gpus)
 
 
 def _run(spec: ModelSpec, data: str | Path, folder: Path, config: TrainConfig, trial: Trial) -> float:
@@ -233,7 +207,7 @@ def compare(folder: Path, trials: Sequence[Trial]) -> list[dict[str, Any]]:
 
 
 def _metrics(folder: Path, trial: Trial) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / trial.name / "metrics.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((folder / trial.name / METRICS_FILE).read_text(encoding="utf-8"))
     return found
 
 

@@ -26,10 +26,9 @@ from efficientdet.inference.hardware import Hardware
 from efficientdet.inference.timing import time_in_turns
 from efficientdet.network.count import count, count_parts, family_rows
 from efficientdet.network.efficientdet import COCO_SLOTS, EfficientDet
-from efficientdet.network.fusion import EPSILON, FUSIONS, Fusion
+from efficientdet.network.fusion import FUSIONS
 from efficientdet.network.pyramid import FeatureNetwork
 from efficientdet.network.topology import TOPOLOGIES, build_topology
-from efficientdet.research.edges import learned_weights
 from efficientdet.research.figures import (
     BLUE,
     LEFT,
@@ -67,12 +66,6 @@ SCALES = ("d0", "d3")
 # The model whose feature network is timed and compared.
 SPEC = MODELS["d0"]
 ROUNDS = 40
-# How raw weights of fast, and of softmax, are made from random numbers of 0.5 to 1.5, by what to call them.
-RAW_WEIGHTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "all 1, as training starts": (torch.ones_like, torch.ones_like),
-    "different, with the same normalized weights": (Tensor.clone, torch.log),
-    "the same, with different normalized weights": (Tensor.clone, Tensor.clone),
-}
 
 
 def family_parts(out: Path) -> dict[str, str]:
@@ -206,13 +199,8 @@ def retinanet_heads(spec: ModelSpec, depth: int = 4, num_classes: int = COCO_SLO
 
 
 def fusions_parts(device: str | None) -> dict[str, str]:
-    """The texts and tables; the fusions are timed on a device, or not at all."""
-    return {
-        "speed": "Not measured.\n" if device is None else _speed(fusion_times(SPEC, device)),
-        "fused": SPEC.name,
-        "epsilon": f"{EPSILON:g}",
-        "agreement": markdown_table(agreement(SPEC)),
-    }
+    """The text; the fusions are timed on a device, or not at all."""
+    return {"speed": "Not measured.\n" if device is None else _speed(fusion_times(SPEC, device))}
 
 
 def make_network(spec: ModelSpec, fusion: str) -> tuple[FeatureNetwork, list[Tensor]]:
@@ -253,37 +241,6 @@ def _speed(found: Mapping[str, Sequence[float]]) -> str:
         f"{median(ratios['softmax']):.2f} times as long. In exported files the normalized weights are constants, so "
         f"that the two cost the same.\n\n{markdown_table(rows)}"
     )
-
-
-@torch.no_grad()
-def agreement(spec: ModelSpec) -> list[dict[str, Any]]:
-    """How far the outputs with fast fusion are from those with softmax.
-
-    Returns:
-        One row for each of `RAW_WEIGHTS`: the largest difference of a normalized weight; and the largest difference of
-        an output on any level, over the largest output with softmax.
-    """
-    network, features = make_network(spec, "fast")
-    rows = []
-    for name, makers in RAW_WEIGHTS.items():
-        weights, outputs = [], []
-        for kind, make in zip(("fast", "softmax"), makers, strict=True):
-            generator = torch.Generator().manual_seed(2)
-            for fuse in network.modules():
-                if isinstance(fuse, Fusion) and fuse.weights is not None:
-                    fuse.kind = kind
-                    fuse.weights.copy_(make(torch.rand(len(fuse.weights), generator=generator) + 0.5))
-            weights.append(torch.tensor([edge.value for edge in learned_weights(network)]))
-            outputs.append(torch.cat([x.flatten() for x in network(features)]))
-        of_weights, of_outputs = (float((fast - softmax).abs().max()) for fast, softmax in (weights, outputs))
-        rows.append(
-            {
-                "raw weights": name,
-                "normalized weights differ by": f"{of_weights:.1e}",
-                "outputs differ by": f"{of_outputs / float(outputs[1].abs().max()):.1e}",
-            }
-        )
-    return rows
 
 
 def write_report(

@@ -19,9 +19,6 @@ class AblationSettings(Settings):
         False, "Train each feature network with each fusion; else each with fast fusion, and each fusion in BiFPN."
     )
     seeds: int = setting(3, "Runs of each pair, with seeds 0, 1, ...", minimum=1)
-    jobs: int = setting(
-        1, "Trials that train at a time, each in a process of its own, on a GPU of its own if there are any.", minimum=1
-    )
 
 
 class AblationOptions(TrainOptions, total=False):
@@ -31,7 +28,6 @@ class AblationOptions(TrainOptions, total=False):
     fusions: tuple[str, ...]
     every_pair: bool
     seeds: int
-    jobs: int
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,11 +33,9 @@ def _checkpointed(module: nn.Module, *inputs: Any) -> Any:
     forward = functools.partial(type(module).forward, module)
     if not torch.is_grad_enabled():
         return forward(*inputs)
-    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=functools.partial(_contexts, module))
-
-
-def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _fixed_statistics(module)
+    return checkpoint(
+        forward, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _fixed_statistics(module))
+    )
 
 
 @contextmanager

@@ -1,18 +1,33 @@
-"""`create_model`: a network with random weights, or with those of a checkpoint."""
+"""Networks with the weights of a checkpoint, or with random ones; those of `random_model` score like trained ones."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
 from typing_extensions import Unpack
 
 from efficientdet.errors import WeightsError
-from efficientdet.family import ModelSpec
+from efficientdet.family import ModelSpec, find_spec
+from efficientdet.images.letterbox import letterbox
+from efficientdet.images.read import ImageSource, read
 from efficientdet.network.efficientdet import CLASS_LAYER, COCO_SLOTS, EfficientDet, SpecOptions, make_spec
 from efficientdet.weights.checkpoint import fit_state, load_checkpoint
+from efficientdet.weights.info import CheckpointInfo, default_preprocessing
 from efficientdet.weights.names import find_weights
+from efficientdet.weights.registry import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+
+# Of the networks for measuring speed: a score, and how many (anchor, class) pairs exceed it.
+PAIRS_ABOVE = {0.05: 200, 0.001: 20_000}
+# Standard deviation of a trained detector's box deltas.
+DELTA_SPREAD = 0.3
+# Larger inputs take longer and hardly change the statistics.
+LARGEST_SIDE = 512
 
 
 def create_model(
@@ -91,3 +106,53 @@ def copy_weights(model: EfficientDet, source: EfficientDet, name: str, *, with_c
     fit_state(model, state, name, model.spec.name)
     model.load_state_dict(state)
     model.spec = dataclasses.replace(model.spec, anchor_scale=source.spec.anchor_scale, aspects=source.spec.aspects)
+
+
+@torch.no_grad()
+def random_model(name: str, image_size: int | None, image: ImageSource) -> tuple[EfficientDet, CheckpointInfo]:
+    """Build a network of the family for measuring speed, with the same weights at every call.
+
+    Freshly initialized ones score every class at 0.01, which leaves post-processing either nothing or everything to do;
+    so the batch norms take their statistics from an image, and the last layers are scaled until as many (anchor, class)
+    pairs exceed a score as with a detector of COCO.
+
+    Args:
+        name: such as `d0`.
+        image_size: side of the input in pixels, which the checkpoint stores; None for the model's own.
+        image: gives the batch norms their statistics.
+
+    Returns:
+        The network in evaluation mode, and the facts of a checkpoint, which say that its weights are random.
+
+    Raises:
+        UnknownNameError: the family has no such model.
+        ImageError: the image cannot be read.
+    """
+    spec = find_spec(name)
+    spec = dataclasses.replace(spec, image_size=image_size or spec.image_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = EfficientDet(spec, COCO_SLOTS)
+    preprocessing = default_preprocessing(spec)
+    side = min(spec.image_size, LARGEST_SIDE)
+    pixels = torch.from_numpy(letterbox(read(image), (side, side), preprocessing)[0])[None]
+    update_bn([torch.cat([pixels, pixels.flip(3)])], model)  # the image and its mirror image
+    _scale_outputs(model, pixels)
+    about = {"source": "random weights, for measuring speed"}
+    return model, CheckpointInfo(spec, COCO_CLASS_NAMES, COCO_CATEGORY_IDS, preprocessing, about=about)
+
+
+def _scale_outputs(model: EfficientDet, pixels: Tensor) -> None:
+    """Scale and shift the last layers; they are linear, so one forward pass gives the factors."""
+    class_logits, box_deltas = model.eval()(pixels)
+    logits = torch.cat(class_logits, 1).flatten().sort(descending=True).values
+    (high, high_rank), (low, low_rank) = (
+        (math.log(score / (1 - score)), min(count, len(logits)) - 1) for score, count in PAIRS_ABOVE.items()
+    )
+    gain = (high - low) / float(logits[high_rank] - logits[low_rank])
+    last = model.class_head.predict.pointwise
+    assert last.bias is not None
+    last.weight.mul_(gain)
+    last.bias.mul_(gain).add_(high - gain * float(logits[high_rank]))
+    spread = float(torch.cat(box_deltas, 1).std())
+    model.box_head.predict.pointwise.weight.mul_(DELTA_SPREAD / spread)
