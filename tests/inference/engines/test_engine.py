@@ -113,7 +113,7 @@ def test_one_graph_serves_all_regular_sizes_and_is_found_again(
         open_engine(changed, backend).run(images(1, 128, 128))
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", [pytest.param("onnxruntime", marks=pytest.mark.slow), "openvino"])
 def test_a_damaged_graph_in_the_cache_is_written_again(
     model: EfficientDet, backend: str, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
