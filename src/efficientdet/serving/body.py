@@ -18,9 +18,6 @@ from efficientdet.errors import EfficientDetError
 from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.text import printable
 
-# What a request may set for itself.
-REQUEST_SETTINGS = (PostprocessSettings,)
-
 
 class RequestError(EfficientDetError):
     """A request is refused.
@@ -48,12 +45,11 @@ def _make_options() -> type[BaseModel]:
         "model": (str | None, Field(None, description="Name of the model; by default the first of /v1/models.")),
         "classes": (list[str] | None, Field(None, description="Names of the classes to return; by default all.")),
     }
-    for cls in REQUEST_SETTINGS:
-        hints = get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            for name in filter(None, (field.name, field.metadata["also"])):
-                default = " By default the model's; see /v1/models."
-                fields[name] = (hints[field.name] | None, Field(None, description=field.metadata["help"] + default))
+    hints = get_type_hints(PostprocessSettings)
+    for field in dataclasses.fields(PostprocessSettings):
+        for name in filter(None, (field.name, field.metadata["also"])):
+            default = " By default the model's; see /v1/models."
+            fields[name] = (hints[field.name] | None, Field(None, description=field.metadata["help"] + default))
     # An unknown one is kept, for the check that names the nearest.
     return create_model("Options", __config__=ConfigDict(extra="allow", protected_namespaces=()), **fields)
 

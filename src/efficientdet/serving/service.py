@@ -16,11 +16,11 @@ from fastapi import Request
 from efficientdet.errors import ImageError, SettingError, unknown_name
 from efficientdet.images.read import image_size
 from efficientdet.inference.settings import PostprocessSettings
-from efficientdet.serving.body import REQUEST_SETTINGS, Options, RequestError, Upload, read_request
+from efficientdet.serving.body import Options, RequestError, Upload, read_request
 from efficientdet.serving.observe import Metrics
 from efficientdet.serving.settings import MOST_PIXELS, ServeSettings
 from efficientdet.serving.worker import Found, QueueFullError, Worker
-from efficientdet.settings import changed, divided
+from efficientdet.settings import changed
 
 if TYPE_CHECKING:
     from efficientdet.inference.detector import Detector
@@ -77,10 +77,9 @@ class Service:
             if name not in self.workers:
                 raise unknown_name("model", name, self.workers)
             worker = self.workers[name]
-            _check(worker.detector, options, classes)
+            chosen = _check(worker.detector, options, classes)
             request.state.facts.update(model=name, images=len(images))
             with _time_limit(limit, 504, "time_limit", f"not done within {limit:g} s; send fewer or smaller images"):
-                chosen = changed(worker.detector.postprocess, options)
                 futures = worker.submit([image.data for image in images], options, self._refusals(chosen))
                 found: list[Found] = await asyncio.gather(*map(asyncio.wrap_future, futures))
         for one in found:
@@ -125,18 +124,18 @@ class Service:
         return None
 
 
-def _check(detector: Detector, settings: Mapping[str, Any], classes: Sequence[str] | None) -> None:
-    """Refuse what cannot be, before anything waits for the network."""
-    for cls, part in zip(REQUEST_SETTINGS, divided(settings, *REQUEST_SETTINGS), strict=True):
-        wanted = changed(cls(), part)
-        for name in _CEILINGS:
-            most = getattr(detector.postprocess, name)
-            if name in part and getattr(wanted, name) > most:
-                option = f"--{name.replace('_', '-')}"
-                raise SettingError(f"{name} is {part[name]}; this server allows at most {most} (its option {option})")
+def _check(detector: Detector, settings: Mapping[str, Any], classes: Sequence[str] | None) -> PostprocessSettings:
+    """The detector's settings with those of a request; refuses what cannot be before anything waits for the network."""
+    chosen = changed(detector.postprocess, settings)
+    for name in _CEILINGS:
+        value, most = getattr(chosen, name), getattr(detector.postprocess, name)
+        if value > most:
+            option = f"--{name.replace('_', '-')}"
+            raise SettingError(f"{name} is {value}; this server allows at most {most} (its option {option})")
     for name in classes or ():
         if name not in detector.class_names:
             raise unknown_name("class", name, detector.class_names)
+    return chosen
 
 
 @contextmanager
