@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
@@ -162,9 +163,7 @@ def benchmark(
         SettingError: a setting of the detectors is unknown or out of range.
     """
     settings = settings or BenchmarkSettings()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads or threads)
-    try:
+    with thread_number(settings.threads):
         found = Benchmark(Hardware.read(options.get("device", "auto")), settings)
         images = (
             [sample_jpeg()] if settings.images is None else [str(one) for one in find_images([settings.images]).images]
@@ -178,9 +177,18 @@ def benchmark(
             if machine is not None:
                 machine.measure()
         found.rows.extend(side.row(machine) for side in sides if machine is not None)
-    finally:
-        torch.set_num_threads(threads)
     return found
+
+
+@contextmanager
+def thread_number(threads: int | None) -> Iterator[None]:
+    """Let torch, and with it every engine that is opened, compute with this many threads; None for its own choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def sample_jpeg() -> bytes:

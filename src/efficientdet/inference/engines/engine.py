@@ -155,7 +155,7 @@ def open_engine(
 
     def by_shape(streams: int) -> SessionByShape:
         def open_session(shape: tuple[int, ...]) -> Session:
-            path = _find_graph(model, key, (shape[2], shape[3]))
+            path = find_graph(model, (shape[2], shape[3]), key)
             if backend == "openvino":
                 return openvino_session(open_openvino(path), shape, precision, streams=streams, cache=path.stem)
             return onnxruntime_session(path, shape, precision=precision, streams=streams, on_gpu=backend == "tensorrt")
@@ -211,8 +211,9 @@ def _fastest(precision: str, device: torch.device) -> str:
     return "eager"
 
 
-def _find_graph(model: EfficientDet, key: str, size: tuple[int, int]) -> Path:
+def find_graph(model: EfficientDet, size: tuple[int, int], key: str = "") -> Path:
     """A network's ONNX file for a size, written at the first need; one serves all multiples of the coarsest stride."""
+    key = key or _fingerprint(model)
     is_regular = not any(side % model.spec.strides[-1] for side in size)
     name = f"engines/{key}-{'any' if is_regular else f'{size[0]}x{size[1]}'}.onnx"
 

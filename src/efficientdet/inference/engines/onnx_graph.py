@@ -83,6 +83,7 @@ def onnx_network(
     assert program is not None
     graph: ModelProto = program.model_proto
     merge_pads(graph)
+    separate_biases(graph)
     free_shapes(graph, dynamic_size)
     return graph
 
@@ -167,3 +168,20 @@ def merge_pads(graph: ModelProto) -> None:
     kept_constants = [tensor for tensor in graph.graph.initializer if tensor.name in read]
     del graph.graph.initializer[:]
     graph.graph.initializer.extend(kept_constants)
+
+
+def separate_biases(graph: ModelProto) -> None:
+    """Give each convolution a bias of its own; changes the graph.
+
+    The heads' last convolutions share theirs between the levels, and OpenVINO adds a bias that it finds twice in an
+    operation of its own, which writes the whole map of the class logits again.
+    """
+    found, seen = {tensor.name: tensor for tensor in graph.graph.initializer}, set[str]()
+    for node in graph.graph.node:
+        if node.op_type == "Conv" and len(node.input) > 2:
+            shared = node.input[2]
+            if shared in seen:
+                own = graph.graph.initializer.add()
+                own.CopyFrom(found[shared])
+                own.name = node.input[2] = f"{shared}@{len(seen)}"
+            seen.add(node.input[2])

@@ -77,22 +77,7 @@ def openvino_session(
         cache: folder of the cache that keeps what was compiled of this model, so that it opens faster the next time;
             None to keep nothing.
     """
-    if shape is not None:
-        model.reshape(list(shape))
-    if precision == "bf16":
-        model = _with_bf16_logits(model)
-    settings = {
-        # Left alone, OpenVINO computes in bf16 where the processor has it.
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-        "NUM_STREAMS": streams,
-        "INFERENCE_NUM_THREADS": thread_count(),
-    }
-    if cache is None:
-        compiled = openvino_core().compile_model(model, "CPU", settings)
-    else:
-        folder = cache_folder("engines", "openvino", cache)
-        with sealing(folder, "*.blob"):  # OpenVINO itself would run what is damaged
-            compiled = openvino_core().compile_model(model, "CPU", settings | {"CACHE_DIR": str(folder)})
+    compiled = compile_openvino(model, shape, precision, cache, NUM_STREAMS=streams)
     own = threading.local()
 
     def run(*arrays: NDArray[Any]) -> list[NDArray[Any]]:
@@ -103,6 +88,28 @@ def openvino_session(
         return [_as_array(tensor) for tensor in tensors]
 
     return run
+
+
+def compile_openvino(
+    model: Any, shape: Sequence[int] | None, precision: str, cache: str | None = None, **properties: Any
+) -> Any:
+    """OpenVINO's own compiled model; `properties` are OpenVINO's, the rest as in `openvino_session`."""
+    if shape is not None:
+        model.reshape(list(shape))
+    if precision == "bf16":
+        model = _with_bf16_logits(model)
+    settings = {
+        # Left alone, OpenVINO computes in bf16 where the processor has it.
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": thread_count(),
+        **properties,
+    }
+    if cache is None:
+        return openvino_core().compile_model(model, "CPU", settings)
+    folder = cache_folder("engines", "openvino", cache)
+    with sealing(folder, "*.blob"):  # OpenVINO itself would run what is damaged
+        return openvino_core().compile_model(model, "CPU", settings | {"CACHE_DIR": str(folder)})
 
 
 def _with_bf16_logits(model: Any) -> Any:
@@ -132,10 +139,7 @@ def onnxruntime_session(
         streams: how many threads may call it at once, and share the cores.
         on_gpu: run in TensorRT.
     """
-    options = onnxruntime_options(streams)
-    for axis, length in zip(("batch", "channels", "height", "width"), shape, strict=True):
-        if length != ANY_BATCH:
-            options.add_free_dimension_override_by_name(axis, length)
+    options = onnxruntime_options(streams, shape)
     return as_session(open_onnx(path, options, [_tensorrt_provider(precision)] if on_gpu else None))
 
 
@@ -176,9 +180,12 @@ def _tensorrt_provider(precision: str) -> tuple[str, dict[str, Any]]:
     return "TensorrtExecutionProvider", {**choices, "trt_engine_cache_path": str(folder)}
 
 
-def onnxruntime_options(streams: int = 1) -> Any:
-    """Options of a silent session that shares the cores with `streams` - 1 others."""
+def onnxruntime_options(streams: int = 1, shape: Sequence[int] = ()) -> Any:
+    """Options of a silent session that shares the cores with `streams` - 1 others; `shape` as `onnxruntime_session`."""
     options = require("onnxruntime", "export").SessionOptions()
     options.intra_op_num_threads = max(1, thread_count() // streams)
     options.log_severity_level = 4
+    for axis, length in zip(("batch", "channels", "height", "width"), shape, strict=False):
+        if length != ANY_BATCH:
+            options.add_free_dimension_override_by_name(axis, length)
     return options
