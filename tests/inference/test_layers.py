@@ -71,10 +71,10 @@ def test_the_command_prints_a_table_for_each_sum_and_one_of_the_slowest_layers(r
 def test_a_layer_that_the_runtime_adds_counts_to_the_module_before_it() -> None:
     modules = {"conv": "backbone.blocks.1.0.conv_dw", "add": "class_head.bns.0.3"}
     ran = [
-        _Ran(["reorder"], "Reorder", (1, 3, 8, 8), None, 384, 0.1),
-        _Ran(["Multiply_1", "conv", "add"], "Convolution", (1, 96, 4, 2), (96, 1, 1, 3, 3), 2000, 2.0),
-        _Ran(["token"], "ReorderOutput", (1, 4, 2, 96), None, 1536, 0.5),
-        _Ran(["add"], "Add", (1, 5, 4, 4), None, 160, 0.5),
+        _Ran(["reorder"], "Reorder", (1, 3, 8, 8), [], [], 384, 0.1),
+        _Ran(["Multiply_1", "conv", "add"], "Convolution", (1, 96, 4, 2), [(96, 1, 1, 3, 3)], [(4, 2)], 2000, 2.0),
+        _Ran(["token"], "ReorderOutput", (1, 4, 2, 96), [], [], 1536, 0.5),
+        _Ran(["add"], "Add", (1, 5, 4, 4), [], [], 160, 0.5),
     ]
     first, conv, reorder, add = _described(ran, modules, "fp32", {"fp32": 1000.0, "copy": 100.0})
     assert (first.part, first.map, first.arithmetic_ms) == ("input", "-", 0)
@@ -83,6 +83,10 @@ def test_a_layer_that_the_runtime_adds_counts_to_the_module_before_it() -> None:
     assert conv.memory_ms == pytest.approx(100 * 4 * 2000 / 1e9)
     assert (reorder.module, reorder.kind, reorder.map) == (conv.module, "ReorderOutput", "4x2")
     assert (add.part, add.map, add.channels) == ("class_head", "4x4", 5)
+    weights = [(96, 16, 1, 1), (96, 1, 1, 3, 3)]
+    fused = _Ran(["conv"], "Convolution", (1, 96, 4, 2), weights, [(8, 4), (4, 2)], 2000, 2.0)
+    (both,) = _described([fused], modules, "fp32", {"fp32": 1000.0, "copy": 100.0})
+    assert both.kind == "pointwise + depthwise 3x3" and both.multiply_adds == 96 * (16 * 32 + 9 * 8)
     times = LayerTimes("d0", "openvino fp32", (8, 8), Hardware.read(), [first, conv, reorder, add])
     rows = [(row["part"], row["layers"], row["ms"]) for row in times.sums("part")]
     assert rows == [

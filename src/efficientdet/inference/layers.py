@@ -118,12 +118,17 @@ def _sum(layers: Sequence[Layer]) -> tuple[int, float, float, float, float | Non
 
 
 class _Ran(NamedTuple):
-    """What a profiler says of a layer; `names` are of nodes of the graph, or of their outputs, and of others."""
+    """What a profiler says of a layer; `names` are of nodes of the graph, or of their outputs, and of others.
+
+    A convolution has its weight's shape, and that of a depthwise one which was fused behind it, and the map that each
+    computes.
+    """
 
     names: list[str]
     kind: str
     shape: tuple[int, ...]
-    weight: tuple[int, ...] | None
+    weights: list[tuple[int, ...]]
+    maps: list[tuple[int, ...]]
     numbers: int
     ms: float
 
@@ -193,11 +198,12 @@ def _openvino(path: Path, pixels: NDArray[Any], precision: str, turns: Iterable[
             continue
         names = node.get_rt_info()["originalLayersNames"].astype(str).split(",")
         inputs, shape = [tuple(value.get_shape()) for value in node.inputs()], tuple(node.output(0).get_shape())
-        weight = inputs[1] if "Convolution" in kinds[name] else None
+        # Further inputs are biases, a map to add, and the weight of a fused depthwise convolution, alone of five axes.
+        weights = [inputs[1], *(one for one in inputs[2:] if len(one) == 5)] if "Convolution" in kinds[name] else []
         numbers = sum(map(math.prod, [*inputs, shape]))
-        yield _Ran(
-            [one.removesuffix("/WithoutBiases") for one in names], kinds[name], shape, weight, numbers, best[name]
-        )
+        names = [one.removesuffix("/WithoutBiases") for one in names]
+        maps = [inputs[0][2:], shape[2:]][-len(weights) :] if weights else []
+        yield _Ran(names, kinds[name], shape, weights, maps, numbers, best[name])
 
 
 def _onnxruntime(path: Path, pixels: NDArray[Any], _: str, turns: Iterable[int], graph: Any) -> Iterator[_Ran]:
@@ -222,10 +228,12 @@ def _onnxruntime(path: Path, pixels: NDArray[Any], _: str, turns: Iterable[int],
         )
         output = name.removesuffix("_nchwc")
         numbers = sum(map(math.prod, inputs + outputs))
-        names, weight = [output, name.partition("/")[0]], None
+        names, weights = [output, name.partition("/")[0]], []
         if facts["op_name"] in ("Conv", "FusedConv") and output in convolutions:
             names[0], weight = convolutions[output]
-        yield _Ran(names, facts["op_name"], outputs[0], weight, numbers, event["dur"] / 1000)
+            weights = [weight]
+        maps = [outputs[0][2:]] * len(weights)
+        yield _Ran(names, facts["op_name"], outputs[0], weights, maps, numbers, event["dur"] / 1000)
 
 
 def _convolutions(graph: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -263,13 +271,14 @@ def _described(
         part = PART.match(module)
         if len(one.shape) == 4 and "Reorder" not in one.kind:  # whose shapes may be in another order
             size = f"{one.shape[2]}x{one.shape[3]}"
-        multiply_adds = math.prod(one.weight) * math.prod(one.shape[2:]) if one.weight else 0
+        pairs = zip(one.weights, one.maps, strict=True)
+        multiply_adds = sum(math.prod(weight) * math.prod(cells) for weight, cells in pairs)
         yield Layer(
             module=module,
             part=part[0] if part else module,
             kind=_kind(one),
             map=size,
-            channels=one.weight[0] if one.weight else one.shape[1],
+            channels=one.weights[0][0] if one.weights else one.shape[1],
             multiply_adds=multiply_adds,
             ms=one.ms,
             arithmetic_ms=min(speed[precision], speed["fp32"]) * multiply_adds / 1e9,
@@ -278,9 +287,11 @@ def _described(
 
 
 def _kind(ran: _Ran) -> str:
-    if ran.weight is None:
-        return ran.kind
-    kernel = "x".join(map(str, ran.weight[-2:]))
-    if ran.weight[0] > 1 and math.prod(ran.weight[1:-2]) == 1:
-        return f"depthwise {kernel}"
-    return "pointwise" if kernel == "1x1" else f"convolution {kernel}"
+    kinds = []
+    for weight in ran.weights:
+        kernel = "x".join(map(str, weight[-2:]))
+        if weight[0] > 1 and math.prod(weight[1:-2]) == 1:
+            kinds.append(f"depthwise {kernel}")
+        else:
+            kinds.append("pointwise" if kernel == "1x1" else f"convolution {kernel}")
+    return " + ".join(kinds) or ran.kind
