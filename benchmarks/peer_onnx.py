@@ -25,11 +25,12 @@ from efficientdet.family import MODELS
 from efficientdet.images.find import find_images
 from efficientdet.images.letterbox import letterbox_bytes
 from efficientdet.images.read import read
-from efficientdet.inference.benchmark import Spread, random_model, sample_jpeg, thread_number
+from efficientdet.inference.benchmark import Spread, sample_jpeg, thread_number
 from efficientdet.inference.detector import Detector, load
 from efficientdet.inference.engines.runtimes import as_session, open_onnx, open_openvino, openvino_session
 from efficientdet.inference.hardware import Hardware
 from efficientdet.inference.timing import time_in_turns
+from efficientdet.weights.create import random_model
 
 RUNTIMES = ("onnxruntime", "openvino")
 

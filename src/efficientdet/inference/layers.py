@@ -24,13 +24,14 @@ from typing_extensions import Unpack
 
 from efficientdet.errors import SettingError, require
 from efficientdet.family import MODELS
-from efficientdet.inference.benchmark import random_model, sample_jpeg, thread_number
+from efficientdet.inference.benchmark import sample_jpeg, thread_number
 from efficientdet.inference.detector import Detector, load
 from efficientdet.inference.engines.engine import find_graph
 from efficientdet.inference.engines.runtimes import compile_openvino, onnxruntime_options, open_onnx, open_openvino
 from efficientdet.inference.hardware import Hardware
 from efficientdet.inference.settings import BenchmarkSettings, DetectorOptions
 from efficientdet.inference.timing import TYPES, MachineSpeed
+from efficientdet.weights.create import random_model
 
 # What the exporter notes of a node: the modules that it lies in, outermost first, and the operation.
 SCOPES = "pkg.torch.onnx.name_scopes"
