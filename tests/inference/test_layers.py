@@ -38,7 +38,7 @@ def test_every_multiply_add_of_the_network_is_found_in_each_runtime(run: tuple[s
     for times, backend in zip(run[1], BACKENDS, strict=True):
         assert times["engine"] == f"{backend} fp32" and times["input_size"] == [64, 64]
         layers = times["layers"]
-        assert sum(layer["multiply_adds"] for layer in layers) == count(shapes.TINY, 2)[1]
+        assert sum(layer["multiply_adds"] for layer in layers) == count(shapes.LITE, 2)[1]
         assert parts <= {layer["part"] for layer in layers}
         assert {"pointwise", "depthwise 3x3", "depthwise 5x5", "convolution 3x3"} <= {layer["kind"] for layer in layers}
         stem = next(layer for layer in layers if layer["module"] == "backbone.conv_stem" and layer["multiply_adds"])
