@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from efficientdet.atomic_write import replacing
 from efficientdet.cache import sha256_of
 from efficientdet.errors import DataError, EfficientDetError, ImageError, SettingError, as_error, require, sent_error
+from efficientdet.inference.hardware import core_count
 from efficientdet.inference.settings import DetectorOptions, DetectorSettings, PostprocessSettings
 from efficientdet.settings import Settings, changed, divided, setting
 from efficientdet.text import in_json, without_password
@@ -135,7 +136,7 @@ def _cluster(settings: ClusterSettings) -> Iterator[Any]:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if "RAY_ADDRESS" not in os.environ:
-        cores = max(settings.cpus_per_worker * (settings.workers or 1), os.cpu_count() or 1)
+        cores = max(settings.cpus_per_worker * (settings.workers or 1), core_count())
         options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
     with as_error(EfficientDetError, "Ray does not start here, or is not at RAY_ADDRESS"):
         ray.init(**options)

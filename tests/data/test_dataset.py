@@ -32,6 +32,7 @@ from efficientdet.data.dataset import (
 from efficientdet.data.records import ImageRecord, Records
 from efficientdet.errors import DataError, ImageError, SettingError
 from efficientdet.images.letterbox import IMAGENET, Preprocessing
+from efficientdet.inference.hardware import core_count
 
 RAW = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
 # Python 3.12 warns when a process with threads is forked; torch's own loader does just that.
@@ -181,7 +182,7 @@ def drain(loader: Any) -> list[Batch]:
 
 
 @FORKS
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, min(2, core_count())])  # torch warns of more than there are cores
 def test_the_cache_gives_identical_pixels_in_every_process(tmp_path: Path, workers: int) -> None:
     records = make_records(tmp_path, 6)
     plain = DetectionDataset(records, (48, 48), IMAGENET, Augmentation((0.1, 2.0), 0.5), cache=False)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,9 +14,8 @@ from torch import Tensor
 
 from efficientdet.errors import SettingError, UnknownNameError
 from efficientdet.inference import nms as module
-from efficientdet.inference import postprocess as one_core
 from efficientdet.inference.nms import suppress
-from efficientdet.inference.postprocess import BatchDetections, on_one_core, postprocess
+from efficientdet.inference.postprocess import BatchDetections, postprocess
 from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.settings import kinds, to_dict
 
@@ -400,35 +397,3 @@ def test_unknown_kind() -> None:
 def test_settings_survive_a_dictionary() -> None:
     for how in (PostprocessSettings(0.2, nms="soft", sigma=0.3), PostprocessSettings((0.2, 0.5))):
         assert PostprocessSettings(**json.loads(json.dumps(to_dict(how)))) == how
-
-
-# ---- one core, for a while
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_this_thread_alone_and_no_longer_than_asked() -> None:
-    if not one_core._openmp():
-        pytest.skip("torch has no OpenMP here")
-    others: list[int] = []
-    with on_one_core(), on_one_core():
-        assert torch.get_num_threads() == 1
-        thread = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
-        thread.start()
-        thread.join()
-    assert torch.get_num_threads() == 2 and others == [2]
-    with pytest.raises(KeyError), on_one_core():
-        raise KeyError
-    assert torch.get_num_threads() == 2
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_without_openmp_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_core, "_openmp", list)
-    with on_one_core():
-        assert torch.get_num_threads() == 2

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from efficientdet.training import device
-from efficientdet.training.device import choose_precision
+from efficientdet.training.device import choose_precision, choose_workers
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "cuda", "mps"])
@@ -49,3 +52,16 @@ def test_a_cpu_takes_bfloat16_where_it_has_instructions_for_it(
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", answer("onednn"))
     assert choose_precision("auto", "cpu") == expected
     assert choose_precision("auto", "mps") == "fp32"
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 1), (4, 3), (64, 8)])
+def test_loader_processes_suit_the_cores_that_this_process_may_use(
+    cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    assert choose_workers(None, "cuda") == expected
+    assert choose_workers(None, "cpu") == 0
+    assert choose_workers(5, "cuda") == choose_workers(5, "cpu") == 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's, of more processes than cores
+        DataLoader(range(8), num_workers=choose_workers(None, "cuda"))  # type: ignore[arg-type]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
 import re
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,8 @@ FLAGS = (
 LIBRARIES = ("efficientdet", "torch", "onnxruntime", "openvino")
 # A machine counts as busy from this many runnable processes per core on.
 BUSY_LOAD = 0.3
+# Seconds between two looks at what other processes use: the system counts in hundredths.
+BETWEEN_LOOKS = 0.1
 
 
 def thread_count() -> int:
@@ -31,6 +37,69 @@ def thread_count() -> int:
 def core_count() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def on_cores(most: int) -> Iterator[None]:
+    """Run the torch operations of this thread, and of no other, on at most that many cores while the block lasts.
+
+    `torch.set_num_threads` would change other threads too. Where torch has no OpenMP, nothing changes.
+    """
+    if thread_count() <= most:
+        yield
+        return
+    before = [(library, library.num_threads) for library in _openmp()]
+    try:
+        for library, _ in before:
+            library.set_num_threads(most)
+        yield
+    finally:
+        for library, number in before:
+            library.set_num_threads(number)
+
+
+@functools.cache
+def _openmp() -> list[Any]:
+    """The OpenMP libraries that this process has loaded, torch's among them."""
+    from threadpoolctl import ThreadpoolController
+
+    return list(ThreadpoolController().select(user_api="openmp").lib_controllers)
+
+
+class FreeCores:
+    """How many of its cores other processes leave to this one.
+
+    A parallel operation of torch ends when the last of its threads has had a core, and those that wait for it keep
+    theirs busy for milliseconds. Where another process takes one core of two, a network of hundreds of operations so
+    takes ten times as long on two threads as on one.
+    """
+
+    def __init__(self) -> None:
+        self._count = core_count()
+        self._last = _times()
+
+    def __call__(self) -> int:
+        """At least 1; all of them where the system does not tell (it is not Linux)."""
+        now = _times()
+        if now is None or self._last is None or now[0] - self._last[0] < BETWEEN_LOOKS:
+            return self._count
+        seconds, busy, own = (after - before for after, before in zip(now, self._last, strict=True))
+        self._last, self._count = now, max(1, core_count() - max(0, round((busy - own) / seconds)))
+        return self._count
+
+
+def _times() -> tuple[float, float, float] | None:
+    """Seconds on the clock, and those that this process's cores have been busy: for all processes, for this one."""
+    try:
+        text = Path("/proc/stat").read_text()
+        cores = [f"cpu{core}" for core in os.sched_getaffinity(0)]
+        ticks = os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        return None
+    columns = {name: list(map(int, numbers)) for name, *numbers in map(str.split, text.splitlines()) if name in cores}
+    # user, nice, system, idle, iowait, irq, softirq, steal; the rest is counted among the first two.
+    busy = sum(sum(numbers[:3]) + sum(numbers[5:8]) for numbers in columns.values())
+    return time.monotonic(), busy / ticks, time.process_time()
 
 
 @dataclass(frozen=True)

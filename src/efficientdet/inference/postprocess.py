@@ -5,19 +5,17 @@ On a CPU numpy finds the candidates: on one core it compares several times as fa
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, decode_deltas
+from efficientdet.inference.hardware import on_cores
 from efficientdet.inference.nms import best_detections, fuse_boxes, pick_boxes
 from efficientdet.inference.settings import PostprocessSettings
 
@@ -46,34 +44,9 @@ class BatchDetections(NamedTuple):
     anchor_indices: Tensor
 
 
-@contextmanager
-def on_one_core() -> Iterator[None]:
-    """Run the torch operations of this thread, and of no other, on one core while the block lasts.
-
-    After each parallel operation OpenMP's threads spin for some milliseconds in case another one follows. Between two
-    runs of a network in OpenVINO or ONNX Runtime that takes more time than a few small operations gain.
-    `torch.set_num_threads` would change other threads too. Where torch has no OpenMP, nothing changes.
-    """
-    if torch.get_num_threads() == 1:
-        yield
-        return
-    before = [(library, library.num_threads) for library in _openmp()]
-    try:
-        for library, _ in before:
-            library.set_num_threads(1)
-        yield
-    finally:
-        for library, number in before:
-            library.set_num_threads(number)
-
-
-@functools.cache
-def _openmp() -> list[Any]:
-    """The OpenMP libraries that this process has loaded, torch's among them."""
-    return list(ThreadpoolController().select(user_api="openmp").lib_controllers)
-
-
-@on_one_core()  # its operations are small
+# Its operations are small, and after each of them OpenMP's threads would spin for some milliseconds in case another one
+# follows: between two runs of a network in OpenVINO or ONNX Runtime that takes more time than it gains.
+@on_cores(1)
 def postprocess(
     class_logits: list[Tensor],
     box_deltas: list[Tensor],

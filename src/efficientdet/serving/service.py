@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from fastapi import Request
 
 from efficientdet.errors import ImageError, SettingError, unknown_name
 from efficientdet.images.read import image_size
+from efficientdet.inference.hardware import core_count
 from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.serving.body import Options, RequestError, Upload, read_request
 from efficientdet.serving.observe import Metrics
@@ -44,7 +44,7 @@ class Service:
             name: Worker(detector, settings.queue_size, settings.batch_size) for name, detector in detectors.items()
         }
         self.metrics = Metrics(self.workers)
-        self.drawing = anyio.CapacityLimiter(os.cpu_count() or 1)
+        self.drawing = anyio.CapacityLimiter(core_count())
         self._in_progress = 0
 
     def close(self) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 
 import torch
 
 from efficientdet.errors import SettingError
+from efficientdet.inference.hardware import core_count
 from efficientdet.training.config import TrainConfig
 
 # Precision by Lightning's names.
@@ -29,7 +29,7 @@ def choose_device(config: TrainConfig, machines: int = 1) -> str:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     there = {
-        "cpu": os.cpu_count() or 1,
+        "cpu": core_count(),
         "mps": int(torch.backends.mps.is_available()),
         "cuda": torch.cuda.device_count(),
     }
@@ -70,7 +70,10 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def choose_workers(workers: int | None, device: str) -> int:
-    """Number of processes that load images: by default none on a CPU, which has no core to spare."""
+    """Number of processes that load images: by default none on a CPU, which has no core to spare.
+
+    Beside a GPU a core less than this process may use, for torch warns of more.
+    """
     if workers is not None:
         return workers
-    return 0 if device == "cpu" else min(MOST_WORKERS, max(1, (os.cpu_count() or 2) - 1))
+    return 0 if device == "cpu" else min(MOST_WORKERS, max(1, core_count() - 1))

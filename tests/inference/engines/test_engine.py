@@ -87,6 +87,27 @@ def test_the_same_outputs(model: EfficientDet, backend: str, precision: str, tol
             check(engine.run_on_one_core(pixels), expected, tolerance)
 
 
+def test_eager_computes_on_the_cores_that_are_free(model: EfficientDet, monkeypatch: pytest.MonkeyPatch) -> None:
+    free, used = iter([2, 1, 2]), list[int]()
+
+    class Network(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> Outputs:
+            used.append(torch.get_num_threads())
+            return [images], [images]
+
+    monkeypatch.setattr(engines, "fold", lambda model: Network())
+    monkeypatch.setattr(engines, "FreeCores", lambda: free.__next__)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        engine = open_engine(model, "eager")
+        for _ in range(3):
+            engine.run(images(1, 128, 128))
+    finally:
+        torch.set_num_threads(before)
+    assert used == [2, 1, 2]
+
+
 @pytest.mark.slow
 def test_compiled_gives_the_same(model: EfficientDet) -> None:
     pixels = images(1, 128, 128)

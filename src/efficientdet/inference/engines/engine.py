@@ -25,6 +25,7 @@ from efficientdet.inference.engines.fold import fold
 from efficientdet.inference.engines.onnx_graph import write_onnx_network
 from efficientdet.inference.engines.runtimes import onnxruntime_session, open_openvino, openvino_session
 from efficientdet.inference.engines.session import ANY_BATCH, Session
+from efficientdet.inference.hardware import FreeCores, on_cores, thread_count
 from efficientdet.inference.settings import OFFERED, wanted_backend
 from efficientdet.network.efficientdet import EfficientDet
 
@@ -107,13 +108,17 @@ class SessionByShape:
 
 
 def torch_run(model: EfficientDet, backend: str, precision: str, device: torch.device) -> Callable[[Tensor], Outputs]:
-    """The folded network in torch, in channels_last, with weights of the type that it computes in."""
+    """The folded network in torch, in channels_last, with weights of the type that it computes in.
+
+    On a CPU, as it is, it computes on the cores that other processes leave free; compiled, the number is fixed.
+    """
+    cores: Callable[[], int] = FreeCores() if device.type == "cpu" and backend == "eager" else thread_count
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     network = fold(model).to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
     compiled = _compiled(network, device) if backend == "compile" else network
 
     def run(images: Tensor) -> Outputs:
-        with torch.no_grad():
+        with torch.no_grad(), on_cores(cores()):
             class_logits, box_deltas = compiled(images.to(kind, memory_format=torch.channels_last))
         return class_logits, [x.float() for x in box_deltas]
 
