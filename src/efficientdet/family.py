@@ -119,6 +119,10 @@ class ModelSpec:
         """Stride of each level in pixels, finest first."""
         return tuple(2**level for level in range(self.levels[0], self.levels[1] + 1))
 
+    def has_whole_cells(self, size: tuple[int, int]) -> bool:
+        """Whether both sides of an input are multiples of the coarsest stride: then one graph serves all such sizes."""
+        return not any(side % self.strides[-1] for side in size)
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain types, ready for JSON."""
         return dataclasses.asdict(self)

@@ -169,7 +169,7 @@ def write_int8(
     with quiet("nncf"):
         nncf = require("nncf", "export")
     openvino = require("openvino", "export")
-    is_regular = not any(side % detector.info.spec.strides[-1] for side in detector.image_size)
+    is_regular = detector.info.spec.has_whole_cells(detector.image_size)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "network.onnx"
         write_onnx_network(detector.model, source, detector.image_size, dynamic_batch=True, dynamic_size=is_regular)

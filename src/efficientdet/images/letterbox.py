@@ -6,7 +6,6 @@ that was made in another way. numpy and Pillow only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -194,17 +193,6 @@ def letterbox(
     scale, (height, width) = letterbox_scale(image_size or image.shape[:2], size, preprocessing.resize)
     resized = resize(image, (height, width), preprocessing.resize)
     return normalize_and_pad(resized, size, preprocessing), scale
-
-
-def stack(images: Sequence[FloatImage]) -> FloatImage:
-    """(3, h, w) arrays to one batch (B, 3, H, W); smaller ones are padded at the bottom and right with 0."""
-    if len(images) == 1:
-        return images[0][None]
-    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-    batch = np.zeros((len(images), 3, height, width), np.float32)
-    for place, image in zip(batch, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
-    return batch
 
 
 def _check(image: NDArray[Any]) -> None:

@@ -19,12 +19,12 @@ from typing_extensions import Unpack
 
 from efficientdet.detections import Detections
 from efficientdet.errors import ImageError, SettingError
-from efficientdet.images.letterbox import Prepared, letterbox, letterbox_bytes, letterbox_scale, stack
+from efficientdet.images.letterbox import Prepared, letterbox, letterbox_bytes, letterbox_scale
 from efficientdet.images.read import ImageSource, image_size, read, read_reduced
 from efficientdet.inference.engines.exported import is_exported, open_exported
 from efficientdet.inference.engines.session import EndToEndEngine, Found
 from efficientdet.inference.hardware import thread_count
-from efficientdet.inference.prefetch import next_batch, prefetch
+from efficientdet.inference.prefetch import next_batch, prefetch, run_by_size
 from efficientdet.inference.settings import (
     DetectorOptions,
     DetectorSettings,
@@ -224,7 +224,8 @@ class Detector:
             with self._timed("network"):
                 found = [self.engine.detect(each.pixels, each.image_size, settings, on_one_core) for each in images]
         else:
-            found = self._run_network(self.engine, images, settings, on_one_core)
+            run = functools.partial(self._run_network, self.engine, settings=settings, on_one_core=on_one_core)
+            found = run_by_size(images, run)
         names, ids = self.info.class_names, self.info.category_ids
         return [
             Detections(boxes, scores, labels, names, image.image_size, ids, image.original, image.source)
@@ -234,7 +235,7 @@ class Detector:
     def _run_network(
         self, engine: Engine, images: Sequence[Prepared], settings: PostprocessSettings, on_one_core: bool
     ) -> list[Found]:
-        """Boxes, scores and labels of each image, from the network's raw outputs."""
+        """Boxes, scores and labels of each image, from the network's raw outputs; all inputs have one size."""
         import torch
 
         from efficientdet.inference.postprocess import postprocess
@@ -243,7 +244,8 @@ class Detector:
         run = (engine.run_on_one_core if on_one_core else None) or engine.run
         with torch.inference_mode():
             with self._timed("preprocess"):
-                batch = torch.from_numpy(stack([image.pixels for image in images])).to(self.device)
+                pixels = [image.pixels for image in images]  # of which one alone is not copied
+                batch = torch.from_numpy(np.stack(pixels) if len(pixels) > 1 else pixels[0][None]).to(self.device)
             with self._timed("network"):
                 class_logits, box_deltas = run(batch)
             with self._timed("postprocess"):

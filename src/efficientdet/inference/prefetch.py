@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
+
+from efficientdet.images.letterbox import Prepared
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -57,6 +59,17 @@ def prefetch(
         finally:  # an error was raised, or the consumer stopped
             for future, _ in waiting:
                 future.cancel()
+
+
+def run_by_size(images: Sequence[Prepared], run: Callable[[list[Prepared]], list[_Result]]) -> list[_Result]:
+    """What `run` gives for each image, called once for all that have one size: so a batch gives what each has alone."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, image in enumerate(images):
+        places.setdefault(image.pixels.shape, []).append(place)
+    found: dict[int, _Result] = {}
+    for same in places.values():
+        found.update(zip(same, run([images[place] for place in same]), strict=True))
+    return [found[place] for place in range(len(images))]
 
 
 def next_batch(items: Iterator[_Item], count: int, cost: Callable[[_Item], int], most_cost: int) -> list[_Item]:

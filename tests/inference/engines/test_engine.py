@@ -16,7 +16,8 @@ from efficientdet.family import ModelSpec
 from efficientdet.images.letterbox import LITE
 from efficientdet.inference.detector import Detector
 from efficientdet.inference.engines import engine as engines
-from efficientdet.inference.engines.engine import Engine, Outputs, choose_backend, open_engine
+from efficientdet.inference.engines.engine import Engine, Outputs, SessionByShape, choose_backend, open_engine
+from efficientdet.inference.engines.session import Session
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights.info import CheckpointInfo
 
@@ -216,8 +217,27 @@ def test_rectangular_inputs_are_the_smallest_multiples_that_hold_the_picture(mod
     for height, width in ((480, 640), (640, 300), (100, 640), (512, 512)):
         detector.predict(np.zeros((height, width, 3), np.uint8))
     assert seen == [(1, 3, 384, 512), (1, 3, 512, 256), (1, 3, 128, 512), (1, 3, 512, 512)]
-    detector.predict([np.zeros((480, 640, 3), np.uint8), np.zeros((640, 300, 3), np.uint8)])
-    assert seen[-1] == (2, 3, 512, 512)
+    # In a batch too each image has its own size, and finds what it finds alone.
+    noise = np.random.default_rng(0).integers(0, 256, (640, 640, 3), dtype=np.uint8)
+    mixed = [noise[:480], noise[:, :300], noise[160:]]
+    many = detector.predict(mixed)
+    assert seen[-2:] == [(2, 3, 384, 512), (1, 3, 512, 256)]
+    for found, image in zip(many, mixed, strict=True):
+        np.testing.assert_allclose(found.boxes_xyxy, detector.predict(image).boxes_xyxy, atol=0.01)
+
+
+def test_sessions_of_shapes_that_came_long_ago_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def open_session(shape: tuple[int, ...]) -> Session:
+        opened.append(shape[2])
+        return lambda pixels: [pixels, pixels]
+
+    monkeypatch.setattr(engines, "MOST_SESSIONS", 2)
+    run = SessionByShape(open_session)
+    for height in (1, 2, 1, 3, 1, 2):
+        assert run(torch.zeros(1, 3, height, 4))[0][0].shape == (1, 3, height, 4)
+    assert opened == [1, 2, 3, 2]
 
 
 def test_reduced_decoding_keeps_the_pictures_own_pixels(model: EfficientDet, tmp_path: Path) -> None:

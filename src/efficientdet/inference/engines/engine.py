@@ -29,6 +29,8 @@ from efficientdet.inference.hardware import FreeCores, on_cores, thread_count
 from efficientdet.inference.settings import OFFERED, wanted_backend
 from efficientdet.network.efficientdet import EfficientDet
 
+# Input shapes for which a session stays open; images of one camera need two, portrait and landscape.
+MOST_SESSIONS = 8
 # Raw outputs by level: (B, A_l, K) class logits and (B, A_l, 4) box deltas.
 Outputs = tuple[list[Tensor], list[Tensor]]
 
@@ -75,6 +77,8 @@ def as_tensors(outputs: list[NDArray[Any]]) -> list[Tensor]:
 class SessionByShape:
     """Runs a network through one session for each input shape, opened at its first use: fixed shapes run fastest.
 
+    The `MOST_SESSIONS` shapes that came last keep theirs.
+
     Args:
         open_session: opens a session for an input shape (B, 3, H, W), where B is 1 or `ANY_BATCH`.
         one_by_one: run the images of a batch one after the other.
@@ -100,11 +104,12 @@ class SessionByShape:
 
     def _run(self, pixels: NDArray[Any]) -> list[Tensor]:
         shape = (1 if len(pixels) == 1 else ANY_BATCH, *pixels.shape[1:])
-        if shape not in self._opened:
-            with self._lock:
-                if shape not in self._opened:
-                    self._opened[shape] = self._open(shape)
-        return as_tensors(self._opened[shape](pixels))
+        with self._lock:
+            session = self._opened.pop(shape, None) or self._open(shape)
+            self._opened[shape] = session  # the last in line to be closed
+            if len(self._opened) > MOST_SESSIONS:
+                del self._opened[next(iter(self._opened))]
+        return as_tensors(session(pixels))
 
 
 def torch_run(model: EfficientDet, backend: str, precision: str, device: torch.device) -> Callable[[Tensor], Outputs]:
@@ -219,7 +224,7 @@ def _fastest(precision: str, device: torch.device) -> str:
 def find_graph(model: EfficientDet, size: tuple[int, int], key: str = "") -> Path:
     """A network's ONNX file for a size, written at the first need; one serves all multiples of the coarsest stride."""
     key = key or _fingerprint(model)
-    is_regular = not any(side % model.spec.strides[-1] for side in size)
+    is_regular = model.spec.has_whole_cells(size)
     name = f"engines/{key}-{'any' if is_regular else f'{size[0]}x{size[1]}'}.onnx"
 
     def make(path: Path) -> None:
