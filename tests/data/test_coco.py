@@ -13,7 +13,9 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 from efficientdet.data import coco as reader
-from efficientdet.data.coco import read_coco, read_columns
+from efficientdet.data import coco_columns
+from efficientdet.data.coco import read_coco
+from efficientdet.data.coco_columns import read_columns
 from efficientdet.data.records import (
     BOXES_CLIPPED,
     BOXES_DEGENERATE,
@@ -376,7 +378,7 @@ def test_what_is_read_fast_is_what_is_read_carefully(tmp_path: Path, content: di
         assert look(fast) == look(careful)
 
 
-@pytest.mark.parametrize("chunk", [1, 100, reader.CHUNK])
+@pytest.mark.parametrize("chunk", [1, 100, coco_columns.CHUNK])
 @pytest.mark.parametrize("boxes", [0, 1, 9])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_sound_file_is_read_fast(tmp_path: Path, chunk: int, boxes: int, indent: int | None) -> None:

@@ -141,7 +141,7 @@ def test_the_client_of_the_page_gets_the_boxes_of_predict(
     page = (Path(__file__).resolve().parents[2] / "docs" / "triton.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {}
-    exec(block.replace("SIZE = 320", "SIZE = 128"), names)
+    exec(block.replace("SIZE = 640", "SIZE = 128"), names)
     found, answer, count = people.predict("photo.jpg"), names["answer"], names["count"]
     assert count == len(found) > 0 and capsys.readouterr().out
     assert np.allclose(answer.as_numpy("boxes_xyxy")[0, :count], found.boxes_xyxy, atol=0.05)
