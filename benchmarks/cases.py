@@ -149,13 +149,13 @@ CASES = (
     ),
     Case("predict", "From a 640x480 JPEG to boxes, d0, 512 px, 90 classes, fp32", "d0", PREDICTING_SIDES, 11, 6, 90),
     Case(
-        "predict", "From a 640x480 JPEG to boxes, `people` (lite0), 320 px, 1 class, fp32", "people",
+        "predict", "From a 640x480 JPEG to boxes, `people` (lite0), 640 px, 1 class, fp32", "people",
         PREDICTING_SIDES, 11, 8, 45, quick={"size": 256},
     ),
     Case("reduced", "d0, 512 px, 90 classes, bf16 and int8", "d0", REDUCED_SIDES, 11, 8, 90),
     Case("reduced", "lite0, 320 px, 90 classes, bf16 and int8", "lite0", REDUCED_SIDES, 15, 10, 45),
     Case(
-        "reduced", "`people` (lite0), 320 px, 1 class, bf16 and int8", "people", REDUCED_SIDES, 15, 10, 45,
+        "reduced", "`people` (lite0), 640 px, 1 class, bf16 and int8", "people", REDUCED_SIDES, 15, 10, 45,
         quick={"size": 256},
     ),
     Case("postprocess", "Post-processing of 49,104 anchors x 90 classes", "d0", POSTPROCESS_SIDES, 11, 3, 45),

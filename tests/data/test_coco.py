@@ -365,7 +365,7 @@ def look(found: tuple[list[Any], Columns]) -> list[Any]:
 def test_what_is_read_fast_is_what_is_read_carefully(tmp_path: Path, content: dict[str, Any]) -> None:
     path = tmp_path / "set.json"
     path.write_text(json.dumps(content))
-    with patch.object(reader, "CHUNK", 1):  # a piece for every annotation
+    with patch.object(coco_columns, "CHUNK", 1):  # a piece for every annotation
         fast = read_columns(path)
     try:
         careful = reader._read_carefully(path)
@@ -384,7 +384,7 @@ def test_what_is_read_fast_is_what_is_read_carefully(tmp_path: Path, content: di
 def test_a_sound_file_is_read_fast(tmp_path: Path, chunk: int, boxes: int, indent: int | None) -> None:
     path, content = tmp_path / "set.json", {**SOUND, "annotations": SOUND["annotations"][:boxes]}
     path.write_text(json.dumps(content, indent=indent))
-    with patch.object(reader, "CHUNK", chunk):
+    with patch.object(coco_columns, "CHUNK", chunk):
         fast = read_columns(path)
     assert fast is not None and look(fast) == look(reader._read_carefully(path))
 

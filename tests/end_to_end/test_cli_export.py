@@ -53,7 +53,7 @@ def test_export_then_check_then_refuse(command: Command, checkpoint: Path, tmp_p
         (["people", "--to", "onx", "--out", "x"], "did you mean 'onnx'"),
         (["people", "--out", "x.pt2", "--dynamic"], "these can: onnx, openvino"),
         (
-            ["people", "--out", "x.onnx", "--dynamic"],
+            ["people", "--out", "x.onnx", "--dynamic", "--image-size", "320"],
             "image size 320x320: a file of dynamic size takes multiples of 128",
         ),
         (["nobody", "--out", "x.onnx"], "unknown weights 'nobody'"),

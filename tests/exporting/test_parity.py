@@ -31,13 +31,15 @@ def file(people: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def change(file: Path, out: Path, name: str, how: Callable[[Any], Any]) -> Path:
-    """A copy of an ONNX file with one of its constants changed."""
+    """A copy of an ONNX file with a constant changed, and those that are copies of it for other levels."""
     import onnx
     from onnx import numpy_helper
 
     graph = onnx.load(str(file))
-    (tensor,) = (tensor for tensor in graph.graph.initializer if tensor.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(how(numpy_helper.to_array(tensor).copy()), name))
+    tensors = [tensor for tensor in graph.graph.initializer if tensor.name.partition("@")[0] == name]
+    assert tensors
+    for tensor in tensors:
+        tensor.CopyFrom(numpy_helper.from_array(how(numpy_helper.to_array(tensor).copy()), tensor.name))
     onnx.save(graph, str(out))
     return out
 
@@ -90,7 +92,7 @@ def test_wrong_nms_is_told_from_a_wrong_network(people: Detector, file: Path, tm
 
 
 def test_a_file_of_another_detector_is_refused(people: Detector, file: Path) -> None:
-    with pytest.raises(WeightsError, match=r"its image size \[128, 128\] are not the detector's \[320, 320\]"):
+    with pytest.raises(WeightsError, match=r"its image size \[128, 128\] are not the detector's \[640, 640\]"):
         check_file(load("people", device="cpu"), file, "onnx")
     with pytest.raises(WeightsError, match="its classes"):
         check_file(load("cells", device="cpu", image_size=128), file, "onnx")

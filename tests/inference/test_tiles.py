@@ -197,8 +197,8 @@ def check_mosaic(people: Detector, data: Path, size: tuple[int, int]) -> None:
     assert float(iou.max()) <= 0.5 + 1e-5
 
 
-def test_small_people_of_a_mosaic_are_found_in_tiles(people: Detector, shared_data: Path) -> None:
-    check_mosaic(people, shared_data / "people", (800, 1000))
+def test_small_people_of_a_mosaic_are_found_in_tiles(shared_data: Path) -> None:
+    check_mosaic(load("people", image_size=320), shared_data / "people", (800, 1000))
 
 
 @pytest.mark.slow
