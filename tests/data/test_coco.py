@@ -362,6 +362,7 @@ def look(found: tuple[list[Any], Columns]) -> list[Any]:
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files)
 @example(SOUND)
+@example({**SOUND, "images": [{"id": 3, "file_name": "a.png", "width": 40, "height": 2**31}]})
 def test_what_is_read_fast_is_what_is_read_carefully(tmp_path: Path, content: dict[str, Any]) -> None:
     path = tmp_path / "set.json"
     path.write_text(json.dumps(content))

@@ -50,7 +50,7 @@ def demo(
     weights: Weights = "people",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the annotated image.")] = Path("demo"),
 ) -> None:
-    """Find people in an image with the bundled detector. Works offline.
+    """Find people in an image with the bundled detector, those with a score of at least 0.5. Works offline.
 
     Example: `efficientdet demo photo.jpg`
     """
@@ -60,7 +60,7 @@ def demo(
     source = image or sample_image()
     target = out / output_names([source])[0]
     spare_originals([source], [target])
-    detections = load(weights).predict(source)
+    detections = load(weights).predict(source, score_threshold=0.5)
     save_annotated(detections, target)
     rows = [
         {

@@ -128,8 +128,8 @@ def _columns(images: list[Any], boxes: _Boxes, categories: list[Any], path: Path
     image_of_box, is_known = _find(ids, boxes.image_ids)
     labels, has_category = _find(category_ids, boxes.category_ids)
     has_none = (boxes.category_ids == NO_CATEGORY) & boxes.is_ignored
-    is_sound = len(ids) and all(names) and ((sizes > 0).all(axis=1) | (sizes == -1).all(axis=1)).all()
-    is_sound = is_sound and is_known.all() and (has_category | has_none).all()
+    are_sizes = ((sizes > 0) & (sizes < 2**31)).all(axis=1) | (sizes == -1).all(axis=1)
+    is_sound = len(ids) and all(names) and are_sizes.all() and is_known.all() and (has_category | has_none).all()
     if not (is_sound and _are_unique(ids) and _are_unique(boxes.ids)):
         return None
     labels[has_none] = EVERY_CLASS
