@@ -6,11 +6,13 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from efficientdet.images.find import sample_image
 from efficientdet.images.read import read
@@ -18,6 +20,14 @@ from efficientdet.inference.detector import Detector, load
 
 pytest.importorskip("sahi", reason="sahi is missing (dependency group dev)")
 PROGRAM = Path(__file__).parents[2] / "examples" / "sahi_model.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limit_of_pixels() -> Iterator[None]:
+    """Pillow's limit, which SAHI takes away when it is imported."""
+    before = Image.MAX_IMAGE_PIXELS
+    yield
+    Image.MAX_IMAGE_PIXELS = before
 
 
 @pytest.fixture(scope="module")
