@@ -92,8 +92,8 @@ def whole(live_demo: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def detector() -> Detector:
-    return load("people", backend="eager", score_threshold=0.05)
+def detector(live_demo: ModuleType) -> Detector:
+    return load("people", backend="eager", image_size=live_demo.IMAGE_SIZE, score_threshold=0.05)
 
 
 @pytest.fixture(scope="module")
