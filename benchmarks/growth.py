@@ -52,6 +52,7 @@ def draw(found: Sequence[Point], path: Path) -> None:
     """Write an SVG: time over multiply-adds, both logarithmic, and the band that is proportional to the first."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     matplotlib.rcParams["svg.hashsalt"] = "efficientdet"  # else each drawing has names of its own
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -64,5 +65,7 @@ def draw(found: Sequence[Point], path: Path) -> None:
     for point in found:
         axes.annotate(point.name, (point.gmac, point.milliseconds), (8, -10), textcoords="offset points")
     axes.set(xscale="log", yscale="log", xlabel="multiply-adds, 10⁹", ylabel="network, ms")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
