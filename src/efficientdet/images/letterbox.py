@@ -42,7 +42,7 @@ LITE = Preprocessing(mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
 class Prepared(NamedTuple):
     """An image on its way: what the network takes, and what its detections will say of it."""
 
-    pixels: NDArray[Any]  # float32 of the network's input; of an end-to-end file uint8 (H, W, 3)
+    pixels: NDArray[Any]  # float32 of the network's input; (H, W, 3) where it is normalized later
     scale: float
     image: RgbImage
     image_size: tuple[int, int]
@@ -157,15 +157,19 @@ def normalize_and_pad(image: NDArray[Any], size: tuple[int, int], preprocessing:
     return canvas
 
 
-def letterbox_bytes(image: RgbImage, size: tuple[int, int], image_size: tuple[int, int] | None = None) -> RgbImage:
-    """Letterbox an image for an end-to-end file, which normalizes it itself: (height, width, 3) uint8.
+def letterbox_bytes(
+    image: RgbImage, size: tuple[int, int], image_size: tuple[int, int] | None = None, method: ResizeMethod = "effdet"
+) -> NDArray[Any]:
+    """Letterbox an image for what normalizes it itself, an end-to-end file or a GPU: (height, width, 3).
 
-    Arguments and errors are those of `letterbox`; the padding is 0, which the file overwrites.
+    Arguments and errors are those of `letterbox`; uint8, or what `resize` gives by another method. The padding is 0,
+    to be overwritten after normalizing.
     """
     _check(image)
-    _, (height, width) = letterbox_scale(image_size or image.shape[:2], size)
-    canvas = np.zeros((*size, 3), np.uint8)
-    canvas[:height, :width] = resize(image, (height, width))
+    _, content = letterbox_scale(image_size or image.shape[:2], size, method)
+    resized = resize(image, content, method)
+    canvas = np.zeros((*size, 3), resized.dtype)
+    canvas[: content[0], : content[1]] = resized
     return canvas
 
 

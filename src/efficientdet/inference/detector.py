@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,8 +23,8 @@ from efficientdet.errors import ImageError, SettingError
 from efficientdet.images.letterbox import Prepared, letterbox, letterbox_bytes, letterbox_scale
 from efficientdet.images.read import ImageSource, image_size, read, read_reduced
 from efficientdet.inference.engines.exported import is_exported, open_exported
-from efficientdet.inference.engines.session import EndToEndEngine, Found
-from efficientdet.inference.hardware import thread_count
+from efficientdet.inference.engines.session import EndToEndEngine
+from efficientdet.inference.hardware import core_count, thread_count
 from efficientdet.inference.prefetch import next_batch, prefetch, run_by_size
 from efficientdet.inference.settings import (
     DetectorOptions,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from efficientdet.inference.engines.engine import Engine
+    from efficientdet.inference.gpu import GpuPredictor
     from efficientdet.network.efficientdet import EfficientDet
     from efficientdet.video.frames import Video, VideoFile
 
@@ -90,6 +92,8 @@ class Detector:
         self.info = info.with_conventions(self.settings.preprocess, self.settings.anchors)
         stored = changed(PostprocessSettings(), info.postprocess)
         self._engine = engine
+        self._runs_on_gpu = False
+        self._gpu: GpuPredictor | None = None
         self.postprocess = self._with(stored, post)
         size = self.settings.image_size or self.info.spec.image_size
         self.image_size = (size, size) if isinstance(size, int) else size
@@ -104,6 +108,7 @@ class Detector:
 
             self.device = find_device(self.settings.device)
             self._backend = choose_backend(self.settings.backend, self.settings.precision, self.device)
+            self._runs_on_gpu = self.device.type == "cuda" and self._backend in ("eager", "compile")
         if model is not None:
             import torch
 
@@ -207,9 +212,10 @@ class Detector:
                 image_size = image.shape[:2]
         with self._timed("preprocess"):
             size = self.input_size(image_size, scale)
-            if isinstance(self._engine, EndToEndEngine):
-                pixels: NDArray[Any] = letterbox_bytes(image, size, image_size)
-                scale = 1.0  # which the file computes
+            if self._runs_on_gpu or isinstance(self._engine, EndToEndEngine):  # which normalize it
+                method = self.info.preprocessing.resize
+                pixels: NDArray[Any] = letterbox_bytes(image, size, image_size, method)
+                scale = letterbox_scale(image_size, size, method)[0]
             else:
                 pixels, scale = letterbox(image, size, self.info.preprocessing, image_size)
         return Prepared(pixels, scale, image, image_size, str(source) if isinstance(source, (str, Path)) else None)
@@ -220,45 +226,23 @@ class Detector:
         """Run the network on prepared images and make Detections of its outputs."""
         if not images:
             return []
-        if isinstance(self.engine, EndToEndEngine):
+        engine = self.engine
+        if isinstance(engine, EndToEndEngine):
             with self._timed("network"):
-                found = [self.engine.detect(each.pixels, each.image_size, settings, on_one_core) for each in images]
+                found = [engine.detect(each.pixels, each.image_size, settings, on_one_core) for each in images]
+        elif self._gpu is not None:
+            with self._timed("network"):  # with pre- and post-processing
+                found = run_by_size(images, functools.partial(self._gpu, settings=settings))
         else:
-            run = functools.partial(self._run_network, self.engine, settings=settings, on_one_core=on_one_core)
-            found = run_by_size(images, run)
+            from efficientdet.inference.postprocess import detect
+
+            run = (engine.run_on_one_core if on_one_core else None) or engine.run
+            found = run_by_size(images, functools.partial(detect, run, self.device, self.info, settings, self._timed))
         names, ids = self.info.class_names, self.info.category_ids
         return [
             Detections(boxes, scores, labels, names, image.image_size, ids, image.original, image.source)
             for (boxes, scores, labels), image in zip(found, images, strict=True)
         ]
-
-    def _run_network(
-        self, engine: Engine, images: Sequence[Prepared], settings: PostprocessSettings, on_one_core: bool
-    ) -> list[Found]:
-        """Boxes, scores and labels of each image, from the network's raw outputs; all inputs have one size."""
-        import torch
-
-        from efficientdet.inference.postprocess import postprocess
-        from efficientdet.network.anchors import make_anchors
-
-        run = (engine.run_on_one_core if on_one_core else None) or engine.run
-        with torch.inference_mode():
-            with self._timed("preprocess"):
-                pixels = [image.pixels for image in images]  # of which one alone is not copied
-                batch = torch.from_numpy(np.stack(pixels) if len(pixels) > 1 else pixels[0][None]).to(self.device)
-            with self._timed("network"):
-                class_logits, box_deltas = run(batch)
-            with self._timed("postprocess"):
-                found = postprocess(
-                    class_logits,
-                    box_deltas,
-                    make_anchors(self.info.spec, (batch.shape[2], batch.shape[3]), self.device),
-                    settings,
-                    scales=torch.tensor([image.scale for image in images], device=self.device),
-                    image_sizes=torch.tensor([image.image_size for image in images], device=self.device),
-                )
-                *parts, counts, _ = (part.cpu().numpy() for part in found)
-                return [tuple(part[i, :count] for part in parts) for i, count in enumerate(counts)]
 
     def _with(self, settings: PostprocessSettings, given: Mapping[str, Any]) -> PostprocessSettings:
         """Settings with what was given on top, which an end-to-end file must allow."""
@@ -295,12 +279,25 @@ class Detector:
     def _in_batches(
         self, sources: Iterable[ImageSource], batch_size: int, settings: PostprocessSettings
     ) -> Iterator[Detections | ImageError]:
-        """Batches through the network, while other threads read the next one."""
-        ahead = self._decoded_bytes, BYTES_AHEAD
-        with prefetch(self._try_prepare, sources, READERS, 2 * batch_size, *ahead) as prepared:
+        """Batches through the network, while other threads read the next ones; a GPU needs more of them."""
+        readers = core_count() if self._runs_on_gpu else READERS
+
+        def batches() -> Iterator[list[Prepared | ImageError]]:
             while batch := next_batch(prepared, batch_size, lambda image: getattr(image, "nbytes", 0), BYTES_AHEAD):
-                found = iter(self._detect([image for image in batch if not isinstance(image, ImageError)], settings))
-                yield from (image if isinstance(image, ImageError) else next(found) for image in batch)
+                yield batch
+
+        def detect(batch: list[Prepared | ImageError]) -> list[Detections | ImageError]:
+            found = iter(self._detect([image for image in batch if not isinstance(image, ImageError)], settings))
+            return [image if isinstance(image, ImageError) else next(found) for image in batch]
+
+        ahead = 2 * batch_size, self._decoded_bytes, BYTES_AHEAD
+        with prefetch(self._try_prepare, sources, readers, *ahead) as prepared:
+            if not self._runs_on_gpu:
+                for batch in batches():
+                    yield from detect(batch)
+                return
+            with prefetch(detect, batches(), 2, 2) as detected:
+                yield from itertools.chain.from_iterable(detected)
 
     def _decoded_bytes(self, source: ImageSource) -> int:
         """Memory that an image takes once it is decoded, from its header; 0 where that cannot be read."""
@@ -343,7 +340,12 @@ class Detector:
                 if self._engine is None:
                     from efficientdet.inference.engines.engine import open_engine
 
-                    self._engine = open_engine(self.model, self._backend, self.settings.precision, self.device)
+                    opened = open_engine(self.model, self._backend, self.settings.precision, self.device)
+                    if self._runs_on_gpu:
+                        from efficientdet.inference.gpu import GpuPredictor
+
+                        self._gpu = GpuPredictor(opened, self.info)
+                    self._engine = opened
         return self._engine
 
     @classmethod

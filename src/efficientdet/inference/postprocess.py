@@ -6,7 +6,8 @@ On a CPU numpy finds the candidates: on one core it compares several times as fa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from efficientdet.boxes import clip_boxes, decode_deltas
+from efficientdet.images.letterbox import Prepared
+from efficientdet.inference.engines.session import Found
 from efficientdet.inference.hardware import on_cores
 from efficientdet.inference.nms import best_detections, fuse_boxes, pick_boxes
 from efficientdet.inference.settings import PostprocessSettings
+from efficientdet.network.anchors import make_anchors
+from efficientdet.weights.info import CheckpointInfo
 
 NEVER, ALWAYS = float("-inf"), float("inf")
 # Logits that are compared at a time.
@@ -76,24 +81,49 @@ def postprocess(
     settings = settings or PostprocessSettings()
     thresholds = settings.class_thresholds(class_logits[0].shape[2])
     found = select_candidates(class_logits, settings.max_candidates, settings.lowest_threshold, settings.candidates)
-    batch, count = found.logits.shape
-    rows = found.anchor_indices
-    if count == 0:
+    if found.logits.shape[1] == 0:
+        batch, rows = len(found.logits), found.anchor_indices
         none = anchors_xyxy.new_zeros(batch, 0)
         return BatchDetections(none[..., None].expand(-1, -1, 4), none, found.labels, rows.new_zeros(batch), rows)
     floors = anchors_xyxy.new_tensor(thresholds)  # (K,)
+    return detections_of(found, box_deltas, anchors_xyxy, settings, floors, best_detections, scales, image_sizes)
+
+
+def detections_of(
+    found: Candidates,
+    box_deltas: list[Tensor],
+    anchors_xyxy: Tensor,
+    settings: PostprocessSettings,
+    floors: Tensor,
+    suppress: Callable[[Tensor, Tensor, Tensor, PostprocessSettings], tuple[Tensor, Tensor]],
+    scales: Tensor | None,
+    image_sizes: Tensor | None,
+) -> BatchDetections:
+    """Candidates to detections: decode, clip, suppress, map back.
+
+    Args:
+        found: (B, N) candidates.
+        box_deltas: as `postprocess`, and so are the anchors, the settings, scales and image_sizes.
+        anchors_xyxy: (A, 4).
+        settings: thresholds and kind of NMS.
+        floors: (K,) float32, the score threshold of each class.
+        suppress: as `nms.best_detections`.
+        scales: (B,) or None.
+        image_sizes: (B, 2) or None.
+    """
+    rows = found.anchor_indices
     deltas = torch.cat(box_deltas, 1).float() if len(box_deltas) > 1 else box_deltas[0].float()
     boxes = decode_deltas(pick_boxes(deltas, rows), anchors_xyxy[rows])  # (B, N, 4)
     usable = boxes.isfinite().all(-1)  # (B, N)
     boxes = boxes.masked_fill(~usable[..., None], 0.0)
-    factors = scales.float() if scales is not None else boxes.new_ones(batch)
+    factors = scales.float() if scales is not None else boxes.new_ones(len(boxes))
     if image_sizes is not None:
         boxes = clip_boxes(boxes, image_sizes * factors[:, None])
         usable &= (boxes[..., :2] < boxes[..., 2:]).all(-1)  # nothing is left of a box in the padding
     scores = found.logits.sigmoid()
     scores = scores * (usable & (scores >= floors[found.labels]))
     with torch.autocast(boxes.device.type, enabled=False):  # its half-precision products would round the decays
-        best, order = best_detections(boxes, scores, found.labels, settings)
+        best, order = suppress(boxes, scores, found.labels, settings)
         labels = found.labels.gather(1, order)
         best = best.masked_fill(best < floors[labels], 0.0)
         if isinstance(settings.score_threshold, tuple):  # what has decayed below its own is not always the last
@@ -108,6 +138,43 @@ def postprocess(
         boxes = clip_boxes(boxes, image_sizes.float())
     anchors = rows.gather(1, order) * keep
     return BatchDetections(boxes * keep[..., None], best * keep, labels * keep, keep.sum(1), anchors)
+
+
+@torch.inference_mode()
+def detect(
+    run: Callable[[Tensor], tuple[list[Tensor], list[Tensor]]],
+    device: torch.device,
+    info: CheckpointInfo,
+    settings: PostprocessSettings,
+    timed: Callable[[str], AbstractContextManager[Any]],
+    images: Sequence[Prepared],
+) -> list[Found]:
+    """Boxes, scores and labels of each image, through the network and its post-processing; inputs have one size.
+
+    Args:
+        run: images to raw outputs, as `Engine.run`.
+        device: where it runs.
+        info: facts of the network.
+        settings: of the post-processing.
+        timed: entered around each part, by its name.
+        images: with float32 pixels.
+    """
+    with timed("preprocess"):
+        pixels = [image.pixels for image in images]  # of which one alone is not copied
+        batch = torch.from_numpy(np.stack(pixels) if len(pixels) > 1 else pixels[0][None]).to(device)
+    with timed("network"):
+        class_logits, box_deltas = run(batch)
+    with timed("postprocess"):
+        found = postprocess(
+            class_logits,
+            box_deltas,
+            make_anchors(info.spec, (batch.shape[2], batch.shape[3]), device),
+            settings,
+            scales=torch.tensor([image.scale for image in images], device=device),
+            image_sizes=torch.tensor([image.image_size for image in images], device=device),
+        )
+        *parts, counts, _ = (part.cpu().numpy() for part in found)
+        return [tuple(part[i, :count] for part in parts) for i, count in enumerate(counts)]
 
 
 class Candidates(NamedTuple):

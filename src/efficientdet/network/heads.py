@@ -51,11 +51,12 @@ class Head(nn.Module):
 
     def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
         """List of (B, width, h, w) to list of (B, h * w * anchors_per_cell, outputs_per_anchor)."""
-        outputs = []
-        for level, x in enumerate(pyramid):
-            for conv, bns in zip(self.convs, self.bns, strict=True):
-                x = self.act(bns[level](conv(x)))  # type: ignore[index]
-            x = self.predict(x)  # (B, anchors * outputs, h, w)
-            x = x.permute(0, 2, 3, 1)  # (B, h, w, anchors * outputs)
-            outputs.append(x.reshape(x.shape[0], -1, self.outputs_per_anchor))
-        return outputs
+        return [self.predict_level(x, level) for level, x in enumerate(pyramid)]
+
+    def predict_level(self, x: Tensor, level: int) -> Tensor:
+        """(B, width, h, w) of a level, the finest being 0, to (B, h * w * anchors_per_cell, outputs_per_anchor)."""
+        for conv, bns in zip(self.convs, self.bns, strict=True):
+            x = self.act(bns[level](conv(x)))  # type: ignore[index]
+        x = self.predict(x)  # (B, anchors * outputs, h, w)
+        x = x.permute(0, 2, 3, 1)  # (B, h, w, anchors * outputs)
+        return x.reshape(x.shape[0], -1, self.outputs_per_anchor)

@@ -6,6 +6,7 @@ weights and versions, and built anew when one of them changes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -17,7 +18,8 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from efficientdet.cache import cached, is_sealed, seal
 from efficientdet.errors import SettingError, as_error, require, unknown_name
@@ -31,6 +33,10 @@ from efficientdet.network.efficientdet import EfficientDet
 
 # Input shapes for which a session stays open; images of one camera need two, portrait and landscape.
 MOST_SESSIONS = 8
+# Channels that a tensor core takes at once, in half precision.
+ALIGNED_CHANNELS = 8
+# Versions of a function that torch.compile may keep; beyond them it runs them as they are.
+MOST_COMPILED = 256
 # Raw outputs by level: (B, A_l, K) class logits and (B, A_l, 4) box deltas.
 Outputs = tuple[list[Tensor], list[Tensor]]
 
@@ -115,29 +121,77 @@ class SessionByShape:
 def torch_run(model: EfficientDet, backend: str, precision: str, device: torch.device) -> Callable[[Tensor], Outputs]:
     """The folded network in torch, in channels_last, with weights of the type that it computes in.
 
-    On a CPU, as it is, it computes on the cores that other processes leave free; compiled, the number is fixed.
+    On a CPU, as it is, it computes on the cores that other processes leave free; compiled, the number is fixed. On a
+    GPU small levels of the pyramid, which would leave most of it idle, run beside each other.
     """
     cores: Callable[[], int] = FreeCores() if device.type == "cpu" and backend == "eager" else thread_count
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     network = fold(model).to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    compiled = _compiled(network, device) if backend == "compile" else network
+    # Inductor keeps what it built in a cache of its own on disk; on a CPU the weights are constants to it.
+    options = {"freezing": True} if device.type == "cpu" else None
+    make = functools.partial(torch.compile, dynamic=False, options=options) if backend == "compile" else _as_it_is
+    if backend == "compile":  # every detector compiles the same functions, and each head of each level does
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_COMPILED)
+    compute = _side_by_side(network, make) if device.type == "cuda" else make(network)
 
     def run(images: Tensor) -> Outputs:
         with torch.no_grad(), on_cores(cores()):
-            class_logits, box_deltas = compiled(images.to(kind, memory_format=torch.channels_last))
+            class_logits, box_deltas = compute(images.to(kind, memory_format=torch.channels_last))
         return class_logits, [x.float() for x in box_deltas]
 
     return run
 
 
-def _compiled(network: EfficientDet, device: torch.device) -> Callable[[Tensor], Outputs]:
-    """Compiled by inductor: on a CPU with the weights as constants, on a GPU as CUDA graphs.
+def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
 
-    Inductor keeps what it built in a cache of its own on disk.
+
+def _side_by_side(network: EfficientDet, make: Callable[..., Callable[..., Any]]) -> Callable[[Tensor], Outputs]:
+    """The network with each head of each level on a CUDA stream of its own; `make` compiles its parts, or does not."""
+    missing = _pad_stem(network)
+
+    def to_pyramid(images: Tensor) -> list[Tensor]:
+        padded = functional.pad(images, (0, 0, 0, 0, 0, missing)) if missing else images
+        maps: list[Tensor] = network.feature_network(network.backbone(padded))
+        return maps
+
+    pyramid = make(to_pyramid)
+    heads = [
+        make(functools.partial(head.predict_level, level=level))
+        for head in (network.class_head, network.box_head)
+        for level in range(network.spec.levels[1] - network.spec.levels[0] + 1)
+    ]
+    device = next(network.parameters()).device
+    streams = [torch.cuda.Stream(device) for _ in heads]  # type: ignore[no-untyped-call]
+
+    def run(images: Tensor) -> Outputs:
+        maps = pyramid(images)
+        main = torch.cuda.current_stream(device)
+        outputs = []
+        for head, stream, x in zip(heads, streams, [*maps, *maps], strict=True):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                outputs.append(head(x))
+            # Outside of a graph, memory must not be given away before the other stream is done with it.
+            x.record_stream(stream)
+            outputs[-1].record_stream(main)
+        for stream in streams:
+            main.wait_stream(stream)
+        return outputs[: len(maps)], outputs[len(maps) :]
+
+    return run
+
+
+def _pad_stem(network: EfficientDet) -> int:
+    """Give the first convolution channels that the image lacks, with weights of 0; returns how many.
+
+    In half precision cuDNN would add them itself, in a pass of its own over the images.
     """
-    if device.type == "cuda":
-        return torch.compile(network, dynamic=False, mode="reduce-overhead")
-    return torch.compile(network, dynamic=False, options={"freezing": True})
+    stem = next(module for module in network.backbone.modules() if isinstance(module, nn.Conv2d))
+    missing = 0 if stem.weight.dtype == torch.float32 else -stem.in_channels % ALIGNED_CHANNELS
+    weight = functional.pad(stem.weight, (0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
+    stem.weight, stem.in_channels = nn.Parameter(weight, requires_grad=False), stem.in_channels + missing
+    return missing
 
 
 def open_engine(
