@@ -34,6 +34,9 @@ SOURCES = {
     "JPEG to boxes, d0, int8": Source(
         INT8, ("efficientdet openvino int8 (openvino int8)", "effdet channels_last"), "total, ms"
     ),
+    "pixels to boxes on an NVIDIA H100, d0, fp16": Source(
+        "On a GPU", ("efficientdet compile fp16", "effdet fp16 NHWC"), "d0 x 1"
+    ),
     "soft NMS of 49,104 anchors, 90 classes": Source(
         "Post-processing of 49,104 anchors x 90 classes", ("efficientdet soft, scores >= 0.05", "effdet soft"), "ms"
     ),
