@@ -17,6 +17,7 @@ from efficientdet.data.read_split import read_split
 from efficientdet.data.records import ImageRecord, Records
 from efficientdet.exporting.export import write_int8
 from efficientdet.exporting.formats import spread
+from efficientdet.exporting.settings import QuantizeSettings
 from efficientdet.family import MODELS
 from efficientdet.images.read import image_size
 from efficientdet.inference.benchmark import sample_jpeg
@@ -121,7 +122,7 @@ class Files:
 
             calibration = spread(records.images, CALIBRATION_IMAGES)
             with replacing(path) as file:
-                write_int8(load(source, image_size=size), calibration, file, "performance", {})
+                write_int8(load(source, image_size=size), calibration, file, QuantizeSettings(), {})
 
         return self._made(f"{name}-{size}-int8.xml", write)
 

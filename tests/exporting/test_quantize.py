@@ -19,12 +19,15 @@ from efficientdet.cli import app
 from efficientdet.data.read_split import read_split
 from efficientdet.errors import MissingExtraError, SettingError, UnknownNameError
 from efficientdet.exporting import parity
-from efficientdet.exporting.export import network_input, quantize
+from efficientdet.exporting.export import calibration_input, quantize
 from efficientdet.exporting.formats import open_file
+from efficientdet.exporting.onnx_file import AROUND
 from efficientdet.family import MODELS
 from efficientdet.images.letterbox import LITE, letterbox
 from efficientdet.images.read import read
 from efficientdet.inference.detector import Detector, load
+from efficientdet.inference.engines.runtimes import open_openvino
+from efficientdet.inference.engines.session import EndToEndEngine
 from efficientdet.network.efficientdet import EfficientDet
 from efficientdet.weights.checkpoint import save_checkpoint
 from efficientdet.weights.info import CheckpointInfo
@@ -33,12 +36,12 @@ SPEC = dataclasses.replace(MODELS["lite0"], width=16, depth=1, head_depth=1, ima
 INFO = CheckpointInfo(SPEC, ("box",), (3,), LITE)
 
 
-def make_detector() -> Detector:
+def make_detector(**settings: Any) -> Detector:
     torch.manual_seed(0)
     model = EfficientDet(SPEC, 1).eval()
     with torch.no_grad():  # scores of 0.01 would leave nothing to find
         model.class_head.predict.pointwise.bias.fill_(-1.0)
-    return Detector(model, INFO, device="cpu", backend="eager")
+    return Detector(model, INFO, device="cpu", backend="eager", **settings)
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +67,15 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EFFICIENTDET_CACHE", str(tmp_path / "cache"))
 
 
-def test_calibration_images_are_what_the_network_sees(data: Path) -> None:
+def test_calibration_images_are_what_the_file_sees(data: Path) -> None:
     record = read_split(data, "train").images[2]
     expected, _ = letterbox(read(record.path), (128, 128), LITE)
-    np.testing.assert_array_equal(network_input(make_detector(), record), expected[None])
+    (pixels,) = calibration_input(make_detector(), False, record)
+    np.testing.assert_array_equal(pixels, expected[None])
+    canvas, size = calibration_input(make_detector(), True, record)
+    normalized = (canvas[0, :100].transpose(2, 0, 1) - np.float32(LITE.mean[0])) / np.float32(LITE.std[0])
+    np.testing.assert_allclose(normalized, expected[:, :100], atol=1e-6)
+    assert size.tolist() == [[100, 128]]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +128,29 @@ def test_a_quantized_file_is_close_small_and_loads(written: SimpleNamespace, dat
     exact = written.detector.predict(data / "val1.png", score_threshold=0.0)
     assert square.scores[0] == pytest.approx(exact.scores[0], abs=0.05)
     load(path, image_size=256, rectangular=True).predict(data / "val1.png")
+
+
+@pytest.mark.slow
+def test_end_to_end_the_network_alone_is_quantized(data: Path, tmp_path: Path, written: SimpleNamespace) -> None:
+    detector, path = written.detector, tmp_path / "whole.xml"
+    report = quantize(detector, data, path, calibration_images=4, end_to_end=True)
+    assert not report.failures and [one.output for one in report.differences[-2:]] == ["boxes_xyxy", "scores"]
+    model = open_openvino(path)
+    rounded = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "FakeQuantize"}
+    readers = {
+        target.get_node().get_friendly_name()
+        for node in model.get_ops() if node.get_type_name() == "FakeQuantize"
+        for target in node.output(0).get_target_inputs()
+    }  # fmt: skip
+    assert rounded and not any(name.startswith(AROUND) for name in readers)
+    whole, raw = load(path), load(written.path)
+    assert isinstance(whole.engine, EndToEndEngine) and whole.engine.precision == "int8"
+    for image in (data / "val1.png", data / "val2.png"):
+        found, expected = (one.predict(image, score_threshold=0.3) for one in (whole, raw))
+        assert len(found) == len(expected) > 0
+        np.testing.assert_allclose(found.scores, expected.scores, atol=0.02)
+    with pytest.raises(SettingError, match="hard"):
+        quantize(make_detector(nms="soft"), data, path, end_to_end=True)
 
 
 @pytest.mark.slow

@@ -69,7 +69,9 @@ def export(
 
 
 @app.command()
-@takes_settings(QuantizeSettings, DetectorSettings, leave_out=NO_EFFECT)
+@takes_settings(
+    QuantizeSettings, DetectorSettings, PostprocessSettings, stored=PostprocessSettings, leave_out=NO_EFFECT
+)
 def quantize(
     weights: Weights,
     data: Annotated[Path, typer.Option(help="Folder of the dataset that it was trained on.")],
@@ -85,9 +87,9 @@ def quantize(
     from efficientdet.exporting.parity import ParityError
     from efficientdet.inference.detector import load
 
-    own, loading = divided(settings, QuantizeSettings, DetectorSettings)
+    own, loading, post = divided(settings, QuantizeSettings, DetectorSettings, PostprocessSettings)
     try:
-        report = run(load(weights, device="cpu", **loading), data, out, **own)
+        report = run(load(weights, device="cpu", **loading, **post), data, out, **own)
     except ParityError as error:
         _end(error.report, as_json, f"error: {error}; not written: {out}")
     _end(report, as_json, written=out)

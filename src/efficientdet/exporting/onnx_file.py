@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # Sizes that a file of dynamic size is traced for, in multiples of the coarsest stride.
 MOST_STRIDES = 64
+# Before the names of what an end-to-end file does before and after the network.
+AROUND = "detection/"
 
 
 def write(detector: Detector, path: Path, metadata: FileMetadata) -> None:
@@ -180,7 +182,7 @@ def _between(around: ModelProto, network: ModelProto) -> ModelProto:
     """Put the network in the place of the node that stands for it."""
     from onnx import compose
 
-    around = compose.add_prefix(around, "detection/", rename_inputs=False, rename_outputs=False)
+    around = compose.add_prefix(around, AROUND, rename_inputs=False, rename_outputs=False)
     own, inner = around.graph, network.graph
     nodes = list(own.node)
     (place,) = (number for number, node in enumerate(nodes) if node.op_type == "Gap")

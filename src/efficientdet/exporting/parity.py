@@ -302,7 +302,11 @@ def _batches(file: OpenedFile, detector: Detector, images: Sequence[RgbImage]) -
 def _detections(
     file: OpenedFile, detector: Detector, batch: Batch, raw: tuple[Tensor, Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Boxes, then scores, of an end-to-end file and of ours; of different shapes where counts or labels differ."""
+    """Boxes, then scores, of an end-to-end file and of ours; of different shapes where counts or labels differ.
+
+    Each of our boxes stands beside the file's nearest of its label: of equal scores, as int8 has many, either may come
+    first.
+    """
     height, width = batch.images.shape[2:]
     wanted = postprocess(
         [raw[0]], [raw[1]], detector.model.anchors((height, width)).cpu(), file.metadata.postprocess,
@@ -310,6 +314,13 @@ def _detections(
     )  # fmt: skip
     boxes, scores, labels, counts = file.detect(batch)
     places = min(scores.shape[1], wanted.scores.shape[1])
-    is_same = torch.equal(counts, wanted.counts) and torch.equal(labels[:, :places], wanted.labels[:, :places])
-    for found, ours in ((boxes, wanted.boxes_xyxy), (scores, wanted.scores)):
-        yield (found[:, :places], ours[:, :places]) if is_same else (found[:, :0], found)
+    boxes, labels = boxes[:, :places], labels[:, :places]
+    ours, own_labels = wanted.boxes_xyxy[:, :places], wanted.labels[:, :places]
+    is_same = torch.equal(counts, wanted.counts)
+    if places:
+        apart = (ours[:, :, None] - boxes[:, None]).abs().amax(3)  # (B, ours, the file's)
+        nearest = apart.masked_fill(own_labels[:, :, None] != labels[:, None], math.inf).min(2)
+        is_same &= bool((nearest.values < math.inf).all())
+        boxes = boxes.gather(1, nearest.indices[..., None].expand(-1, -1, 4))
+    for found, expected in ((boxes, ours), (scores[:, :places], wanted.scores[:, :places])):
+        yield (found, expected) if is_same else (found[:, :0], found)

@@ -81,11 +81,11 @@ class QuantizeSettings(Settings):
     )
     split: str = setting("train", "Split that the calibration images are from.")
     preset: Literal["performance", "mixed"] = setting(
-        "performance",
-        "Ranges of the activations: performance, symmetric around 0; or mixed, asymmetric, which is more exact and "
-        "slower.",
+        "mixed",
+        "Ranges of the activations: mixed, asymmetric where it helps; or performance, symmetric around 0: less exact.",
     )
     check_split: str = setting("val", "Split that AP is compared on.")
+    end_to_end: bool = setting(False, "Bytes in, boxes out: normalizing, decoding and NMS are in the file, in float32.")
 
 
 class ExportOptions(TypedDict, total=False):
@@ -106,6 +106,7 @@ class QuantizeOptions(TypedDict, total=False):
     split: str
     preset: Literal["performance", "mixed"]
     check_split: str
+    end_to_end: bool
 
 
 def find_format(to: str | None, path: Path) -> str:
