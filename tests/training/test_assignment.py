@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +14,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from efficientdet.boxes import decode_deltas, pairwise_iou
-from efficientdet.family import MODELS
+from efficientdet.family import MODELS, level_sizes
 from efficientdet.network.anchors import make_anchors
-from efficientdet.training.assignment import BACKGROUND, IGNORED, Matches, leave_out_ignored, match_anchors, match_batch
+from efficientdet.training.assignment import (
+    BACKGROUND,
+    IGNORED,
+    Matcher,
+    Matches,
+    leave_out_ignored,
+    match_anchors,
+    match_atss,
+    match_batch,
+    match_task_aligned,
+)
 
 ANCHORS = make_anchors(MODELS["d0"], (128, 128))
 EMPTY = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
@@ -183,3 +197,145 @@ def test_what_is_left_out_lies_in_a_region_by_half(
     shares = np.clip(high - low, 0, None).prod(-1).max(1) / (first[:, 2:] - first[:, :2]).prod(1)
     clear = np.abs(shares - 0.5) > 1e-4
     assert ((found[0].numpy() == IGNORED) == (shares > 0.5))[clear].all()
+
+
+# ATSS and task alignment, against versions of one anchor and one box at a time
+
+FEW = make_anchors(dataclasses.replace(MODELS["d0"], levels=(3, 5), octaves=1), (40, 32))
+COUNTS = [3 * height * width for height, width in level_sizes((40, 32), (3, 5))]
+CLASSES = 3
+seeds = st.integers(0, 2**32 - 1)
+
+
+def _random(seed: int, count: int) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Boxes of all sizes, partly outside of the image, their labels, and what the anchors predict."""
+    generator = torch.Generator().manual_seed(seed)
+    centers, sides = torch.rand(count, 2, generator=generator) * 40, torch.rand(count, 2, generator=generator) ** 3 * 40
+    boxes = torch.cat([centers - sides / 2, centers + sides / 2], 1)
+    logits, deltas = (torch.randn(len(FEW), last, generator=generator) for last in (CLASSES, 4))
+    labels = torch.randint(0, CLASSES, (count,), generator=generator)
+    return boxes, labels, list(torch.split(logits * 3, COUNTS)), list(torch.split(deltas * 0.3, COUNTS))
+
+
+def _iou(first: list[float], second: list[float]) -> float:
+    width, height = (min(first[i + 2], second[i + 2]) - max(first[i], second[i]) for i in (0, 1))
+    shared = max(0.0, width) * max(0.0, height)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return shared / (sum(areas) - shared)
+
+
+def _is_inside(anchor: list[float], box: list[float]) -> bool:
+    """Whether the anchor's center lies in the box, which counts as at least 8 pixels wide and high."""
+    return all(
+        abs(anchor[i] + anchor[i + 2] - box[i] - box[i + 2]) / 2 <= max(box[i + 2] - box[i], 8.001) / 2 for i in (0, 1)
+    )
+
+
+def _best(chosen: dict[int, list[int]], iou: dict[tuple[int, int], float]) -> list[int]:
+    """The box of each anchor, or -1: of those that chose it, the one of largest IoU."""
+    return [max(chosen[a], key=lambda b: iou[b, a]) if a in chosen else -1 for a in range(len(FEW))]
+
+
+@given(seeds, st.integers(1, 5))
+def test_atss_equals_the_literal_version(seed: int, count: int) -> None:
+    boxes, _, _, _ = _random(seed, count)
+    found = match_atss(FEW, boxes, torch.arange(count), COUNTS, 3)
+    anchors, chosen, iou = FEW.tolist(), {}, {}  # type: ignore[var-annotated]
+    for b, box in enumerate(boxes.tolist()):
+        candidates, start = [], 0
+        for number in COUNTS:
+            places = [anchors[a] for a in range(start, start + number, 3)]
+            away = [math.dist([x1 + x2, y1 + y2], [box[0] + box[2], box[1] + box[3]]) for x1, y1, x2, y2 in places]
+            nearest = sorted(range(len(places)), key=away.__getitem__)
+            if len(nearest) > 9:
+                assume(away[nearest[9]] - away[nearest[8]] > 1e-3)
+            candidates += [start + 3 * place + i for place in nearest[:9] for i in range(3)]
+            start += number
+        values = [_iou(anchors[a], box) for a in candidates]
+        threshold = np.mean(values) + np.std(values, ddof=1)
+        assume(all(abs(value - threshold) > 1e-6 for value in values))
+        for a, value in zip(candidates, values, strict=True):
+            iou[b, a] = value
+            if value > threshold and _is_inside(anchors[a], box):
+                chosen.setdefault(a, []).append(b)
+    assert found.labels.tolist() == _best(chosen, iou)
+    assert found.alignment is None and found.normalizer() == len(chosen) + 1
+    for a, b in enumerate(found.labels.tolist()):
+        if b >= 0:
+            assert torch.allclose(decode_deltas(found.deltas[a], FEW[a]), boxes[b], atol=1e-3)
+
+
+@given(seeds, st.integers(1, 5))
+def test_task_alignment_equals_the_literal_version(seed: int, count: int) -> None:
+    boxes, labels, logits, deltas = _random(seed, count)
+    outputs = [[x.double() for x in part] for part in (logits, deltas)]
+    found = match_task_aligned(FEW, boxes, torch.arange(count), [x[:, labels] for x in outputs[0]], outputs[1], 3)
+    scores, predicted = torch.cat(outputs[0]).sigmoid().tolist(), decode_deltas(torch.cat(outputs[1]), FEW).tolist()
+    chosen, iou, t = {}, {}, {}  # type: ignore[var-annotated]
+    for b, box in enumerate(boxes.tolist()):
+        for a, anchor in enumerate(FEW.tolist()):
+            iou[b, a] = _iou(predicted[a], box)
+            t[b, a] = scores[a][labels[b]] * iou[b, a] ** 6 * _is_inside(anchor, box)
+        for a in sorted(range(len(FEW)), key=lambda a, b=b: -t[b, a])[:13]:
+            if t[b, a] > 0:
+                chosen.setdefault(a, []).append(b)
+    expected = _best(chosen, iou)
+    assert found.labels.tolist() == expected and found.alignment is not None
+    for a, b in enumerate(expected):
+        own = [other for other in range(len(FEW)) if expected[other] == b]
+        largest_t, largest_iou = (max(values[b, other] for other in own) if b >= 0 else 0.0 for values in (t, iou))
+        assert found.alignment[a].item() == pytest.approx(t[b, a] / largest_t * largest_iou if b >= 0 else 0.0)
+        if b >= 0:
+            assert torch.allclose(decode_deltas(found.deltas[a], FEW[a]), boxes[b], atol=1e-3)
+    assert found.normalizer().item() == pytest.approx(found.alignment.sum().item() + 1)
+
+
+def _matchers(dtype: torch.dtype = torch.float32) -> list[Matcher]:
+    _, _, logits, deltas = ([x.to(dtype) for x in part] for part in _random(0, 1))
+    return [
+        partial(match_atss, level_counts=COUNTS, per_place=3),
+        partial(match_task_aligned, class_logits=logits, box_deltas=deltas, per_place=3),
+    ]
+
+
+@pytest.mark.parametrize("match", _matchers())
+def test_every_box_in_the_image_gets_an_anchor_and_none_without_a_side(match: Matcher) -> None:
+    small = torch.tensor([[15.9, 15.9, 16.1, 16.1], [3.0, 3.0, 5.0, 5.0], [24.0, 0.0, 24.1, 40.0]])
+    assert set(match(FEW, small, torch.arange(3)).labels.tolist()) == {BACKGROUND, 0, 1, 2}
+    nothing = torch.tensor([[10.0, 10.0, 10.0, 20.0], [20.0, 20.0, 10.0, 30.0], [900.0, 900.0, 920.0, 920.0]])
+    for boxes, labels in ((nothing, torch.arange(3)), EMPTY):
+        found = match(FEW, boxes, labels)
+        assert (found.labels == BACKGROUND).all() and (found.deltas == 0).all() and found.normalizer() == 1
+        assert found.alignment is None or (found.alignment == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_alignment_is_computed_in_float32(dtype: torch.dtype) -> None:
+    boxes, labels, _, _ = _random(1, 4)
+    half, raised = _matchers(dtype)[1], _matchers(dtype)[1]
+    raised.keywords.update(
+        {name: [x.float() for x in raised.keywords[name]] for name in ("class_logits", "box_deltas")}
+    )  # type: ignore[attr-defined]
+    with torch.autocast("cpu", dtype):
+        found = half(FEW, boxes, labels)
+    expected = raised(FEW, boxes, labels)
+    assert found.alignment is not None and found.alignment.dtype == torch.float32
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))  # type: ignore[arg-type]
+
+
+def test_a_batch_has_a_matcher_for_each_image() -> None:
+    boxes, labels, logits, deltas = _random(2, 4)
+    matchers = [
+        partial(match_task_aligned, class_logits=logits, box_deltas=[x * scale for x in deltas], per_place=3)
+        for scale in (1.0, 0.0, 1.0)
+    ]
+    region, none = torch.tensor([[0.0, 0.0, 40.0, 40.0]]), EMPTY[0]
+    images = [boxes, boxes, none], [labels, labels, EMPTY[1]]
+    found = match_batch(FEW, *images, [region, none, region], matchers)
+    assert found.alignment is not None and found.alignment.shape == found.labels.shape == (3, len(FEW))
+    for i, match in enumerate(matchers):
+        own = match(FEW, images[0][i], images[1][i])
+        assert own.alignment is not None and torch.equal(found.alignment[i], own.alignment)
+        assert torch.equal(found.labels[i].clamp(min=BACKGROUND), own.labels)
+    assert not torch.equal(found.alignment[0], found.alignment[1])
+    assert [bool((image == IGNORED).any()) for image in found.labels] == [True, False, True]

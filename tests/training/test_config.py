@@ -114,6 +114,14 @@ def test_settings_of_the_other_box_loss_are_refused(box_loss: Any, setting: dict
     assert TrainConfig(box_loss=other, loss=LossSettings(**setting)).box_loss == other  # type: ignore[arg-type]
 
 
+def test_task_alignment_has_one_box_loss() -> None:
+    with pytest.raises(SettingError, match="box_loss huber does not suit assignment task-aligned, .* set box_loss to"):
+        TrainConfig(assignment="task-aligned", box_loss="huber")
+    with pytest.raises(SettingError, match="loss.delta has no effect with box_loss giou"):
+        TrainConfig(assignment="task-aligned", loss=LossSettings(delta=1.0))
+    assert TrainConfig(assignment="task-aligned", loss=LossSettings(alpha=0.5, giou_weight=1.0)).box_loss == "giou"
+
+
 def test_a_dict_of_it_is_plain() -> None:
     config = TrainConfig(scale_jitter=(0.5, 1.5), image_size=320, weights=Path("runs/1/best.safetensors"))
     content = json.loads(json.dumps(to_dict(config)))

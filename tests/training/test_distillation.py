@@ -219,7 +219,8 @@ def test_new_classes_leave_the_old_ones_alone(
     assert done.metrics is not None
     assert done.metrics.per_class.keys() == {"disc", "square", "star"}
     assert done.metrics.per_class["disc"] is None  # no boxes here
-    # By default the old detector teaches.
+    # By default the old detector teaches, whatever the assignment.
+    settings |= {"assignment": "task-aligned", "box_loss": "giou"}
     taught = train(shapes.TINY, new, out=tmp_path / "taught", **settings)
     bias = load_file(taught.last)["class_head.predict.pointwise.bias"].unflatten(0, (-1, 3))
     assert not torch.equal(bias[:, 0], before["class_head.predict.pointwise.bias"].unflatten(0, (-1, 2))[:, 0])

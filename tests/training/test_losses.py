@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,8 +16,15 @@ from efficientdet.boxes import decode_deltas, generalized_iou
 from efficientdet.family import MODELS, level_sizes
 from efficientdet.network.anchors import make_anchors
 from efficientdet.training import losses as losses_module
-from efficientdet.training.assignment import IGNORED, match_anchors, match_batch
-from efficientdet.training.losses import Losses, LossSettings, detection_loss, focal_loss, matched_loss
+from efficientdet.training.assignment import IGNORED, Matches, match_anchors, match_batch, match_task_aligned
+from efficientdet.training.losses import (
+    Losses,
+    LossSettings,
+    detection_loss,
+    focal_loss,
+    matched_loss,
+    quality_focal_loss,
+)
 
 SIZE = (64, 96)
 ANCHORS = make_anchors(MODELS["d0"], SIZE)
@@ -294,3 +302,65 @@ def test_giou_pulls_a_box_towards_its_own() -> None:
     gradients = torch.autograd.grad(before, deltas)
     moved = [x.detach() - 0.1 * g for x, g in zip(deltas, gradients, strict=True)]
     assert _giou_losses((logits, moved)).boxes < before
+
+
+# Task alignment
+
+
+def _aligned(
+    outputs: tuple[list[Tensor], list[Tensor]], boxes: list[Tensor] = BOXES, labels: list[Tensor] = LABELS
+) -> Matches:
+    images = zip(zip(*outputs[0], strict=True), zip(*outputs[1], strict=True), strict=True)
+    matchers = [partial(match_task_aligned, class_logits=x, box_deltas=d, per_place=9) for x, d in images]
+    return match_batch(ANCHORS, boxes, labels, [torch.tensor([[60.0, 0.0, 96.0, 40.0]])] * 2, matchers)
+
+
+@given(st.floats(-60, 60), st.floats(0, 1))
+def test_quality_focal_loss_of_one_logit(logit: float, target: float) -> None:
+    x = torch.tensor(logit, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor(target, dtype=torch.float64)
+    expected = (x.sigmoid() - t) ** 2 * torch.nn.functional.binary_cross_entropy_with_logits(x, t)
+    found, slope = quality_focal_loss(x.detach(), t)
+    torch.testing.assert_close(found, expected.detach())
+    torch.testing.assert_close(slope, torch.autograd.grad(expected, x)[0])
+
+
+def test_the_losses_of_task_alignment_and_their_gradients_are_those_of_the_formulas() -> None:
+    outputs = _outputs(dtype=torch.float64)
+    targets = _aligned(outputs)
+    has_box, left_out = targets.labels >= 0, targets.labels == IGNORED
+    assert targets.alignment is not None and has_box.any(1).all() and left_out.any()
+    found = matched_loss(*outputs, targets, LossSettings(giou_weight=3.0), ANCHORS)
+    logits, wanted = torch.cat(outputs[0], 1), torch.zeros(2, len(ANCHORS), CLASSES, dtype=torch.float64)
+    wanted[has_box] = (
+        torch.nn.functional.one_hot(targets.labels[has_box], CLASSES) * targets.alignment[has_box][:, None]
+    )
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    classes = ((logits.sigmoid() - wanted) ** 2 * entropy)[~left_out].sum()
+    anchors = ANCHORS.double().expand(2, -1, -1)[has_box]
+    predicted = decode_deltas(torch.cat(outputs[1], 1)[has_box], anchors)
+    annotated = decode_deltas(targets.deltas[has_box].double(), anchors)
+    boxes = (targets.alignment[has_box] * (1 - generalized_iou(predicted, annotated))).sum()
+    expected = [part / (targets.alignment.sum() + 1) for part in (classes + 3 * boxes, classes, boxes)]
+    assert [x.item() for x in found] == pytest.approx([x.item() for x in expected], rel=1e-6)
+    gradients = torch.autograd.grad(found.total, [*outputs[0], *outputs[1]], retain_graph=True)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected[0], [*outputs[0], *outputs[1]]))
+
+
+def test_task_alignment_of_a_batch_of_negatives() -> None:
+    outputs = _outputs()
+    targets = _aligned(outputs, [NOTHING[0]] * 2, [NOTHING[1]] * 2)
+    found = matched_loss(*outputs, targets, None, ANCHORS)
+    scores = torch.cat(outputs[0], 1).double().sigmoid()[targets.labels != IGNORED]
+    assert found.boxes.item() == 0 and targets.normalizer() == 1
+    assert found.classes.item() == pytest.approx((scores**2 * -(1 - scores).log()).sum().item(), rel=1e-4)
+    gradients = torch.autograd.grad(found.total, [*outputs[0], *outputs[1]])
+    assert all(g.isfinite().all() for g in gradients) and all((g == 0).all() for g in gradients[5:])
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e30])
+def test_task_alignment_of_huge_outputs_gives_no_nan(scale: float) -> None:
+    outputs = _outputs(scale=scale)
+    found = matched_loss(*outputs, _aligned(outputs), None, ANCHORS)
+    assert all(x.isfinite() for x in found)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(found.total, [*outputs[0], *outputs[1]]))

@@ -213,8 +213,9 @@ def curves(
         pytest.param(
             {"batch_norm": "train", "gradient_checkpointing": True, "optimizer": "sgd"}, marks=pytest.mark.slow
         ),
+        pytest.param({"batch_norm": "train", "assignment": "task-aligned", "box_loss": "giou"}, marks=pytest.mark.slow),
     ],
-    ids=["batch statistics", "accumulating", "recomputing"],
+    ids=["batch statistics", "accumulating", "recomputing", "task-aligned"],
 )
 def test_two_devices_follow_the_loss_curve_of_one(
     settings: dict[str, Any], images: Path, shapes: ModuleType, tmp_path: Path,

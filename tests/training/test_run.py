@@ -29,6 +29,7 @@ from efficientdet.training.callbacks import Ema, SaveCheckpoints
 from efficientdet.training.config import LossSettings
 from efficientdet.training.losses import Losses, matched_loss
 from efficientdet.training.module import DetectionModule
+from efficientdet.training.pace import Pace
 from efficientdet.training.run import train
 from efficientdet.training.run_folder import TrainingRun
 from efficientdet.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -212,10 +213,15 @@ def test_training_batch_norms_follow_the_images(shapes: ModuleType, run: Callabl
 # Accumulation and the schedule
 
 
-@pytest.mark.parametrize("box_loss", ["huber", "giou"])
+@pytest.mark.parametrize(
+    "loss",
+    [{}, {"box_loss": "giou"}, {"box_loss": "giou", "assignment": "task-aligned"}],
+    ids=["huber", "giou", "tood"],
+)
 def test_two_batches_of_four_move_the_weights_as_one_of_eight(
-    box_loss: str, shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    loss: dict[str, str], shapes: ModuleType, run: Callable[..., TrainingRun], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     def without_batch_statistics(self: DetectionModule, mode: bool = True) -> DetectionModule:
         LightningModule.train(self, mode)
         for part in self.modules():
@@ -225,7 +231,7 @@ def test_two_batches_of_four_move_the_weights_as_one_of_eight(
 
     monkeypatch.setattr(DetectionModule, "train", without_batch_statistics)
     eight = shapes.write_shapes(tmp_path / "eight", {"train": 8})
-    settings = {"data": eight, "ema_decay": 0.0, "learning_rate": 0.01, "epochs": 3, "box_loss": box_loss}
+    settings = {"data": eight, "ema_decay": 0.0, "learning_rate": 0.01, "epochs": 3, **loss}
     one = load_file(run(out=tmp_path / "one", batch_size=8, **settings).last)
     two = load_file(run(out=tmp_path / "two", batch_size=4, accumulate=2, **settings).last)
     fresh = _fresh_state(shapes)
@@ -907,6 +913,37 @@ def test_a_resumed_run_keeps_the_anchors_that_were_asked_for(
         run(out=tmp_path / "parts", **settings)
     parts = run(out=tmp_path / "parts", resume=True, **settings)
     assert parts.last.read_bytes() == whole.last.read_bytes()
+
+
+def test_task_alignment_follows_atss_at_the_same_step_in_a_resumed_run(
+    run: Callable[..., TrainingRun], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six steps on two images each: by ATSS until 1.2. Evaluations are by task alignment from the first on."""
+    calls: list[str] = []
+    for name in ("match_atss", "match_task_aligned"):
+        real = getattr(training_module, name)
+
+        def noted(*arguments: Any, name: str = name, real: Any = real, **others: Any) -> Any:
+            calls.append(name)
+            return real(*arguments, **others)
+
+        monkeypatch.setattr(training_module, name, noted)
+    settings = {"assignment": "task-aligned", "box_loss": "giou", "epochs": 2, "best_metric": "loss", "ema_decay": 0.5}
+    whole = run(out=tmp_path / "whole", **settings)
+    assert calls == ["match_atss"] * 2 * 2 + ["match_task_aligned"] * (2 + 4 + 6 + 4)
+    losses = [float(row["val/loss"]) for row in _log(whole) if "val/loss" in row]
+    assert len(losses) == 2 and all(0 < loss < 1000 for loss in losses)
+    with monkeypatch.context() as patched, pytest.raises(_StoppedError):
+        _stop_before(patched, 1)
+        run(save_every=1, **settings)
+    calls.clear()
+    resumed = load_file(run(resume=True, save_every=1, **settings).last)
+    assert calls == ["match_atss"] * 2 + ["match_task_aligned"] * (2 + 4 + 6 + 4)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in load_file(whole.last).items())
+    calls.clear()
+    monkeypatch.setattr(Pace, "position", lambda self, step: 2.0 * step)  # walked faster, to end in time
+    run(out=tmp_path / "faster", data=data / "train.json", **{**settings, "best_metric": "ap"})
+    assert calls == ["match_atss"] * 2 + ["match_task_aligned"] * 2 * 5
 
 
 def test_a_resumed_run_can_have_more_epochs(

@@ -132,6 +132,11 @@ class TrainConfig(Settings):
     box_loss: Literal["giou", "huber"] = setting(
         "giou", "Box loss: giou, of the box that is predicted, or huber, of its coordinates one by one as in the paper."
     )
+    assignment: Literal["iou", "task-aligned"] = setting(
+        "iou",
+        "What decides which anchors learn a box: iou, their overlap with it, or task-aligned, how well they predict "
+        "its class and place (TOOD), after a fifth of the run by ATSS.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "Precision of the arithmetic: fp32, bf16 or, on a GPU, fp16; auto takes the fastest that is safe."
     )
@@ -207,6 +212,11 @@ class TrainConfig(Settings):
         for name in OF_BOX_LOSS[other]:
             if getattr(self.loss, name) != getattr(LossSettings(), name):
                 raise SettingError(f"loss.{name} has no effect with box_loss {self.box_loss}; set box_loss to {other}")
+        if self.assignment == "task-aligned" and self.box_loss != "giou":
+            raise SettingError(
+                f"box_loss {self.box_loss} does not suit assignment {self.assignment}, whose box loss is giou; set "
+                "box_loss to giou, or assignment to iou"
+            )
         self._check_teacher()
 
     def _check_teacher(self) -> None:
@@ -311,6 +321,7 @@ class TrainOptions(TypedDict, total=False):
     scale_jitter: tuple[float, float] | None
     flip: float
     box_loss: Literal["giou", "huber"]
+    assignment: Literal["iou", "task-aligned"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     batch_norm: Literal["auto", "train", "frozen"]
     backbone_rate: float

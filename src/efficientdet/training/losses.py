@@ -1,4 +1,8 @@
-"""Focal loss for classes, Huber or GIoU loss for boxes (section 5.1; google/automl tf2/train_lib.py), in float32."""
+"""Focal loss for classes, Huber or GIoU loss for boxes (section 5.1; google/automl tf2/train_lib.py), in float32.
+
+With task alignment (Feng et al. 2021, section 3.2) the class loss is the quality focal loss against the anchors'
+alignment, which also weighs their GIoU loss.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from efficientdet.boxes import decode_deltas, generalized_iou
-from efficientdet.training.assignment import IGNORED, Matches, match_batch
+from efficientdet.training.assignment import IGNORED, LARGEST_DELTA, Matches, match_batch
 from efficientdet.training.config import LossSettings
 
 # Logits that a CPU works on at a time: they and what is computed from them stay in its cache.
 CPU_CHUNK = 2**16
-# Anchor sides by which a box may be predicted away from its anchor, for the GIoU loss.
-LARGEST_DELTA = 1000.0
+# With task alignment: exponent of the distance between score and target (Feng et al. 2021, section 4).
+QUALITY_GAMMA = 2.0
 
 
 class Losses(NamedTuple):
@@ -55,6 +59,22 @@ def focal_loss(logits: Tensor, is_object: bool, alpha: float, gamma: float, smoo
     return entropy.mul_(discount), slope.neg_() if is_object else slope
 
 
+def quality_focal_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy against soft targets, times the squared distance from them (Feng et al. 2021, section 3.2).
+
+    Args:
+        logits: (...) float.
+        targets: (...) float, from 0 to 1; at 0 the loss is the focal loss of background with gamma 2 and alpha 0.
+
+    Returns:
+        (...) losses, not summed, and (...) their derivatives by the logits.
+    """
+    scores = logits.sigmoid()
+    entropy = functional.softplus(logits, threshold=50) - targets * logits
+    distance = scores - targets
+    return distance**2 * entropy, distance * (2 * scores * (1 - scores) * entropy + distance**2)
+
+
 class FocalSum(torch.autograd.Function):
     """Sum of the focal losses of every anchor and class, computed in float32 together with its gradient.
 
@@ -64,14 +84,27 @@ class FocalSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, labels: Tensor, alpha: float, gamma: float, smoothing: float, *class_logits: Tensor
+        ctx: Any, targets: Matches, alpha: float, gamma: float, smoothing: float, *class_logits: Tensor
     ) -> Tensor:
-        """Sum of the losses; labels (B, A): class, BACKGROUND or IGNORED; class_logits: see `detection_loss`."""
+        """Sum of the losses; those of objects are quality focal losses if the targets have an alignment.
+
+        Args:
+            ctx: torch's.
+            targets: of the batch.
+            alpha: see `focal_loss`.
+            gamma: the same.
+            smoothing: the same.
+            class_logits: see `detection_loss`.
+        """
         shape = (alpha, gamma, smoothing)
-        has_ignored = bool((labels == IGNORED).any())
+        has_ignored = bool((targets.labels == IGNORED).any())
         sums, gradients = [], []
-        labels_by_level = torch.split(labels, [x.shape[1] for x in class_logits], 1)
-        for logits, labels_here in zip(class_logits, labels_by_level, strict=True):
+        counts = [x.shape[1] for x in class_logits]
+        aligned = torch.ones_like(targets.labels) if targets.alignment is None else targets.alignment
+        by_level = zip(
+            class_logits, torch.split(targets.labels, counts, 1), torch.split(aligned, counts, 1), strict=True
+        )
+        for logits, labels_here, alignment in by_level:
             # Small gradients would vanish in float16 before the gradient scaler multiplies them.
             kept = torch.float32 if logits.dtype == torch.float16 else logits.dtype
             gradient = torch.empty(logits.shape, dtype=kept, device=logits.device)
@@ -85,6 +118,8 @@ class FocalSum(torch.autograd.Function):
             is_object, labels_or_0 = (labels_here >= 0)[..., None], labels_here.clamp(min=0)[..., None]
             values = _at_least_float32(logits.gather(2, labels_or_0))  # (B, A_l, 1)
             of_object, of_background = (focal_loss(values, target, *shape) for target in (True, False))
+            if targets.alignment is not None:
+                of_object = quality_focal_loss(values, alignment[..., None].to(values.dtype))
             sums.append(((of_object[0] - of_background[0]) * is_object).sum())
             gradient.scatter_(2, labels_or_0, torch.where(is_object, of_object[1], of_background[1]).to(kept))
             if has_ignored:
@@ -159,7 +194,9 @@ def matched_loss(
         target_deltas = targets.deltas.to(deltas.dtype)
         normalizer = targets.normalizer() if normalizer is None else normalizer
         shape = (settings.alpha, settings.gamma, settings.label_smoothing)
-        focal: Tensor = FocalSum.apply(targets.labels, *shape, *class_logits)  # type: ignore[no-untyped-call]
+        if targets.alignment is not None:
+            shape = (0.0, QUALITY_GAMMA, 0.0)
+        focal: Tensor = FocalSum.apply(targets, *shape, *class_logits)  # type: ignore[no-untyped-call]
         classes = focal / normalizer
 
         if giou_anchors_xyxy is not None:
@@ -174,6 +211,8 @@ def matched_loss(
 def giou_sum(deltas: Tensor, targets: Matches, anchors_xyxy: Tensor) -> Tensor:
     """Sum of 1 - GIoU of the predicted and the annotated box over the anchors with a box (Rezatofighi et al. 2019).
 
+    The anchors' alignment, if the targets have one, weighs it.
+
     Args:
         deltas: (B, A, 4) float.
         targets: of the batch.
@@ -184,7 +223,8 @@ def giou_sum(deltas: Tensor, targets: Matches, anchors_xyxy: Tensor) -> Tensor:
     """
     image, anchor = (targets.labels >= 0).nonzero(as_tuple=True)
     anchors = anchors_xyxy[anchor].to(deltas.dtype)
-    # Beyond, areas would overflow; such boxes overlap with none in any case.
+    # Boxes beyond overlap with none in any case.
     predicted = decode_deltas(deltas[image, anchor].clamp(min=-LARGEST_DELTA, max=LARGEST_DELTA), anchors)
     annotated = decode_deltas(targets.deltas[image, anchor].to(deltas.dtype), anchors)
-    return (1 - generalized_iou(predicted, annotated)).sum()
+    losses = 1 - generalized_iou(predicted, annotated)
+    return (losses if targets.alignment is None else losses * targets.alignment[image, anchor]).sum()

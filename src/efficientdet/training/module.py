@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from efficientdet.evaluation.matching import EvaluationTable, read_table
 from efficientdet.inference.postprocess import postprocess
 from efficientdet.inference.settings import EVALUATION_SCORE_THRESHOLD, PostprocessSettings
 from efficientdet.network.efficientdet import EfficientDet
-from efficientdet.training.assignment import match_batch
+from efficientdet.training.assignment import Matcher, match_atss, match_batch, match_task_aligned
 from efficientdet.training.config import TrainConfig
 from efficientdet.training.distillation import Teacher
 from efficientdet.training.gradient_checkpointing import checkpoint_gradients
@@ -35,6 +36,10 @@ from efficientdet.training.losses import Losses, matched_loss
 from efficientdet.training.pace import Pace
 from efficientdet.training.schedule import batch_norm_momentum, build_optimizer, rate_factor
 from efficientdet.training.synchronize import device_count, gathered, summed, synchronize_batch_norms
+
+# Share of the steps in which task alignment is by ATSS: what a fresh network predicts would choose anchors at random.
+# TOOD's own code does so for 4 of 12 epochs.
+ATSS_SHARE = 0.2
 
 
 def loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
@@ -87,6 +92,7 @@ class DetectionModule(LightningModule):
         self.detections: dict[int | str, Detections] = {}
         self._val_losses: list[tuple[float, int]] = []  # of batches: sum over images, number of images
         self.teacher: Teacher | None = None
+        self._atss_steps = 0.0  # of the schedule, from its start
         # Of the batches whose gradients are being added up: indices of the images, and the losses' normalizers.
         self._indices: list[Tensor] = []
         self._normalizers: list[Tensor] = []
@@ -164,6 +170,7 @@ class DetectionModule(LightningModule):
     def on_train_start(self) -> None:
         """Log each epoch at least once; set the momentum of batch norms to suit the length of the run."""
         self.trainer.log_every_n_steps = max(1, min(self.trainer.log_every_n_steps, self.trainer.num_training_batches))  # type: ignore[attr-defined]
+        self._atss_steps = ATSS_SHARE * self.total_steps()
         momentum = batch_norm_momentum(self.total_steps())
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -214,7 +221,8 @@ class DetectionModule(LightningModule):
         logits, labels, teacher = class_logits, batch.labels, self.teacher if is_step else None
         if self.teacher is not None:
             logits, labels = self.teacher.of_dataset(class_logits, labels)
-        targets = match_batch(anchors, batch.boxes_xyxy, labels, batch.ignored_xyxy)
+        matchers = self._matchers(logits, box_deltas, is_step)
+        targets = match_batch(anchors, batch.boxes_xyxy, labels, batch.ignored_xyxy, matchers)
         normalizer, devices = targets.normalizer(), 1
         if is_step:
             normalizer, devices = summed(normalizer - 1.0) + 1.0, device_count()
@@ -226,6 +234,19 @@ class DetectionModule(LightningModule):
             weight = 1.0 if self.config.distill_weight is None else self.config.distill_weight
             losses = losses._replace(total=losses.total + weight * distance)
         return losses, normalizer
+
+    def _matchers(self, class_logits: list[Tensor], box_deltas: list[Tensor], is_step: bool) -> list[Matcher] | None:
+        """What assigns the boxes of each image to anchors; in evaluations the same from the first epoch to the last."""
+        if self.config.assignment == "iou":
+            return None
+        per_place = self.model.spec.octaves * len(self.model.spec.aspects)
+        if is_step and self.pace.position(self.steps_done()) < self._atss_steps:
+            counts = [logits.shape[1] for logits in class_logits]
+            return [partial(match_atss, level_counts=counts, per_place=per_place)] * len(class_logits[0])
+        return [
+            partial(match_task_aligned, class_logits=logits, box_deltas=deltas, per_place=per_place)
+            for logits, deltas in zip(zip(*class_logits, strict=True), zip(*box_deltas, strict=True), strict=True)
+        ]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Loss of a batch; None, which skips the step, where it is not finite."""
