@@ -35,6 +35,7 @@ from efficientdet.training.schedule import build_optimizer
 VARIANTS: dict[str, dict[str, Any]] = {
     "modern": {},
     "modern, Huber": {"box_loss": "huber"},
+    "modern, task-aligned": {"assignment": "task-aligned"},
     "modern, batch 4": {"batch_size": 4},
     "modern, frozen batch norms": {"batch_norm": "frozen"},
     "modern, SGD": {"optimizer": "sgd"},
