@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -77,6 +77,7 @@ def scenes(draw: st.DrawFn) -> tuple[Boxes, list[int], tuple[int, int], Postproc
 
 @settings(max_examples=60, deadline=None)
 @given(scenes())
+@example((np.zeros((0, 4), np.float32), [], (120, 120), PostprocessSettings(tiles=64, nms="wbf")))
 def test_each_object_is_found_once_wherever_the_tiles_cut_it(
     scene: tuple[Boxes, list[int], tuple[int, int], PostprocessSettings],
 ) -> None:

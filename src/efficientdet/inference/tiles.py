@@ -40,7 +40,7 @@ def predict_in_tiles(
         try:
             image = read(source)
         except ImageError as error:
-            yield error
+            yield error.with_traceback(None)
             continue
         size = image.shape[:2]
         side = settings.tiles or max(size)
@@ -81,7 +81,7 @@ def merge_tiles(
     top, chosen = best_detections(boxes[None], scores[None], labels[None], dataclasses.replace(settings, nms="hard"))
     kept = chosen[top > 0]
     merged, best, classes = boxes[kept], scores[kept], labels[kept]
-    if settings.nms == "wbf":
+    if settings.nms == "wbf" and len(merged):
         every = boxes[None], scores[None], labels[None]
         merged = fuse_boxes(merged[None], classes[None], *every, settings.iou_threshold)[0]
     whole = dataclasses.replace(
