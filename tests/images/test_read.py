@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import warnings
+import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -146,6 +147,22 @@ def test_a_truncated_file_is_an_error_not_a_gray_picture(kind: str, tmp_path: Pa
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ImageError, match=path.name):
         images.read(path)
+
+
+def test_an_error_that_is_kept_holds_no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Image.Image]] = []
+
+    def opened(*arguments: Any) -> Image.Image:
+        image = pillow_open(*arguments)
+        made.append(weakref.ref(image))
+        return image
+
+    pillow_open = Image.open
+    monkeypatch.setattr(Image, "open", opened)
+    data = encoded(Image.fromarray(gradient(64, 64)), "PNG")
+    with pytest.raises(ImageError, match="truncated") as kept:
+        images.read(data[: len(data) // 2])
+    assert len(made) == 1 and made[0]() is None, kept
 
 
 @settings(deadline=None)

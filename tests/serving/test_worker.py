@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -136,6 +138,25 @@ def test_an_image_that_cannot_be_read_is_an_error_in_its_place(worker: Worker) -
     for images in ([b"no image"], [IMAGES[0], b"no image", IMAGES[1]]):
         found = [future.result(600) for future in worker.submit(images, {})]
         assert [isinstance(one, ImageError) for one in found] == [image == b"no image" for image in images]
+
+
+@pytest.mark.parametrize("settings", [{}, {"tiles": 32}], ids=["whole", "tiles"])
+def test_an_error_that_was_given_out_is_gone_without_the_garbage_collector(
+    settings: dict[str, Any], worker: Worker, detector: Detector
+) -> None:
+    gc.disable()
+    try:
+        with Held(detector) as held:  # the first goes alone, the others together
+            futures = worker.submit([b"no image"], settings)
+            assert held.begun.wait(600)
+            futures += worker.submit([b"no image", IMAGES[0], b"no image"], settings)
+            held.go.set()
+            kept = [weakref.ref(one) for future in futures if isinstance(one := future.result(600), ImageError)]
+        del futures, one
+        worker.submit(IMAGES[:1], settings)[0].result(600)  # until then the thread may hold the last one
+        assert len(kept) == 3 and not any(one() for one in kept)
+    finally:
+        gc.enable()
 
 
 def test_an_image_that_fails_takes_no_other_with_it(

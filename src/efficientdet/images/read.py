@@ -161,26 +161,35 @@ def exif_orientation(source: str | os.PathLike[str] | bytes | IO[bytes]) -> int:
 
 
 def _with_image(source: Any, use: Callable[[Image.Image], _Result]) -> _Result:
-    """Open the source, use the image, close what was opened here, turn every failure into an ImageError."""
+    """Open the source, use the image, close what was opened here, turn every failure into an ImageError.
+
+    The error is raised outside of the `except`, with no cause: the frames of a cause hold the image that a decoder has
+    filled so far, and whoever keeps the error would keep those pixels.
+    """
     name = printable(_name_of(source), LONGEST_PATH)
     try:
-        if isinstance(source, Image.Image):
-            return use(source)
-        with Image.open(_openable(source, name)) as image:
-            _refuse_dangerous(image, name)
-            return use(image)
+        return _use_image(source, name, use)
     except ImageError:
         raise
-    except FileNotFoundError as error:
-        raise ImageError(f"{name}: no such file") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name}: is a folder, not an image") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: {_why_unidentified(source)}") from error
+    except FileNotFoundError:
+        problem = "no such file"
+    except IsADirectoryError:
+        problem = "is a folder, not an image"
+    except UnidentifiedImageError:
+        problem = _why_unidentified(source)
     # Decoders raise nearly anything on damaged bytes (struct.error, ValueError, MemoryError, warnings that a
     # filter has turned into errors ...): whatever it is, this image is at fault and the others are not.
     except Exception as error:
-        raise ImageError(f"{name}: cannot be read as an image ({error or type(error).__name__})") from error
+        problem = f"cannot be read as an image ({error or type(error).__name__})"
+    raise ImageError(f"{name}: {problem}")
+
+
+def _use_image(source: Any, name: str, use: Callable[[Image.Image], _Result]) -> _Result:
+    if isinstance(source, Image.Image):
+        return use(source)
+    with Image.open(_openable(source, name)) as image:
+        _refuse_dangerous(image, name)
+        return use(image)
 
 
 def _name_of(source: Any) -> str:

@@ -308,10 +308,15 @@ class Detector:
         return 3 * height * width + 12 * self.image_size[0] * self.image_size[1]  # uint8, and float32 of the input
 
     def _try_prepare(self, source: ImageSource) -> Prepared | ImageError:
+        """As `_prepare`, but an error is the result.
+
+        Without its traceback, whose frames lead to the future that holds the error: a circle, which keeps the image's
+        file in memory until the garbage collector looks through everything, perhaps after hundreds of such images.
+        """
         try:
             return self._prepare(source)
         except ImageError as error:
-            return error
+            return error.with_traceback(None)
 
     def _timed(self, part: str) -> AbstractContextManager[Any]:
         return nullcontext() if self.timer is None else self.timer(part)

@@ -110,7 +110,7 @@ class Service:
         try:
             height, width = image_size(image)
         except ImageError as error:
-            return error
+            return error.with_traceback(None)
         most = self.settings.max_pixels
         if height * width > most:
             return ImageError(f"{width}x{height} is over the limit of {most:,} pixels; shrink the image")

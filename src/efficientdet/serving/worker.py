@@ -171,7 +171,7 @@ class Worker:
         try:
             job.future.set_result(_without_pixels(self.detector.predict(job.image, **job.settings)))
         except ImageError as error:
-            job.future.set_result(error)
+            job.future.set_result(error.with_traceback(None))
         except Exception as error:
             job.future.set_exception(error)
         yield

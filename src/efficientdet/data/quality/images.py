@@ -91,7 +91,7 @@ def _look(path: Path, hashing: object) -> Look | ImageError:
         pixels = read(path)
         orientation = exif_orientation(path)
     except ImageError as error:
-        return error
+        return error.with_traceback(None)
     image = Image.fromarray(pixels)
     bits = hashing.phash(image).hash.reshape(-1)  # type: ignore[attr-defined]
     return Look(_digest(pixels), bits, _thumbnail(image), orientation, pixels.shape[:2])
