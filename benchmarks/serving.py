@@ -107,8 +107,8 @@ def main() -> None:
     parser.add_argument("--weights", default="people")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--times", type=int, default=4, help="how often all images are sent in a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--times", type=int, default=1, help="how often all images are sent in a round")
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     images = make_images(options.images)
     piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
