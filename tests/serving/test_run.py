@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,45 @@ pytest.importorskip("fastapi", reason="fastapi is missing (extra serve)")
 from efficientdet.inference.detector import load  # noqa: E402
 from efficientdet.serving.run import name_models, run_server  # noqa: E402
 from efficientdet.serving.settings import ServeSettings  # noqa: E402
+
+# How much more memory a process has after its threads have freed large blocks, in MiB.
+PROGRAM = """
+import resource, threading
+import numpy as np
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
+
+def work():
+    barrier.wait()
+    blocks = [np.ones(20 * 2**20, np.uint8) for _ in range(2)]
+    barrier.wait()
+    del blocks
+    barrier.wait()
+
+{before}
+np.ones(31 * 2**20, np.uint8)  # from now on glibc keeps blocks of this size
+start, barrier = resident(), threading.Barrier(5)
+for _ in range(4):
+    threading.Thread(target=work).start()
+for _ in range(3):
+    barrier.wait()
+print(resident() - start)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries give memory back by themselves")
+def test_what_an_image_took_goes_back_to_the_system() -> None:
+    kept, given_back = (
+        float(
+            subprocess.run(
+                [sys.executable, "-c", PROGRAM.format(before=before)], capture_output=True, check=True
+            ).stdout
+        )
+        for before in ("", "from efficientdet.serving.run import _give_memory_back; _give_memory_back()")
+    )
+    assert kept > 100
+    assert given_back < 20
 
 
 def test_models_are_named_after_their_weights_unless_a_name_is_given() -> None:

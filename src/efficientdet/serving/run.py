@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import platform
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -19,6 +21,10 @@ from efficientdet.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
     from efficientdet.inference.detector import Detector
+
+# What glibc's mallopt is told, by its numbers in malloc.h: M_ARENA_MAX (heaps), M_MMAP_THRESHOLD (bytes from which a
+# block is the system's own and goes back at once), M_TRIM_THRESHOLD (free bytes at the end of a heap that go back).
+MEMORY = ((-8, 2), (-3, 8 * 2**20), (-1, 16 * 2**20))
 
 
 def name_models(weights: list[str]) -> dict[str, str]:
@@ -60,6 +66,7 @@ def run_server(
         OSError: the port is taken, or the address is not of this machine.
     """
     _log_as_json()
+    _give_memory_back()
     # uvicorn gives signals back to whoever had them, and raises them again, once it has stopped. A shell's background
     # processes are started without a handler of SIGINT.
     signal.signal(signal.SIGTERM, _end)
@@ -77,6 +84,17 @@ def run_server(
             timeout_graceful_shutdown=stop_seconds(settings),
         )
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _give_memory_back() -> None:
+    """Let glibc give the system what an image took; other C libraries do that by themselves.
+
+    By default it has a heap for each thread, and once it has seen large blocks it keeps up to 64 MiB in each.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        for option, value in MEMORY:
+            library.mallopt(option, value)
 
 
 def _log_as_json() -> None:
