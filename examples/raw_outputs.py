@@ -43,7 +43,6 @@ def find_objects(logits, deltas, metadata, image_size):
     anchors, labels = np.nonzero(scores >= thresholds.min())
     order = np.argsort(-scores[anchors, labels])[: settings["max_candidates"]]
     order = order[scores[anchors[order], labels[order]] >= thresholds[labels[order]]]
-    order = order[(corners[anchors[order], :2] < corners[anchors[order], 2:]).all(1)]  # others lie in the padding
     found = []
     while len(order) and len(found) < settings["max_detections"]:
         best, rest = order[0], order[1:]

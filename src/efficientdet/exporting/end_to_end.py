@@ -79,8 +79,7 @@ class EndToEnd(nn.Module):
         boxes = decode_deltas(deltas, self._anchors(height, width)[chosen])
         boxes = clip_boxes(boxes, sizes * scales[:, None])
         scores = logits.sigmoid()
-        is_inside = (boxes[..., :2] < boxes[..., 2:]).all(-1)  # nothing is left of a box in the padding
-        scores = scores.where(is_inside & (scores >= self.thresholds[labels]), 0.0)  # type: ignore[index]
+        scores = scores.masked_fill(scores < self.thresholds[labels], 0.0)  # type: ignore[index]
         kept = self.suppress(boxes, scores, labels, self.settings)
         # The candidates are in the order of their logits, which scores that are 1.0 when rounded no longer tell.
         ranks = torch.arange(kept.shape[1], 0, -1, dtype=torch.float32).where(kept > 0, 0.0)

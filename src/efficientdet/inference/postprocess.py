@@ -70,7 +70,7 @@ def postprocess(
         settings: thresholds and kind of NMS; the defaults when None.
         scales: (B,) network pixels per original pixel; None for 1.
         image_sizes: (B, 2) (height, width) of the original images. Boxes are clipped to the image before
-            suppression, and are left out where they do not reach into it. None: not clipped.
+            suppression. None: not clipped.
 
     Returns:
         The detections, boxes in original pixels. Where network outputs are not finite there is no detection.
@@ -119,7 +119,6 @@ def detections_of(
     factors = scales.float() if scales is not None else boxes.new_ones(len(boxes))
     if image_sizes is not None:
         boxes = clip_boxes(boxes, image_sizes * factors[:, None])
-        usable &= (boxes[..., :2] < boxes[..., 2:]).all(-1)  # nothing is left of a box in the padding
     scores = found.logits.sigmoid()
     scores = scores * (usable & (scores >= floors[found.labels]))
     with torch.autocast(boxes.device.type, enabled=False):  # its half-precision products would round the decays
