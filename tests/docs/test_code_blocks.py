@@ -53,7 +53,7 @@ SHORTER = {
 # Of the page that is read: they run until its end.
 SERVERS: list[subprocess.Popen[str]] = []
 # Images of each split that are copied from a shared dataset, into a folder of its name.
-SHARED = {"people": 8, "cells": 6, "microcontrollers": 6}
+SHARED = {"people": 24, "cells": 6, "microcontrollers": 6}
 
 
 class Block(NamedTuple):

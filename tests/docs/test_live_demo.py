@@ -190,7 +190,9 @@ def assert_equal(content: dict[str, Any], expected: Detections, threshold: float
     scores = np.array([one["score"] for one in there])
     iou = pairwise_iou(boxes[None], torch.from_numpy(expected.boxes_xyxy)[None])[0].numpy()
     labels = np.array([one["label"] for one in there])
-    fits = (iou >= 0.99) & (abs(scores[:, None] - expected.scores) <= 0.01) & (labels[:, None] == expected.labels)
+    apart = abs(boxes[:, None].numpy() - expected.boxes_xyxy).max(2)  # a box in the padding has no area, and no IoU
+    is_same = (abs(scores[:, None] - expected.scores) <= 0.01) & (labels[:, None] == expected.labels)
+    fits = is_same & ((iou >= 0.99) | (apart <= 0.5))
     assert fits.any(1)[scores >= threshold].all() and fits.any(0)[expected.scores >= threshold].all()
     return int((expected.scores >= threshold).sum())
 
