@@ -280,24 +280,20 @@ class Detector:
         self, sources: Iterable[ImageSource], batch_size: int, settings: PostprocessSettings
     ) -> Iterator[Detections | ImageError]:
         """Batches through the network, while other threads read the next ones; a GPU needs more of them."""
-        readers = core_count() if self._runs_on_gpu else READERS
-
-        def batches() -> Iterator[list[Prepared | ImageError]]:
-            while batch := next_batch(prepared, batch_size, lambda image: getattr(image, "nbytes", 0), BYTES_AHEAD):
-                yield batch
+        readers, ahead = core_count() if self._runs_on_gpu else READERS, 2 * batch_size
 
         def detect(batch: list[Prepared | ImageError]) -> list[Detections | ImageError]:
             found = iter(self._detect([image for image in batch if not isinstance(image, ImageError)], settings))
             return [image if isinstance(image, ImageError) else next(found) for image in batch]
 
-        ahead = 2 * batch_size, self._decoded_bytes, BYTES_AHEAD
-        with prefetch(self._try_prepare, sources, readers, *ahead) as prepared:
-            if not self._runs_on_gpu:
-                for batch in batches():
-                    yield from detect(batch)
-                return
-            with prefetch(detect, batches(), 2, 2) as detected:
-                yield from itertools.chain.from_iterable(detected)
+        with prefetch(self._try_prepare, sources, readers, ahead, self._decoded_bytes, BYTES_AHEAD) as prepared:
+            take = functools.partial(next_batch, prepared, batch_size, lambda one: getattr(one, "nbytes", 0))
+            batches = iter(lambda: take(BYTES_AHEAD), [])
+            if self._runs_on_gpu:
+                with prefetch(detect, batches, 2, 2) as detected:
+                    yield from itertools.chain.from_iterable(detected)
+            else:
+                yield from itertools.chain.from_iterable(map(detect, batches))
 
     def _decoded_bytes(self, source: ImageSource) -> int:
         """Memory that an image takes once it is decoded, from its header; 0 where that cannot be read."""
@@ -310,8 +306,7 @@ class Detector:
     def _try_prepare(self, source: ImageSource) -> Prepared | ImageError:
         """As `_prepare`, but an error is the result.
 
-        Without its traceback, whose frames lead to the future that holds the error: a circle, which keeps the image's
-        file in memory until the garbage collector looks through everything, perhaps after hundreds of such images.
+        Its traceback leads to the future that holds the error: a circle, which would keep the image in memory.
         """
         try:
             return self._prepare(source)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from efficientdet.images.letterbox import Prepared, Preprocessing, letterbox_scale
-from efficientdet.inference.engines.engine import Engine
+from efficientdet.inference.engines.engine import Engine, last_used
 from efficientdet.inference.engines.session import Found
 from efficientdet.inference.postprocess import BatchDetections, postprocess
 from efficientdet.inference.settings import PostprocessSettings
@@ -106,15 +106,8 @@ class GpuPredictor:
         if not self._can_capture(settings):
             return None
         if key not in self._seen:
-            self._seen[key] = None
-            if len(self._seen) > MOST_SEEN:
-                del self._seen[next(iter(self._seen))]
-            return None
-        graph = self._graphs.pop(key, None) or self._capture(pixels, facts, settings)
-        self._graphs[key] = graph  # the last in line to be dropped
-        if len(self._graphs) > MOST_GRAPHS:
-            del self._graphs[next(iter(self._graphs))]
-        return graph
+            return last_used(self._seen, key, MOST_SEEN, lambda: None)
+        return last_used(self._graphs, key, MOST_GRAPHS, lambda: self._capture(pixels, facts, settings))
 
     def _capture(self, pixels: Tensor, facts: Tensor, settings: PostprocessSettings) -> Graph:
         device = self._engine.device

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ ALIGNED_CHANNELS = 8
 MOST_COMPILED = 256
 # Raw outputs by level: (B, A_l, K) class logits and (B, A_l, 4) box deltas.
 Outputs = tuple[list[Tensor], list[Tensor]]
+_Key = TypeVar("_Key")
+_Item = TypeVar("_Item")
 
 
 LIBRARIES = {
@@ -80,6 +82,15 @@ def as_tensors(outputs: list[NDArray[Any]]) -> list[Tensor]:
     return [tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor for tensor in tensors]
 
 
+def last_used(items: dict[_Key, _Item], key: _Key, most: int, make: Callable[[], _Item]) -> _Item:
+    """The item of a key, made where it is missing; of all items only the `most` stay that were used last."""
+    item = items.pop(key) if key in items else make()
+    items[key] = item
+    if len(items) > most:
+        del items[next(iter(items))]
+    return item
+
+
 class SessionByShape:
     """Runs a network through one session for each input shape, opened at its first use: fixed shapes run fastest.
 
@@ -111,10 +122,7 @@ class SessionByShape:
     def _run(self, pixels: NDArray[Any]) -> list[Tensor]:
         shape = (1 if len(pixels) == 1 else ANY_BATCH, *pixels.shape[1:])
         with self._lock:
-            session = self._opened.pop(shape, None) or self._open(shape)
-            self._opened[shape] = session  # the last in line to be closed
-            if len(self._opened) > MOST_SESSIONS:
-                del self._opened[next(iter(self._opened))]
+            session = last_used(self._opened, shape, MOST_SESSIONS, lambda: self._open(shape))
         return as_tensors(session(pixels))
 
 
