@@ -397,6 +397,16 @@ def test_a_file_without_a_list_of_annotations_is_not_read_fast(tmp_path: Path, v
     assert read_columns(path) is None
 
 
+@pytest.mark.parametrize("inner", [[], SOUND["annotations"][:2]])
+def test_a_list_of_annotations_in_something_else_is_not_taken_for_the_file_s(tmp_path: Path, inner: list[Any]) -> None:
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps({"info": {"annotations": inner}, **SOUND}))
+    assert read_columns(path) is None
+    path.write_text(json.dumps({"info": {"text": '"annotations": ['}, **SOUND, "more": {"annotations": inner}}))
+    fast = read_columns(path)
+    assert fast is not None and look(fast) == look(reader._read_carefully(path))
+
+
 def test_ids_may_be_written_as_floats(tmp_path: Path) -> None:
     """As pandas writes whole numbers of a column that has gaps."""
     box = {"id": 4.0, "image_id": 1.0, "category_id": 7.0, "bbox": [1, 2, 3, 4]}

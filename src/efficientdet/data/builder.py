@@ -5,7 +5,6 @@ Each reader gives `RawImage`s, or the same in columns (`Columns`), to `build`; w
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,7 +44,7 @@ LARGEST_AREA = 1e12
 CHUNK = 2**14
 SIZES_NOT_CHECKED = "image sizes taken from the annotations"
 # The headers of all images are read of datasets up to this size; of larger ones those of a sample of this size.
-MEASURED, SAMPLE = 20_000, 500
+MEASURED, SAMPLE = 20_000, 200
 # No file name that has none of these, and does not begin with a slash, leaves the folder.
 LEAD_ELSEWHERE = ("..", "\n/", "\\", ":", "\0")
 # With more images, the files of their folders are listed.
@@ -107,22 +106,20 @@ def clean_boxes(
         The boxes and what was found.
     """
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
-    limits = np.asarray(image_size, dtype=np.float64)[..., [1, 0, 1, 0]]
+    # Coordinate by coordinate: several times as fast as row by row.
+    left, top, right, bottom = given = np.ascontiguousarray(boxes.T)
+    height, width = np.asarray(image_size, dtype=np.float64).T
     with np.errstate(over="ignore"):
-        sides = boxes[:, 2:] - boxes[:, :2]
-    degenerate = _any_in_row(sides <= smallest_side)
-    inside = np.clip(boxes, 0.0, limits)
-    outside = _any_in_row(inside[:, 2:] <= inside[:, :2]) & ~degenerate
+        degenerate = (right - left <= smallest_side) | (bottom - top <= smallest_side)
+    inside = np.maximum(given, 0.0)
+    np.minimum(inside[::2], width, out=inside[::2])
+    np.minimum(inside[1::2], height, out=inside[1::2])
+    outside = ((inside[2] <= inside[0]) | (inside[3] <= inside[1])) & ~degenerate
     result = inside.astype(np.float32)
     # A sliver may be too thin for the resolution of float32.
-    degenerate |= _any_in_row(result[:, 2:] <= result[:, :2]) & ~outside
-    moved = _any_in_row(np.abs(inside - boxes) > ROUNDING_PX)
-    return CleanBoxes(result, moved & ~outside & ~degenerate, outside, degenerate)
-
-
-def _any_in_row(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    # Column by column: several times as fast as along the rows.
-    return functools.reduce(np.logical_or, flags.T)
+    degenerate |= ((result[2] <= result[0]) | (result[3] <= result[1])) & ~outside
+    moved = np.logical_or.reduce(np.abs(inside - given) > ROUNDING_PX)
+    return CleanBoxes(np.ascontiguousarray(result.T), moved & ~outside & ~degenerate, outside, degenerate)
 
 
 class RawImage(NamedTuple):
@@ -269,11 +266,16 @@ def cleaned(
     """Records of images that are known to be there, of the sizes given; see `build`."""
     counts = dict.fromkeys(COUNTED, 0) if counts is None else counts
     image_of_box = raw.image_of_box
-    chunks = [slice(start, start + CHUNK) for start in range(0, len(image_of_box) or 1, CHUNK)]
-    parts = [clean_boxes(raw.boxes_xyxy[chunk], raw.sizes[image_of_box[chunk]], smallest_side) for chunk in chunks]
+    parts, area_parts = list[CleanBoxes](), list[NDArray[np.float32]]()
+    for start in range(0, len(image_of_box) or 1, CHUNK):
+        chunk = slice(start, start + CHUNK)
+        sizes = np.take(raw.sizes, image_of_box[chunk], axis=0)
+        parts.append(clean_boxes(raw.boxes_xyxy[chunk], sizes, smallest_side))
+        area_parts.append(_areas(parts[-1], raw.areas[chunk]))
     clean = CleanBoxes(*map(np.concatenate, zip(*parts, strict=True)))
+    changed = list(_changed(clean, folder, raw, image_of_box))
     kept = clean.kept
-    columns = raw._replace(boxes_xyxy=clean.boxes_xyxy, areas=_areas(clean.boxes_xyxy, raw.areas, clean.clipped))
+    columns = raw._replace(boxes_xyxy=clean.boxes_xyxy, areas=np.concatenate(area_parts))
     if not kept.all():
         image_of_box = image_of_box[kept]
         columns = columns._replace(
@@ -283,7 +285,7 @@ def cleaned(
         )  # fmt: skip
     table, is_ignored = ImageTable(folder, columns), columns.is_ignored
     with_training_boxes = np.count_nonzero(np.bincount(image_of_box[~is_ignored]))
-    negatives = table.negatives
+    negatives = len(table) - np.count_nonzero(np.bincount(image_of_box[table.labels != EVERY_CLASS]))
     for name, count in (
         (BOXES_CLIPPED, clean.clipped.sum()),
         (BOXES_OUTSIDE, clean.outside.sum()),
@@ -293,14 +295,12 @@ def cleaned(
         (IMAGES_OF_IGNORED, len(table) - negatives - with_training_boxes),
     ):
         counts[name] += int(count)
-    changed = list(_changed(clean, folder, raw))
     ids = range(len(class_names)) if category_ids is None else category_ids
     return Records(table, tuple(class_names), tuple(ids), source, counts, changed)
 
 
-def _changed(clean: CleanBoxes, folder: Path, raw: Columns) -> Iterator[ChangedBox]:
+def _changed(clean: CleanBoxes, folder: Path, raw: Columns, image_of_box: NDArray[np.int64]) -> Iterator[ChangedBox]:
     """The boxes that are not as they were, in their order."""
-    image_of_box = raw.image_of_box
     for index in np.flatnonzero(clean.clipped | ~clean.kept).tolist():
         image = int(image_of_box[index])
         what = BOXES_OUTSIDE if clean.outside[index] else BOXES_CLIPPED
@@ -386,12 +386,10 @@ def _measure(folder: Path, raw: Columns, indices: NDArray[np.int64], counts: dic
     return wrong
 
 
-def _areas(
-    boxes_xyxy: NDArray[np.float32], given: NDArray[np.float64], clipped: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+def _areas(clean: CleanBoxes, given: NDArray[np.float64]) -> NDArray[np.float32]:
+    sides = clean.boxes_xyxy[:, 2:] - clean.boxes_xyxy[:, :2]
     box_areas = sides[:, 0] * sides[:, 1]
     # An object cannot cover more than its box, so clipping limits the area too.
-    areas = np.minimum(given, np.where(clipped, box_areas, LARGEST_AREA))
+    areas = np.minimum(given, np.where(clean.clipped, box_areas, LARGEST_AREA))
     result: NDArray[np.float32] = np.where(given > 0, areas, box_areas).astype(np.float32)
     return result

@@ -6,11 +6,12 @@ msgspec checks types as it parses, and skips what is not asked for, such as segm
 from __future__ import annotations
 
 import gc
+import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,21 +20,31 @@ from efficientdet.data.records import EVERY_CLASS, Columns
 
 # Of an ignored region of no class, which has no category.
 NO_CATEGORY = -(2.0**52)
+# Of an image whose size is not stated.
+NO_SIDE = -(2**52)
 # Fields with their types and, if they may be left out, their defaults. Texts as ids are left to the other reader.
-IMAGE: list[Any] = [("id", int), ("file_name", str), ("width", int | None, None), ("height", int | None, None)]
-# As floats, numbers take the same number of bytes in MessagePack, and so does every annotation.
+IMAGE: list[Any] = [("id", int), ("file_name", str), ("width", int, NO_SIDE), ("height", int, NO_SIDE)]
+# In the order that most files have, which is parsed fastest. In MessagePack floats take nine bytes, and 0 and 1 take
+# one, so that all annotations are of one length.
+FLAG = Literal[0, 1]
 ANNOTATION: list[Any] = [
     ("id", float),
     ("image_id", float),
-    ("bbox", tuple[float, float, float, float]),
     ("category_id", float, NO_CATEGORY),
+    ("bbox", tuple[float, float, float, float]),
     ("area", float, 0.0),
-    ("iscrowd", float, 0.0),
-    ("ignore", float, 0.0),
+    ("iscrowd", FLAG, 0),
+    ("ignore", FLAG, 0),
 ]
+NUMBERS = ("id", "image_id", "category_id", "x", "y", "width", "height", "area")
+SHORTEST = b'{"id":1,"image_id":1,"bbox":[1,1,1,1]}'
 # Bytes of annotations that are parsed at a time: what comes of them stays in the processor's cache.
 CHUNK = 2**17
-BETWEEN = re.compile(rb"\}\s*,\s*\{")
+OPENING, BETWEEN = re.compile(rb'"annotations"\s*:\s*\['), re.compile(rb"\}\s*,\s*\{")
+# Behind the last annotation, or in an empty list.
+CLOSING = re.compile(rb"(?:\}|(?<=\[))\s*\]")
+# What stands for the annotations while the rest of a file is read.
+CUT = "annotations that are read already"
 # Ids up to here are looked up in a table.
 LARGEST_TABLE = 2**23
 # Whole numbers up to here are exact as float64.
@@ -50,97 +61,129 @@ def read_columns(path: Path) -> tuple[list[Any], Columns] | None:
         return None
     # Made here, since a class statement would need msgspec to be installed.
     image = msgspec.defstruct("Image", IMAGE, gc=False)
-    lists = [("images", list[image]), ("annotations", msgspec.Raw), ("categories", list[Any])]  # type: ignore[valid-type]
+    lists = [("images", list[image]), ("annotations", list[Any]), ("categories", list[Any])]  # type: ignore[valid-type]
     with _without_garbage_collection():
         try:
-            content: Any = msgspec.json.decode(data, type=msgspec.defstruct("File", lists))
-            return _columns(content.images, _boxes_in(memoryview(content.annotations)), content.categories, path)
+            boxes, rest = _boxes_in(memoryview(data))
+            content: Any = msgspec.json.decode(rest, type=msgspec.defstruct("File", lists))
+            if content.annotations != [CUT]:  # it was a list in something else that was cut
+                return None
+            return _columns(content.images, boxes, content.categories, path)
         # msgspec's own errors are ValueErrors; some of its numbers are too large for numpy.
         except (ValueError, RecursionError, OverflowError, LookupError, TypeError):
             return None
 
 
 class _Boxes(NamedTuple):
-    """Annotations in columns, as the file has them; `xywh` is (M, 4)."""
+    """M annotations, as the file has them.
 
-    ids: NDArray[np.int64]
-    image_ids: NDArray[np.int64]
-    category_ids: NDArray[np.int64]
-    xywh: NDArray[np.float64]
-    areas: NDArray[np.float64]
+    Attributes:
+        numbers: (M, 8) float64: NUMBERS of each, side by side, so that a row is one line of the processor's cache.
+        is_ignored: (M,) bool.
+    """
+
+    numbers: NDArray[np.float64]
     is_ignored: NDArray[np.bool_]
 
+    def whole(self, name: str) -> NDArray[np.int64]:
+        """(M,) int64, one of the numbers."""
+        return self.numbers[:, NUMBERS.index(name)].astype(np.int64)
 
-def _boxes_in(text: memoryview) -> _Boxes:
-    """The annotations of a JSON list.
 
-    It is parsed in pieces, cut between two objects. Were they not two annotations, the pieces would not be JSON.
+def _boxes_in(text: memoryview) -> tuple[_Boxes, bytes]:
+    """The annotations of a file, and the file with CUT in their place.
+
+    They are parsed in pieces, cut between two objects. Were they not two annotations, the pieces would not be JSON.
+
+    Raises:
+        ValueError: an annotation has a fault, or there is none.
+    """
+    import msgspec
+
+    annotation = msgspec.defstruct("Annotation", ANNOTATION, gc=False, kw_only=True)
+    decode, pack = msgspec.json.Decoder(list[annotation]).decode, msgspec.msgpack.Encoder().encode  # type: ignore[valid-type]
+    opening, layout, count = OPENING.search(text), _layout(), 0
+    if opening is None:
+        raise ValueError("there are no annotations")
+    # Memory is taken only where something is written.
+    most = len(text) // len(SHORTEST) + 1
+    boxes = _Boxes(np.empty((most, len(NUMBERS))), np.empty(most, np.bool_))
+
+    def parse(start: int, end: int) -> int:
+        annotations = decode(b"".join((b"[", text[start:end], b"]")))
+        packed, own = pack(annotations), slice(count, count + len(annotations))
+        found = np.frombuffer(packed, layout, offset=len(packed) - layout.itemsize * len(annotations))
+        _write(found, boxes.numbers[own], boxes.is_ignored[own])
+        return own.stop
+
+    start = opening.end()
+    while cut := BETWEEN.search(text, start + CHUNK):
+        try:
+            count = parse(start, cut.start() + 1)
+        except msgspec.DecodeError:  # as where the list ends before the cut
+            break
+        start = cut.end() - 1
+    for closing in CLOSING.finditer(text, start, cut.end() if cut else len(text)):
+        with suppress(msgspec.DecodeError):
+            count = parse(start, closing.end() - 1)
+            rest = b"".join((text[: opening.end()], json.dumps(CUT).encode(), text[closing.end() - 1 :]))
+            return _Boxes(boxes.numbers[:count], boxes.is_ignored[:count]), rest
+    raise ValueError("an annotation has a fault")
+
+
+def _layout() -> np.dtype[Any]:
+    """Where MessagePack has the numbers of an annotation: each behind its field's name, a float behind its type too."""
+    names, formats, offsets, size = list[str](), list[str](), list[int](), 1
+    for name, form, *_ in ANNOTATION:
+        size += 1 + len(name) + (name == "bbox")
+        for number in ("x", "y", "width", "height") if name == "bbox" else (name,):
+            names.append(number)
+            formats.append("u1" if form is FLAG else ">f8")
+            offsets.append(size + (form is not FLAG))
+            size += 1 if form is FLAG else 9
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
+
+
+def _write(found: NDArray[Any], numbers: NDArray[np.float64], is_ignored: NDArray[np.bool_]) -> None:
+    """Write the annotations of a piece to where they belong.
 
     Raises:
         ValueError: an annotation has a fault.
     """
-    import msgspec
-
-    annotation = msgspec.defstruct("Annotation", ANNOTATION, gc=False)
-    parse, pack = msgspec.json.Decoder(list[annotation]).decode, msgspec.msgpack.Encoder().encode  # type: ignore[valid-type]
-    layout, parts, start = _layout(), [], 0
-    while start < len(text):
-        cut = BETWEEN.search(text, start + CHUNK)
-        piece = bytes(text[start : cut.start() + 1 if cut else None])
-        annotations = parse(b"%b%b%b" % (b"[" if start else b"", piece, b"]" if cut else b""))
-        packed = pack(annotations)
-        parts.append(_checked(np.frombuffer(packed, layout, offset=len(packed) - layout.itemsize * len(annotations))))
-        start = cut.end() - 1 if cut else len(text)
-    return _Boxes(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _layout() -> np.dtype[Any]:
-    """Where MessagePack has the numbers of an annotation: each behind its field's name, and a byte for its type."""
-    offsets, size = [], 1
-    for name, *_ in ANNOTATION:
-        size += 1 + len(name) + (name == "bbox")
-        numbers = 4 if name == "bbox" else 1
-        offsets += [size + 1 + 9 * number for number in range(numbers)]
-        size += 9 * numbers
-    names = ("id", "image_id", "x", "y", "width", "height", "category_id", "area", "iscrowd", "ignore")
-    return np.dtype({"names": names, "formats": [">f8"] * 10, "offsets": offsets, "itemsize": size})
-
-
-def _checked(found: NDArray[Any]) -> _Boxes:
-    ids = np.array([found["id"], found["image_id"], found["category_id"]], dtype=np.float64)
-    xywh = np.stack([found[name] for name in ("x", "y", "width", "height")], axis=1, dtype=np.float64)
-    areas, is_crowd, is_ignored = found["area"].astype(np.float64), found["iscrowd"] == 1, found["ignore"] == 1
-    are_whole = (np.abs(ids) < LARGEST).all() and (ids == np.floor(ids)).all()
-    are_flags = (is_crowd | (found["iscrowd"] == 0)).all() and (is_ignored | (found["ignore"] == 0)).all()
-    if not (are_whole and are_flags and np.isfinite(xywh).all() and np.isfinite(areas).all()):
+    for index, name in enumerate(NUMBERS):
+        numbers[:, index] = found[name]
+    ids = numbers[:, : NUMBERS.index("x")]
+    if not (np.isfinite(numbers).all() and (np.abs(ids) < LARGEST).all() and (ids == np.floor(ids)).all()):
         raise ValueError("an annotation has a fault")
-    box_ids, image_ids, category_ids = ids.astype(np.int64)
-    return _Boxes(box_ids, image_ids, category_ids, xywh, areas, is_crowd | is_ignored)
+    is_ignored[:] = (found["iscrowd"] | found["ignore"]) == 1
 
 
 def _columns(images: list[Any], boxes: _Boxes, categories: list[Any], path: Path) -> tuple[list[Any], Columns] | None:
     names = [image.file_name for image in images]
     ids = np.array([image.id for image in images], dtype=np.int64)
-    # A size is stated whole or not at all; -1 stands for none.
-    sides = [(image.height, image.width) for image in images]
-    sizes = np.array([-1 if side is None else side for both in sides for side in both], dtype=np.int64).reshape(-1, 2)
+    sides = [image.height for image in images], [image.width for image in images]
+    sizes = np.array(sides, dtype=np.int64).T
     category_ids = np.sort(np.array([int(category["id"]) for category in categories], dtype=np.int64))
-    image_of_box, is_known = _find(ids, boxes.image_ids)
-    labels, has_category = _find(category_ids, boxes.category_ids)
-    has_none = (boxes.category_ids == NO_CATEGORY) & boxes.is_ignored
-    are_sizes = ((sizes > 0) & (sizes < 2**31)).all(axis=1) | (sizes == -1).all(axis=1)
-    is_sound = len(ids) and all(names) and are_sizes.all() and is_known.all() and (has_category | has_none).all()
-    if not (is_sound and _are_unique(ids) and _are_unique(boxes.ids)):
+    if not (_are_unique(ids) and _are_unique(boxes.whole("id"))):
         return None
-    labels[has_none] = EVERY_CLASS
+    image_of_box, is_known = _find(ids, boxes.whole("image_id"))
     order = _order(image_of_box)
     # np.take is several times as fast as an index in brackets.
-    xyxy = np.take(boxes.xywh, order, axis=0)
+    boxes = _Boxes(np.take(boxes.numbers, order, axis=0), np.take(boxes.is_ignored, order))
+    wanted = boxes.whole("category_id")
+    labels, has_category = _find(category_ids, wanted)
+    has_none = (wanted == NO_CATEGORY) & boxes.is_ignored
+    # A size is stated whole or not at all.
+    are_sizes = ((sizes > 0) & (sizes < 2**31)).all(axis=1) | (sizes == NO_SIDE).all(axis=1)
+    if not (len(ids) and all(names) and are_sizes.all() and is_known.all() and (has_category | has_none).all()):
+        return None
+    labels[has_none] = EVERY_CLASS
+    xyxy = boxes.numbers[:, 3:7]
     with np.errstate(over="ignore"):
         xyxy[:, 2:] += xyxy[:, :2]
     return categories, Columns(
-        names, ids, np.maximum(sizes, 0), np.bincount(image_of_box, minlength=len(ids)), xyxy, np.take(labels, order),
-        np.take(boxes.is_ignored, order), np.take(boxes.areas, order), np.take(boxes.ids, order),
+        names, ids, np.maximum(sizes, 0), np.bincount(image_of_box, minlength=len(ids)), xyxy, labels,
+        boxes.is_ignored, boxes.numbers[:, 7], boxes.whole("id"),
         lambda index: f"{path}: image id {ids[index]} (index {index})",
     )  # fmt: skip
 
@@ -177,7 +220,13 @@ def _find(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[
 
 
 def _order(image_of_box: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The boxes in order of their images, those of an image as in the file: several times as fast as a stable sort."""
-    count = max(1, len(image_of_box))
-    order: NDArray[np.int64] = np.sort(image_of_box * count + np.arange(len(image_of_box))) % count
+    """The boxes in order of their images, those of an image as in the file.
+
+    Sorted by the lower 16 bits, then by the higher: numpy sorts so short numbers by counting, several times as fast.
+    """
+    order = np.argsort(image_of_box.astype(np.uint16), kind="stable")
+    higher = image_of_box >> 16
+    while higher.any():
+        order = order[np.argsort(higher[order].astype(np.uint16), kind="stable")]
+        higher >>= 16
     return order

@@ -136,10 +136,16 @@ class Column(SharedArrays, Sequence[int | str]):
         elif all(type(one) is int and -(2**63) <= one < 2**63 for one in values):
             self.numbers = np.array(values, dtype=np.int64)
         else:
-            texts = [str(one).encode("utf-8", "surrogatepass") for one in values]
+            texts = list(map(str, values))
+            joined = "".join(texts)
+            encoded = joined.encode("utf-8", "surrogatepass")
+            if len(encoded) > len(joined):
+                lengths = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
+            else:
+                lengths = list(map(len, texts))
             self.is_number = np.array([not isinstance(one, str) for one in values], dtype=np.bool_)
-            self.ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64), dtype=np.int64)
-            self.bytes = np.frombuffer(b"".join(texts), dtype=np.uint8)
+            self.ends = np.cumsum(lengths, dtype=np.int64)
+            self.bytes = np.frombuffer(encoded, dtype=np.uint8)
 
     def __len__(self) -> int:
         """Return how many there are."""
