@@ -83,6 +83,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    if name in ("train", "tune"):  # before torch is imported
+        importlib.import_module(f"{__name__}.inference.hardware").spin_briefly_if_busy()
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

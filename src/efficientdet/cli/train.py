@@ -35,6 +35,9 @@ def train(
 
     Example: `efficientdet train lite0 --data dataset/ --weights people --epochs 30`
     """
+    from efficientdet.inference.hardware import spin_briefly_if_busy
+
+    spin_briefly_if_busy()  # before torch is imported
     from efficientdet.training.processes import find_group
     from efficientdet.training.run import train as run_training
 
@@ -71,6 +74,9 @@ def tune(
 
     Example: `efficientdet tune lite0 --data dataset/ --weights people --epochs 10 --trials 30`
     """
+    from efficientdet.inference.hardware import spin_briefly_if_busy
+
+    spin_briefly_if_busy()  # before torch is imported
     from efficientdet.training.tune import tune as run_study
 
     found = run_study(model, data, out, say=tell_progress, recipe=recipe, **settings)
