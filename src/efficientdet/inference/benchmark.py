@@ -209,8 +209,8 @@ class _Side:
         self.model, self.detector, self.images = model, detector, images
         self.times: list[dict[str, float]] = []
         self.rounds: list[float] = []
-        on_one_core = len(images) > 1 and detector.engine.run_on_one_core is not None
-        self.at_once = min(torch.get_num_threads(), len(images)) if on_one_core else 1
+        is_shared = len(images) > 1 and detector.engine.shared is not None
+        self.at_once = min(torch.get_num_threads(), len(images)) if is_shared else 1
 
     def __str__(self) -> str:
         return f"{self.model}, {self.detector.engine}, batch {len(self.images)}"

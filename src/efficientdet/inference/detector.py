@@ -33,6 +33,7 @@ from efficientdet.inference.settings import (
     PostprocessSettings,
     StreamOptions,
 )
+from efficientdet.inference.streams import choose_streams
 from efficientdet.settings import changed, divided
 from efficientdet.weights.info import CheckpointInfo
 from efficientdet.weights.names import HUB_PREFIX, find_weights
@@ -172,8 +173,9 @@ class Detector:
             raise SettingError(f"batch_size is {batch_size}; it must be at least 1")
         chosen = self._with(self.postprocess, settings)
         find = functools.partial(self._in_batches, batch_size=batch_size, settings=chosen)
-        if thread_count() > 1 and self.engine.run_on_one_core is not None:  # which an end-to-end file opens
-            find = functools.partial(self._one_image_a_core, settings=chosen)
+        if thread_count() > 1 and self.engine.shared is not None:
+            streams = choose_streams(self.engine, self.image_size, sources)
+            find = functools.partial(self._side_by_side, settings=chosen, streams=streams)
         if chosen.tiles is None:
             return find(sources)
         from efficientdet.inference.tiles import predict_in_tiles
@@ -220,23 +222,21 @@ class Detector:
                 pixels, scale = letterbox(image, size, self.info.preprocessing, image_size)
         return Prepared(pixels, scale, image, image_size, str(source) if isinstance(source, (str, Path)) else None)
 
-    def _detect(
-        self, images: Sequence[Prepared], settings: PostprocessSettings, on_one_core: bool = False
-    ) -> list[Detections]:
+    def _detect(self, images: Sequence[Prepared], settings: PostprocessSettings, streams: int = 1) -> list[Detections]:
         """Run the network on prepared images and make Detections of its outputs."""
         if not images:
             return []
         engine = self.engine
         if isinstance(engine, EndToEndEngine):
             with self._timed("network"):
-                found = [engine.detect(each.pixels, each.image_size, settings, on_one_core) for each in images]
+                found = [engine.detect(each.pixels, each.image_size, settings, streams) for each in images]
         elif self._gpu is not None:
             with self._timed("network"):  # with pre- and post-processing
                 found = run_by_size(images, functools.partial(self._gpu, settings=settings))
         else:
             from efficientdet.inference.postprocess import detect
 
-            run = (engine.run_on_one_core if on_one_core else None) or engine.run
+            run = engine.shared(streams) if streams > 1 and engine.shared else engine.run
             found = run_by_size(images, functools.partial(detect, run, self.device, self.info, settings, self._timed))
         names, ids = self.info.class_names, self.info.category_ids
         return [
@@ -263,17 +263,16 @@ class Detector:
         height, width = (min(-(-side // step) * step, most) for side, most in zip(content, largest, strict=True))
         return height, width
 
-    def _one_image_a_core(
-        self, sources: Iterable[ImageSource], settings: PostprocessSettings
+    def _side_by_side(
+        self, sources: Iterable[ImageSource], settings: PostprocessSettings, streams: int
     ) -> Iterator[Detections | ImageError]:
-        """Each image on one core, from file to boxes: no core ever waits for another."""
-        cores = thread_count()
+        """So many images at once, each on its share of the cores, from file to boxes."""
 
         def one(source: ImageSource) -> Detections | ImageError:
             image = self._try_prepare(source)
-            return image if isinstance(image, ImageError) else self._detect([image], settings, on_one_core=True)[0]
+            return image if isinstance(image, ImageError) else self._detect([image], settings, streams)[0]
 
-        with prefetch(one, sources, cores, 2 * cores, self._decoded_bytes, BYTES_AHEAD) as found:
+        with prefetch(one, sources, streams, 2 * streams, self._decoded_bytes, BYTES_AHEAD) as found:
             yield from found
 
     def _in_batches(

@@ -133,12 +133,12 @@ class Ensemble(Detector):
         return _Views(inputs, image, str(source) if isinstance(source, (str, Path)) else None)
 
     def _detect(  # type: ignore[override]
-        self, images: Sequence[_Views], settings: PostprocessSettings, on_one_core: bool = False
+        self, images: Sequence[_Views], settings: PostprocessSettings, streams: int = 1
     ) -> list[Detections]:
         """Let every member detect in every view, and fuse what they find in each image."""
         every = dataclasses.replace(settings, score_threshold=EVALUATION_SCORE_THRESHOLD)
         parts = [
-            member._detect([image.inputs[number] for image in images], every, on_one_core)
+            member._detect([image.inputs[number] for image in images], every, streams)
             for number, member in enumerate(one for one in self.members for _ in self.views)
         ]
         return [self._fused(image, [part[i] for part in parts], settings) for i, image in enumerate(images)]

@@ -84,8 +84,8 @@ def test_the_same_outputs(model: EfficientDet, backend: str, precision: str, tol
         with torch.no_grad():
             expected = model(pixels)
         check(engine.run(pixels), expected, tolerance)
-        if engine.run_on_one_core is not None:
-            check(engine.run_on_one_core(pixels), expected, tolerance)
+        for streams in (1, 2, 4) if engine.shared is not None else ():
+            check(engine.shared(streams)(pixels), expected, tolerance)
 
 
 def test_eager_computes_on_the_cores_that_are_free(model: EfficientDet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_threads_do_not_disturb_each_other(model: EfficientDet, backend: str) ->
     libraries_of(backend)
     engine = open_engine(model, backend)
     batches = [images(1, 128, 128) + i for i in range(6)]
-    run = engine.run_on_one_core or engine.run
+    run = engine.shared(3) if engine.shared else engine.run
 
     def copies(pixels: torch.Tensor) -> Outputs:
         classes, boxes = run(pixels)

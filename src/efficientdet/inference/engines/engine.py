@@ -61,15 +61,17 @@ class Engine:
         run: (B, 3, H, W) float32 normalized images, on the engine's device, to the raw outputs. Any thread may call it;
             a thread's next call may overwrite the outputs of the last one.
         device: where inputs and outputs lie.
-        run_on_one_core: the same on one core, for as many threads at once as there are cores: more images per second
+        shared: gives the same for a number of threads at once, each on its share of the cores: more images a second
             than one image after the other on all cores. None where the backend does not offer it.
+        key: stands for the network, where what was measured of it is remembered.
     """
 
     backend: str
     precision: str
     run: Callable[[Tensor], Outputs]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    run_on_one_core: Callable[[Tensor], Outputs] | None = None
+    shared: Callable[[int], Callable[[Tensor], Outputs]] | None = None
+    key: str = ""
 
     def __str__(self) -> str:
         """Such as `onnxruntime fp32 on cpu`."""
@@ -225,6 +227,7 @@ def open_engine(
         return Engine(backend, precision, torch_run(model, backend, precision, device), device)
     key = _fingerprint(model)
 
+    @functools.cache
     def by_shape(streams: int) -> SessionByShape:
         def open_session(shape: tuple[int, ...]) -> Session:
             path = find_graph(model, (shape[2], shape[3]), key)
@@ -234,8 +237,7 @@ def open_engine(
 
         return SessionByShape(open_session)
 
-    on_one_core = None if backend == "tensorrt" else by_shape(torch.get_num_threads())
-    return Engine(backend, precision, by_shape(1), device, on_one_core)
+    return Engine(backend, precision, by_shape(1), device, None if backend == "tensorrt" else by_shape, key)
 
 
 def choose_backend(backend: str, precision: str, device: torch.device) -> str:

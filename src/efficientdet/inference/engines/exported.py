@@ -96,7 +96,7 @@ def _end_to_end_engine(
     path: Path, metadata: FileMetadata, backend: str, precision: str, open_session: Callable[..., Session]
 ) -> EndToEndEngine:
     session = functools.cache(lambda streams: _guarded(path, lambda: open_session(None, streams), _detection_shapes))
-    return EndToEndEngine(backend, precision, metadata.postprocess, session)
+    return EndToEndEngine(backend, precision, metadata.postprocess, session, f"{path.resolve()} {path.stat().st_size}")
 
 
 def _choose_size(path: Path, metadata: FileMetadata, settings: DetectorSettings) -> tuple[int, int]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from efficientdet.errors import SettingError
 from efficientdet.images.convert import RgbImage
-from efficientdet.inference.hardware import thread_count
 from efficientdet.inference.settings import PostprocessSettings
 from efficientdet.settings import to_dict
 
@@ -38,6 +37,7 @@ class EndToEndEngine:
         precision: of the arithmetic.
         settings: of its post-processing, which are inside the file.
         open_session: opens a session for a number of threads that may run it at once, and share the cores.
+        key: stands for the file, where what was measured of it is remembered.
         device: where it runs.
     """
 
@@ -45,15 +45,16 @@ class EndToEndEngine:
     precision: str
     settings: PostprocessSettings
     open_session: Callable[[int], Session]
+    key: str = ""
     device: str = "cpu"
 
     @property
-    def run_on_one_core(self) -> Session:
-        """A session for as many threads at once as there are cores."""
-        return self.open_session(thread_count())
+    def shared(self) -> Callable[[int], Session]:
+        """As `Engine.shared`."""
+        return self.open_session
 
     def detect(
-        self, canvas: RgbImage, image_size: tuple[int, int], settings: PostprocessSettings, on_one_core: bool = False
+        self, canvas: RgbImage, image_size: tuple[int, int], settings: PostprocessSettings, streams: int = 1
     ) -> Found:
         """Find objects in an image. Any thread may call it.
 
@@ -61,10 +62,9 @@ class EndToEndEngine:
             canvas: (H, W, 3) uint8 RGB, letterboxed.
             image_size: (height, width) of the original.
             settings: which `check` allows.
-            on_one_core: leave the other cores to other calls.
+            streams: how many calls share the cores.
         """
-        run = self.run_on_one_core if on_one_core else self.open_session(1)
-        boxes, scores, labels, counts = run(canvas[None], np.array([image_size]))
+        boxes, scores, labels, counts = self.open_session(streams)(canvas[None], np.array([image_size]))
         thresholds = np.array(settings.score_threshold, np.float32)  # the scores' type, as for the network
         over = scores[0] >= (thresholds[labels[0]] if thresholds.ndim else thresholds)
         kept = np.flatnonzero(over[: counts[0]])[: settings.max_detections]
