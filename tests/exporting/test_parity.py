@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from efficientdet.boxes import pairwise_iou
 from efficientdet.data.read_split import read_split
 from efficientdet.errors import SettingError, WeightsError
 from efficientdet.evaluation.evaluate import evaluate
 from efficientdet.exporting import parity
 from efficientdet.exporting.export import export
-from efficientdet.exporting.formats import comparison_images
+from efficientdet.exporting.formats import Batch, OpenedFile, comparison_images, open_file
 from efficientdet.exporting.parity import Difference, ParityError, ParityReport, check_file
 from efficientdet.inference.detector import Detector, load
+from efficientdet.inference.postprocess import postprocess
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,34 @@ def test_wrong_nms_is_told_from_a_wrong_network(people: Detector, file: Path, tm
     report = check_file(people, bad, "onnx")
     assert report.first_difference == "decoding and NMS (the network's own outputs agree)"
     assert all(d.is_kept for d in report.differences[:10])
+
+
+@pytest.mark.parametrize("moved", [0.0, 1.0])
+def test_of_two_equal_scores_either_may_win(people: Detector, file: Path, moved: float) -> None:
+    """int8 has many, and each suppresses the other; a box that is neither of the two is still found."""
+    anchors = people.model.anchors(people.image_size).cpu()
+    same = ((anchors - anchors[300]).abs().sum(1) > 0) & (pairwise_iou(anchors[300:301], anchors)[0] > 0.6)
+    other = int(same.nonzero()[0])
+    logits, deltas = torch.full((1, len(anchors), 1), -20.0), torch.zeros(1, len(anchors), 4)
+    logits[:, [300, other]] = 2.0
+
+    class Tied(OpenedFile):
+        def raw(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            return logits, deltas
+
+        def detect(self, batch: Batch) -> list[torch.Tensor]:
+            boxes, scores, labels, counts, _ = postprocess(
+                [logits.flip(1)], [deltas.flip(1)], anchors.flip(0), self.metadata.postprocess, scales=batch.scales,
+                image_sizes=batch.image_sizes,
+            )  # fmt: skip
+            assert counts.tolist() == [1]
+            return [boxes + moved, scores, labels, counts]
+
+    opened = Tied(dataclasses.replace(open_file(file, "onnx").metadata, dynamic_size=False, dynamic_batch=False), list)
+    images = [np.full((*people.image_size, 3), 90, np.uint8)]
+    *_, boxes, scores = parity._compare(opened, people, images, parity.BOUNDS["int8"])[0]
+    assert boxes.output == "boxes_xyxy" and scores.is_kept
+    assert boxes.maximum == pytest.approx(moved, abs=1e-4) and boxes.is_kept == (moved == 0)
 
 
 def test_a_file_of_another_detector_is_refused(people: Detector, file: Path) -> None:

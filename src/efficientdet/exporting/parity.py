@@ -304,23 +304,28 @@ def _detections(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Boxes, then scores, of an end-to-end file and of ours; of different shapes where counts or labels differ.
 
-    Each of our boxes stands beside the file's nearest of its label: of equal scores, as int8 has many, either may come
-    first.
+    Each of the file's boxes stands beside our nearest of its label. Of equal scores, as int8 has many, either may come
+    first and suppress the other, so ours are those of either order of the anchors.
     """
     height, width = batch.images.shape[2:]
-    wanted = postprocess(
-        [raw[0]], [raw[1]], detector.model.anchors((height, width)).cpu(), file.metadata.postprocess,
-        scales=batch.scales, image_sizes=batch.image_sizes,
-    )  # fmt: skip
+    anchors = detector.model.anchors((height, width)).cpu()
+    wanted, backward = (
+        postprocess(
+            [logits], [deltas], places, file.metadata.postprocess, scales=batch.scales, image_sizes=batch.image_sizes
+        )
+        for logits, deltas, places in ((*raw, anchors), (*(x.flip(1) for x in raw), anchors.flip(0)))
+    )
     boxes, scores, labels, counts = file.detect(batch)
     places = min(scores.shape[1], wanted.scores.shape[1])
     boxes, labels = boxes[:, :places], labels[:, :places]
-    ours, own_labels = wanted.boxes_xyxy[:, :places], wanted.labels[:, :places]
-    is_same = torch.equal(counts, wanted.counts)
+    ours = torch.cat([wanted.boxes_xyxy, backward.boxes_xyxy], 1)
+    own_labels = torch.cat([wanted.labels, backward.labels], 1)
+    is_same = torch.equal(counts, wanted.counts) or torch.equal(counts, backward.counts)
+    expected = boxes
     if places:
-        apart = (ours[:, :, None] - boxes[:, None]).abs().amax(3)  # (B, ours, the file's)
-        nearest = apart.masked_fill(own_labels[:, :, None] != labels[:, None], math.inf).min(2)
+        apart = (boxes[:, :, None] - ours[:, None]).abs().amax(3)  # (B, the file's, ours)
+        nearest = apart.masked_fill(labels[:, :, None] != own_labels[:, None], math.inf).min(2)
         is_same &= bool((nearest.values < math.inf).all())
-        boxes = boxes.gather(1, nearest.indices[..., None].expand(-1, -1, 4))
-    for found, expected in ((boxes, ours), (scores[:, :places], wanted.scores[:, :places])):
-        yield (found, expected) if is_same else (found[:, :0], found)
+        expected = ours.gather(1, nearest.indices[..., None].expand(-1, -1, 4))
+    for found, own in ((boxes, expected), (scores[:, :places], wanted.scores[:, :places])):
+        yield (found, own) if is_same else (found[:, :0], found)
