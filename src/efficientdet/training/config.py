@@ -133,9 +133,9 @@ class TrainConfig(Settings):
         "giou", "Box loss: giou, of the box that is predicted, or huber, of its coordinates one by one as in the paper."
     )
     assignment: Literal["iou", "task-aligned"] = setting(
-        "iou",
-        "What decides which anchors learn a box: iou, their overlap with it, or task-aligned, how well they predict "
-        "its class and place (TOOD), after a fifth of the run by ATSS.",
+        "task-aligned",
+        "What decides which anchors learn a box: task-aligned, how well they predict its class and place (TOOD), after "
+        "a fifth of the run by ATSS; or iou, their overlap with it, as in the paper.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "Precision of the arithmetic: fp32, bf16 or, on a GPU, fp16; auto takes the fastest that is safe."

@@ -15,6 +15,7 @@ RECIPES: dict[str, TrainOptions] = {
         "batch_norm": "auto",
         "backbone_rate": 1.0,
         "box_loss": "huber",
+        "assignment": "iou",
     },
 }
 
