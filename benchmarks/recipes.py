@@ -1,6 +1,6 @@
 """What each part of the recipe `modern` gives: training runs on some datasets, a row of settings each, as Markdown.
 
-Every run starts from the same ImageNet backbone and has the same epochs; AP is that of the last weights on
+Every run starts from the same weights and has the same epochs; AP is that of the last weights on
 the split to measure on. Results go into a file as they come, and a run that is in it is not done again.
 """
 
@@ -34,8 +34,8 @@ from efficientdet.training.schedule import build_optimizer
 # What differs from the defaults.
 VARIANTS: dict[str, dict[str, Any]] = {
     "modern": {},
-    "modern, Huber": {"box_loss": "huber"},
-    "modern, task-aligned": {"assignment": "task-aligned"},
+    "modern, by IoU": {"assignment": "iou"},
+    "modern, by IoU, Huber": {"assignment": "iou", "box_loss": "huber"},
     "modern, batch 4": {"batch_size": 4},
     "modern, frozen batch norms": {"batch_norm": "frozen"},
     "modern, SGD": {"optimizer": "sgd"},
@@ -50,8 +50,8 @@ def measure(data: Path, variant: str, seed: int, arguments: argparse.Namespace) 
     with tempfile.TemporaryDirectory() as folder:
         run = ed.train(
             arguments.network, data, out=Path(folder) / "run", backbone_weights=arguments.backbone, seed=seed,
-            image_size=arguments.size, epochs=arguments.epochs, evaluate_every=arguments.epochs, quiet=True,
-            **VARIANTS[variant],
+            weights=arguments.weights, frozen_stages=arguments.frozen_stages, image_size=arguments.size,
+            epochs=arguments.epochs, evaluate_every=arguments.epochs, quiet=True, **VARIANTS[variant],
         )  # fmt: skip
         metrics = ed.evaluate(run.last, read_split(data, arguments.split))
     found = {name: getattr(metrics, name) for name in MEASURES}
@@ -104,6 +104,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="+", help="folders of datasets")
     parser.add_argument("--backbone", type=Path, help=".npz of ImageNet weights")
+    parser.add_argument("--weights", help="a whole detector to start from instead, such as people")
+    parser.add_argument("--frozen-stages", type=int, default=0)
     parser.add_argument("--network", default="lite0")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--epochs", type=int, default=20)
