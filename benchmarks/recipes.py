@@ -35,7 +35,7 @@ from efficientdet.training.schedule import build_optimizer
 VARIANTS: dict[str, dict[str, Any]] = {
     "modern": {},
     "modern, by IoU": {"assignment": "iou"},
-    "modern, by IoU, Huber": {"assignment": "iou", "box_loss": "huber"},
+    "modern, by IoU, Huber": {"box_loss": "huber"},
     "modern, batch 4": {"batch_size": 4},
     "modern, frozen batch norms": {"batch_norm": "frozen"},
     "modern, SGD": {"optimizer": "sgd"},

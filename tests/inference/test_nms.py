@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficientdet.boxes import pairwise_iou
+from efficientdet.inference import nms as module
 from efficientdet.inference.nms import fuse_boxes, matrix_scores, weighted_box_fusion
 from efficientdet.inference.postprocess import postprocess
 from efficientdet.inference.settings import PostprocessSettings
@@ -72,6 +73,26 @@ def one_level(logits: list[list[float]]) -> tuple[list[torch.Tensor], list[torch
     """Raw outputs of as many anchors as there are rows, whose boxes are the anchors."""
     anchors = torch.tensor([[20.0 * i, 0.0, 20.0 * i + 10, 10.0] for i in range(len(logits))])
     return [torch.tensor([logits])], [torch.zeros(1, len(logits), 4)], anchors
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.3, 0.5, 0.7]), st.integers(1, 3), st.integers(1, 120))
+def test_hard_nms_of_many_that_overlap_is_that_of_the_rounds(
+    seed: int, iou_threshold: float, classes: int, most: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corners = 60 * torch.rand(2, 700, 2, generator=generator)
+    boxes = torch.cat([corners, corners + 4 + 30 * torch.rand(2, 700, 2, generator=generator)], 2).round(decimals=1)
+    scores = (
+        torch.rand(2, 700, generator=generator).mul(40).round().div(40).sort(1, descending=True).values
+    )  # many are equal
+    labels = torch.randint(classes, (2, 700), generator=generator)
+    chosen = PostprocessSettings(iou_threshold=iou_threshold, max_detections=most)
+    found, places = module._take_best(boxes, scores, labels, iou_threshold, most)
+    every = module.suppress(boxes, scores, labels, chosen)
+    expected, order = every.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(found, expected[:, :most])
+    assert torch.equal(places * (found > 0), order[:, :most] * (found > 0))
 
 
 @pytest.mark.parametrize("nms", ["hard", "soft", "matrix", "wbf"])

@@ -110,17 +110,17 @@ def test_half_floats_need_a_gpu() -> None:
 def test_settings_of_the_other_box_loss_are_refused(box_loss: Any, setting: dict[str, Any]) -> None:
     name, other = next(iter(setting)), "huber" if box_loss == "giou" else "giou"
     with pytest.raises(SettingError, match=f"loss.{name} has no effect with box_loss {box_loss}; set .* to {other}"):
-        TrainConfig(box_loss=box_loss, assignment="iou", loss=LossSettings(**setting))
-    config = TrainConfig(box_loss=other, assignment="iou", loss=LossSettings(**setting))  # type: ignore[arg-type]
-    assert config.box_loss == other
+        TrainConfig(box_loss=box_loss, loss=LossSettings(**setting))
+    assert TrainConfig(box_loss=other, loss=LossSettings(**setting)).box_loss == other  # type: ignore[arg-type]
 
 
 def test_task_alignment_has_one_box_loss() -> None:
     with pytest.raises(SettingError, match="box_loss huber does not suit assignment task-aligned, .* set box_loss to"):
-        TrainConfig(box_loss="huber")
+        TrainConfig(assignment="task-aligned", box_loss="huber")
     with pytest.raises(SettingError, match="loss.delta has no effect with box_loss giou"):
         TrainConfig(loss=LossSettings(delta=1.0))
-    assert TrainConfig(loss=LossSettings(alpha=0.5, giou_weight=1.0)).box_loss == "giou"
+    assert TrainConfig(loss=LossSettings(alpha=0.5, giou_weight=1.0)).assigns_by() == "task-aligned"
+    assert TrainConfig(box_loss="huber").assigns_by() == TrainConfig(assignment="iou").assigns_by() == "iou"
 
 
 def test_a_dict_of_it_is_plain() -> None:

@@ -132,10 +132,10 @@ class TrainConfig(Settings):
     box_loss: Literal["giou", "huber"] = setting(
         "giou", "Box loss: giou, of the box that is predicted, or huber, of its coordinates one by one as in the paper."
     )
-    assignment: Literal["iou", "task-aligned"] = setting(
-        "task-aligned",
+    assignment: Literal["iou", "task-aligned"] | None = setting(
+        None,
         "What decides which anchors learn a box: task-aligned, how well they predict its class and place (TOOD), after "
-        "a fifth of the run by ATSS; or iou, their overlap with it, as in the paper.",
+        "a fifth of the run by ATSS; or iou, their overlap with it, as in the paper and, by default, with huber.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "Precision of the arithmetic: fp32, bf16 or, on a GPU, fp16; auto takes the fastest that is safe."
@@ -247,6 +247,10 @@ class TrainConfig(Settings):
         """The range of the scale jitter."""
         return self.scale_jitter or (LONG_JITTER if self.epochs >= LONG_RUN_EPOCHS else JITTER)
 
+    def assigns_by(self) -> str:
+        """What decides which anchors learn a box."""
+        return self.assignment or ("task-aligned" if self.box_loss == "giou" else "iou")
+
     def peak_learning_rate(self) -> float:
         """The learning rate after warm-up, from the number of images that a step of the weights sees."""
         if self.learning_rate is not None:
@@ -321,7 +325,7 @@ class TrainOptions(TypedDict, total=False):
     scale_jitter: tuple[float, float] | None
     flip: float
     box_loss: Literal["giou", "huber"]
-    assignment: Literal["iou", "task-aligned"]
+    assignment: Literal["iou", "task-aligned"] | None
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     batch_norm: Literal["auto", "train", "frozen"]
     backbone_rate: float

@@ -237,7 +237,7 @@ class DetectionModule(LightningModule):
 
     def _matchers(self, class_logits: list[Tensor], box_deltas: list[Tensor], is_step: bool) -> list[Matcher] | None:
         """What assigns the boxes of each image to anchors; in evaluations the same from the first epoch to the last."""
-        if self.config.assignment == "iou":
+        if self.config.assigns_by() == "iou":
             return None
         per_place = self.model.spec.octaves * len(self.model.spec.aspects)
         if is_step and self.pace.position(self.steps_done()) < self._atss_steps:
