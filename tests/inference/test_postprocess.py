@@ -176,7 +176,9 @@ def test_several_blocks(kind: str, spread: int, steps: int | None) -> None:
     check_postprocess(heads[0][0], heads[2], run(heads, how), 0, how)
 
 
-def test_clusters_do_need_more_than_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "is_in_blocks"), [("soft", True), ("hard", False)])
+def test_clusters_do_need_more_than_one_block(monkeypatch: pytest.MonkeyPatch, kind: str, is_in_blocks: bool) -> None:
+    """Hard NMS goes on in the textbook's loop."""
     blocks = []
 
     def counting(boxes: Tensor, *rest: Any) -> Tensor:
@@ -184,8 +186,8 @@ def test_clusters_do_need_more_than_one_block(monkeypatch: pytest.MonkeyPatch) -
         return suppress(boxes, *rest)
 
     monkeypatch.setattr(module, "suppress", counting)
-    run(random_heads(20, 700, 1, 20, side=12), PostprocessSettings(score_threshold=0.0))
-    assert len(blocks) > 1 and max(blocks) <= module.BLOCK
+    run(random_heads(20, 700, 1, 20, side=12), PostprocessSettings(score_threshold=0.0, nms=kind))
+    assert (len(blocks) > 1) == is_in_blocks and max(blocks) <= module.BLOCK
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
