@@ -69,8 +69,9 @@ def read_columns(path: Path) -> tuple[list[Any], Columns] | None:
             if content.annotations != [CUT]:  # it was a list in something else that was cut
                 return None
             return _columns(content.images, boxes, content.categories, path)
-        # msgspec's own errors are ValueErrors; some of its numbers are too large for numpy.
-        except (ValueError, RecursionError, OverflowError, LookupError, TypeError):
+        # msgspec's own errors are ValueErrors; some of its numbers are too large for numpy; and a system may count
+        # memory that is not used.
+        except (ValueError, RecursionError, OverflowError, LookupError, TypeError, MemoryError):
             return None
 
 

@@ -131,7 +131,7 @@ def _take_best(
     for row, (own_boxes, own_scores, own_labels) in enumerate(zip(boxes, scores, labels, strict=True)):
         ranked = own_scores.sort(descending=True, stable=True).indices
         ranked = ranked[: int((own_scores > 0).sum())]
-        left, top, right, bottom = np.ascontiguousarray(own_boxes[ranked].numpy().T)
+        left, top, right, bottom = np.ascontiguousarray(own_boxes[ranked].detach().numpy().T)
         areas = np.maximum(right - left, 0) * np.maximum(bottom - top, 0)
         classes, is_left = own_labels[ranked].numpy(), np.ones(len(ranked), bool)
         kept = list[int]()
