@@ -149,6 +149,8 @@ def test_each_class_keeps_its_label_and_name_through_everything(
     for to, form in FORMATS.items():
         if to in LIBRARIES and importlib.util.find_spec(LIBRARIES[to]) is None:
             continue
+        if not form.suffix:  # a Triton repository: a folder around an end-to-end ONNX file
+            continue
         path = tmp_path / f"raw{form.suffix}"
         ed.export(detector, path, images=data / "images")
         if to in LOADED:
