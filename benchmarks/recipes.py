@@ -34,8 +34,8 @@ from efficientdet.training.schedule import build_optimizer
 # What differs from the defaults.
 VARIANTS: dict[str, dict[str, Any]] = {
     "modern": {},
-    "modern, by IoU": {"assignment": "iou"},
-    "modern, by IoU, Huber": {"box_loss": "huber"},
+    "modern, Huber": {"box_loss": "huber"},
+    "modern, task-aligned": {"assignment": "task-aligned"},
     "modern, batch 4": {"batch_size": 4},
     "modern, frozen batch norms": {"batch_norm": "frozen"},
     "modern, SGD": {"optimizer": "sgd"},

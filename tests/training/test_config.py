@@ -119,8 +119,8 @@ def test_task_alignment_has_one_box_loss() -> None:
         TrainConfig(assignment="task-aligned", box_loss="huber")
     with pytest.raises(SettingError, match="loss.delta has no effect with box_loss giou"):
         TrainConfig(loss=LossSettings(delta=1.0))
-    assert TrainConfig(loss=LossSettings(alpha=0.5, giou_weight=1.0)).assigns_by() == "task-aligned"
-    assert TrainConfig(box_loss="huber").assigns_by() == TrainConfig(assignment="iou").assigns_by() == "iou"
+    assert TrainConfig(assignment="task-aligned", loss=LossSettings(giou_weight=1.0)).assigns_by() == "task-aligned"
+    assert TrainConfig().assigns_by() == TrainConfig(assignment="iou").assigns_by() == "iou"
 
 
 def test_a_dict_of_it_is_plain() -> None:

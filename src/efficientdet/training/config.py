@@ -134,8 +134,8 @@ class TrainConfig(Settings):
     )
     assignment: Literal["iou", "task-aligned"] | None = setting(
         None,
-        "What decides which anchors learn a box: task-aligned, how well they predict its class and place (TOOD), after "
-        "a fifth of the run by ATSS; or iou, their overlap with it, as in the paper and, by default, with huber.",
+        "What decides which anchors learn a box: iou, their overlap with it, by default; or task-aligned, how well they "
+        "predict its class and place (TOOD), after a fifth of the run by ATSS, by default with minutes.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "Precision of the arithmetic: fp32, bf16 or, on a GPU, fp16; auto takes the fastest that is safe."
@@ -249,7 +249,7 @@ class TrainConfig(Settings):
 
     def assigns_by(self) -> str:
         """What decides which anchors learn a box."""
-        return self.assignment or ("task-aligned" if self.box_loss == "giou" else "iou")
+        return self.assignment or "iou"
 
     def peak_learning_rate(self) -> float:
         """The learning rate after warm-up, from the number of images that a step of the weights sees."""

@@ -177,6 +177,8 @@ def plan(facts: DatasetFacts, speed: Speed, seconds: float, config: TrainConfig,
     chosen |= for_steps(images / batch, batch, config, typed)
     if may_freeze(config, typed) and images < LONG_RUN_IMAGES:
         chosen["frozen_stages"] = FROZEN_STAGES
+        if config.assignment is None and config.box_loss == "giou":
+            chosen["assignment"] = "task-aligned"
     if length.passes < JITTER_EPOCHS:
         chosen["scale_jitter"] = WEAK_JITTER
     elif length.passes >= LONG_RUN_EPOCHS and images < LONG_RUN_IMAGES:
@@ -287,6 +289,6 @@ def explain(
         f"{shown(f'{final.epochs} epochs', 'epochs')} in batches of {batch}, evaluated every {final.evaluate_every}"
         + some,
         f"{final.frozen_stages or 'no'} stages of the backbone frozen, learning rate {final.peak_learning_rate():.2g}, "
-        f"scale jitter {low:g}-{high:g}: as suits {passes:.3g} passes",
+        f"scale jitter {low:g}-{high:g}, assignment {final.assigns_by()}: as suits {passes:.3g} passes",
         f"the same without a budget: {shlex.join(as_options(chosen))}",
     )
