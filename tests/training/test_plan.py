@@ -81,8 +81,8 @@ def test_what_was_typed_stays() -> None:
     assert _chosen(**settings) == TrainConfig(minutes=12, **settings)
     assert _chosen(frozen_stages=0, weights="people", minutes=0.5).frozen_stages == 0  # the default, typed
     assert _chosen(weights="people").assigns_by() == "task-aligned"
-    for given in ({"assignment": "iou", "weights": "people"}, {"box_loss": "huber", "weights": "people"}, {}):
-        assert _chosen(**given).assigns_by() == "iou"
+    for own in ({"assignment": "iou", "weights": "people"}, {"box_loss": "huber", "weights": "people"}, {}):
+        assert _chosen(**own).assigns_by() == "iou"
     assert _chosen(backbone="timm:resnet18", weights="own.safetensors").frozen_stages == 0  # its stages are not known
     fewer = _chosen(epochs=5)
     assert fewer.epochs == 5

@@ -134,8 +134,8 @@ class TrainConfig(Settings):
     )
     assignment: Literal["iou", "task-aligned"] | None = setting(
         None,
-        "What decides which anchors learn a box: iou, their overlap with it, by default; or task-aligned, how well they "
-        "predict its class and place (TOOD), after a fifth of the run by ATSS, by default with minutes.",
+        "What decides which anchors learn a box: iou, their overlap with it, by default; or task-aligned, how well "
+        "they predict its class and place (TOOD), after a fifth of the run by ATSS, by default with minutes.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "Precision of the arithmetic: fp32, bf16 or, on a GPU, fp16; auto takes the fastest that is safe."
