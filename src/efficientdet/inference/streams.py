@@ -93,9 +93,15 @@ def _run(engine: Engine | EndToEndEngine, image_size: tuple[int, int], streams: 
 
 
 def _key(engine: Engine | EndToEndEngine, image_size: tuple[int, int], threads: int) -> str:
-    hardware = Hardware.read()
-    facts = (engine.key, str(engine), image_size, threads, hardware.cpu, hardware.cores, hardware.versions)
+    facts = (engine.key, str(engine), image_size, threads, *_machine())
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _machine() -> tuple[Any, ...]:
+    """Read once: every call of `predict_many` asks."""
+    hardware = Hardware.read()
+    return hardware.cpu, hardware.cores, hardware.versions
 
 
 def _chosen(path: Path) -> int | None:
